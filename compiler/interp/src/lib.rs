@@ -1,0 +1,1 @@
+//! A naive interpreter of the graph: the oracle. Sees only the IR.

@@ -1,0 +1,353 @@
+//! The closed set of operations, with everything the passes must know about each:
+//! operands, in-place rights, phase legality. Shape rules are in [`infer`], work and
+//! traffic in [`work`].
+//!
+//! Tensors are row-major; images are N, C, then one or more spatial dimensions. All
+//! arithmetic is f32 unless stated. The text form of an op is RON (`Display`/`FromStr`).
+
+pub mod attrs;
+pub mod infer;
+pub mod work;
+
+pub use attrs::{
+    BinaryKind, ConvAttrs, LossReduction, LrnAttrs, PoolAttrs, ReduceKind, SavedOperand, SliceAttrs,
+    UnaryKind,
+};
+
+use crate::phase::Phase;
+use crate::types::{Dims, Real};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// One operation. Comments give `inputs -> outputs`; brackets mark optional operands,
+/// which are always trailing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    // ---- forward -------------------------------------------------------------------
+    /// `x[N,C,..], w[M,C/g,k..], [b[M]] -> y`: cross-correlation (ONNX Conv), any spatial rank.
+    Conv(ConvAttrs),
+    /// `x -> y, [idx]`: idx is the row-major offset of the first maximum inside its window
+    /// (u8 if the window has at most 256 positions, else i32), for [`Op::MaxPoolGrad`].
+    MaxPool(PoolAttrs),
+    /// `x -> y`.
+    AvgPool {
+        /// Window geometry.
+        pool: PoolAttrs,
+        /// Padded positions count in the divisor (the ceil extension never does).
+        count_include_pad: bool,
+    },
+    /// `x, scale[C], bias[C], mean[C], var[C] -> y`: inference with running statistics.
+    BatchNormInfer {
+        /// Added to the variance.
+        eps: Real,
+        /// Weight of the old running statistic, should autodiff make this a
+        /// [`Op::BatchNormTrain`]; no part of the inference arithmetic.
+        momentum: Real,
+    },
+    /// `x, scale, bias, mean, var -> y, new_mean, new_var, batch_mean, batch_invstd`: batch
+    /// statistics, biased variance; `new = old * momentum + batch * (1 - momentum)` (ONNX).
+    BatchNormTrain {
+        /// Added to the variance.
+        eps: Real,
+        /// Weight of the old running statistic.
+        momentum: Real,
+    },
+    /// `x[N,C,..] -> y`: across-channel local response normalisation (ONNX LRN).
+    Lrn(LrnAttrs),
+    /// `a[.,.], b[.,.], [c] -> y[M,N]`: `alpha * op(a) op(b) + beta * c`; c broadcasts to y.
+    Gemm {
+        /// Use a transposed.
+        trans_a: bool,
+        /// Use b transposed.
+        trans_b: bool,
+        /// Factor of the product.
+        alpha: Real,
+        /// Factor of c.
+        beta: Real,
+    },
+    /// `a, b -> y`: numpy matmul with broadcast batch dimensions; both of rank >= 2.
+    MatMul {
+        /// Swap the last two dimensions of a.
+        trans_a: bool,
+        /// Swap the last two dimensions of b.
+        trans_b: bool,
+    },
+    /// `x -> y`, elementwise.
+    Unary(UnaryKind),
+    /// `a, b -> y`, elementwise with numpy broadcasting.
+    Binary(BinaryKind),
+    /// `x -> y`.
+    Reduce {
+        /// What is computed.
+        kind: ReduceKind,
+        /// Axes, ascending, in `0..rank`.
+        axes: Dims,
+        /// Keep reduced axes with extent 1.
+        keepdims: bool,
+    },
+    /// `x -> y` along one axis.
+    Softmax {
+        /// Axis in `0..rank`.
+        axis: u64,
+    },
+    /// `x -> y` along one axis.
+    LogSoftmax {
+        /// Axis in `0..rank`.
+        axis: u64,
+    },
+    /// `x0, x1, .. -> y`.
+    Concat {
+        /// Axis in `0..rank`.
+        axis: u64,
+    },
+    /// `x -> y0, y1, ..`.
+    Split {
+        /// Axis in `0..rank`.
+        axis: u64,
+        /// Extent of each output along the axis; they add up to the input's.
+        sizes: Dims,
+    },
+    /// `x -> y`: strided range per dimension.
+    Slice(SliceAttrs),
+    /// `x -> y`: constant padding; negative amounts crop. One entry per dimension.
+    Pad {
+        /// Elements added in front.
+        before: smallvec::SmallVec<[i64; 4]>,
+        /// Elements added behind.
+        after: smallvec::SmallVec<[i64; 4]>,
+        /// The padding value.
+        value: Real,
+    },
+    /// `x -> y`: same bytes, other shape. Never moves data: y always shares x's bytes.
+    Reshape {
+        /// The new shape.
+        dims: Dims,
+    },
+    /// `x -> y`: `y.dims[i] = x.dims[perm[i]]`.
+    Transpose {
+        /// The permutation.
+        perm: Dims,
+    },
+    /// `x -> y`: numpy broadcast to `dims` (x's rank may be smaller).
+    Expand {
+        /// The resulting shape.
+        dims: Dims,
+    },
+    /// `x, step:i64[] -> y`: y[i] = x[i]/(1-ratio) if U(mix(seed, step), i) >= ratio else 0.
+    /// The mask depends only on (seed, step, i), so the gradient is the same op on dy.
+    Dropout {
+        /// Probability of zero.
+        ratio: Real,
+        /// Stream of this layer.
+        seed: u64,
+    },
+    /// `logits[N,C,..], labels:i64[N,..], [weight[C]] -> loss, log_prob`. Loss is `[]` for
+    /// mean and sum, the labels' shape for none. Mean divides by the sum of label weights.
+    SoftmaxCrossEntropy {
+        /// How per-element losses combine.
+        reduction: LossReduction,
+        /// Labels with this value contribute nothing.
+        ignore_index: Option<i64>,
+    },
+    /// `-> y`: a constant tensor of one value.
+    Fill {
+        /// The value.
+        value: Real,
+        /// The shape.
+        dims: Dims,
+    },
+    // ---- backward ------------------------------------------------------------------
+    /// `dy, w -> dx`.
+    ConvDgrad {
+        /// The forward convolution.
+        conv: ConvAttrs,
+        /// Shape of x.
+        x_dims: Dims,
+    },
+    /// `x, dy -> dw`.
+    ConvWgrad {
+        /// The forward convolution.
+        conv: ConvAttrs,
+        /// Shape of w.
+        w_dims: Dims,
+    },
+    /// `dy, idx -> dx`.
+    MaxPoolGrad {
+        /// The forward pool.
+        pool: PoolAttrs,
+        /// Shape of x.
+        x_dims: Dims,
+    },
+    /// `dy -> dx`.
+    AvgPoolGrad {
+        /// The forward pool.
+        pool: PoolAttrs,
+        /// As in the forward pool.
+        count_include_pad: bool,
+        /// Shape of x.
+        x_dims: Dims,
+    },
+    /// `dy, x, scale, batch_mean, batch_invstd -> dx, dscale, dbias`.
+    BatchNormGrad,
+    /// `dy, x, scale, mean, var -> dx, dscale, dbias`: statistics are constants.
+    BatchNormInferGrad {
+        /// Added to the variance.
+        eps: Real,
+    },
+    /// `dy, x, y -> dx`.
+    LrnGrad(LrnAttrs),
+    /// `dy, s -> dx`: s is x or y of the forward op, as [`UnaryKind::saves`] says.
+    UnaryGrad(UnaryKind),
+    /// `dy, y -> dx`.
+    SoftmaxGrad {
+        /// Axis in `0..rank`.
+        axis: u64,
+    },
+    /// `dy, y -> dx`.
+    LogSoftmaxGrad {
+        /// Axis in `0..rank`.
+        axis: u64,
+    },
+    /// `dy -> dx`: dy scattered into zeros.
+    SliceGrad {
+        /// The forward slice.
+        slice: SliceAttrs,
+        /// Shape of x.
+        x_dims: Dims,
+    },
+    /// `dloss, log_prob, labels, [weight] -> dlogits`.
+    SoftmaxCrossEntropyGrad {
+        /// As forward.
+        reduction: LossReduction,
+        /// As forward.
+        ignore_index: Option<i64>,
+    },
+    // ---- update --------------------------------------------------------------------
+    /// `w, v, g, hyper[3] -> w', v'` with hyper = (lr, momentum, weight decay):
+    /// `v' = momentum*v + (g + decay*w); w' = w - lr*v'`. Always in place.
+    SgdUpdate,
+    // ---- transfers: start/done pairs -------------------------------------------------
+    /// `x -> h`: starts the copy of x to host value h on the device-to-host stream.
+    OffloadStart,
+    /// `h, x -> h'`: compute waits for the copy; x may be released after this. h' is h.
+    OffloadDone,
+    /// `h -> x1`: starts the copy back into new device bytes on the host-to-device stream.
+    PrefetchStart,
+    /// `x1, h -> x2`: compute waits for the copy; x2 is x1; h may be released after this.
+    PrefetchDone,
+}
+
+impl Op {
+    /// Pairs (output, input) where the output may take the input's bytes if the input is
+    /// dead afterwards and both have the same type. An input not listed is read until the
+    /// op ends ("late") and may overlap no output.
+    pub fn inplace(&self) -> &'static [(usize, usize)] {
+        match self {
+            Self::Unary(_)
+            | Self::UnaryGrad(_)
+            | Self::Dropout { .. }
+            | Self::BatchNormInfer { .. }
+            | Self::BatchNormGrad
+            | Self::BatchNormInferGrad { .. } => &[(0, 0)],
+            Self::Binary(_) => &[(0, 0), (0, 1)],
+            Self::BatchNormTrain { .. } => &[(1, 3), (2, 4)],
+            Self::SgdUpdate => &[(0, 0), (1, 1)],
+            _ => &[],
+        }
+    }
+
+    /// Pairs (output, input) that always share bytes because the op moves no data.
+    pub fn views(&self) -> &'static [(usize, usize)] {
+        match self {
+            Self::Reshape { .. } | Self::OffloadDone | Self::PrefetchDone => &[(0, 0)],
+            _ => &[],
+        }
+    }
+
+    /// True for the four halves of the offload and prefetch pairs.
+    pub fn is_transfer(&self) -> bool {
+        matches!(self, Self::OffloadStart | Self::OffloadDone | Self::PrefetchStart | Self::PrefetchDone)
+    }
+
+    /// True for the three convolution directions, which need an algorithm from
+    /// [`Phase::Selected`] on.
+    pub fn is_conv(&self) -> bool {
+        matches!(self, Self::Conv(_) | Self::ConvDgrad { .. } | Self::ConvWgrad { .. })
+    }
+
+    /// The first phase whose graphs may contain this op.
+    pub fn earliest_phase(&self) -> Phase {
+        match self {
+            Self::ConvDgrad { .. }
+            | Self::ConvWgrad { .. }
+            | Self::MaxPoolGrad { .. }
+            | Self::AvgPoolGrad { .. }
+            | Self::BatchNormGrad
+            | Self::BatchNormInferGrad { .. }
+            | Self::LrnGrad(_)
+            | Self::UnaryGrad(_)
+            | Self::SoftmaxGrad { .. }
+            | Self::LogSoftmaxGrad { .. }
+            | Self::SliceGrad { .. }
+            | Self::SoftmaxCrossEntropyGrad { .. }
+            | Self::SgdUpdate => Phase::Joint,
+            Self::OffloadStart | Self::OffloadDone | Self::PrefetchStart | Self::PrefetchDone => {
+                Phase::Placed
+            }
+            _ => Phase::Imported,
+        }
+    }
+
+    /// Lower-case name without attributes, as in the text form.
+    pub fn name(&self) -> String {
+        let text = self.to_string();
+        text.split(['(', ' ']).next().unwrap_or_default().to_owned()
+    }
+}
+
+fn ron_options() -> ron::Options {
+    ron::Options::default()
+        .with_default_extension(ron::extensions::Extensions::UNWRAP_VARIANT_NEWTYPES)
+        .with_recursion_limit(32)
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&ron_options().to_string(self).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl FromStr for Op {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        ron_options().from_str(text).map_err(|e| format!("not an op: {e}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn op_text_is_compact_and_parses_back() {
+        let conv = Op::Conv(ConvAttrs {
+            kernel: [3, 3].as_slice().into(),
+            strides: [1, 1].as_slice().into(),
+            before: [1, 1].as_slice().into(),
+            after: [1, 1].as_slice().into(),
+            dilations: [1, 1].as_slice().into(),
+            groups: 1,
+        });
+        assert_eq!(
+            conv.to_string(),
+            "conv(kernel:[3,3],strides:[1,1],before:[1,1],after:[1,1],dilations:[1,1],groups:1)"
+        );
+        let clip = Op::Unary(UnaryKind::Clip { lo: Real(f32::NEG_INFINITY), hi: Real(6.0) });
+        assert_eq!(clip.to_string(), "unary(clip(lo:-inf,hi:6.0))");
+        for op in [conv, clip, Op::BatchNormGrad, Op::Unary(UnaryKind::Relu)] {
+            assert_eq!(op.to_string().parse::<Op>().as_ref(), Ok(&op));
+        }
+    }
+}

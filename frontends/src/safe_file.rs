@@ -1,0 +1,1 @@
+//! Files replaced only as a whole.

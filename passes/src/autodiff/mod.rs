@@ -1,0 +1,1 @@
+//! Builds the joint forward, backward and update graph.

@@ -1,0 +1,1 @@
+//! Removes redundant waits and useless copies.

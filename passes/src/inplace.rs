@@ -1,0 +1,1 @@
+//! Decides which outputs take their input's bytes.

@@ -1,0 +1,18 @@
+//! Graph to graph to plan: every decision of the compiler, one module each. No IO, no
+//! environment, no clocks: the same graph and options give the same plan, byte for byte.
+
+pub mod autodiff;
+pub mod elide;
+pub mod inplace;
+pub mod lower;
+pub mod memory;
+pub mod offload;
+pub mod options;
+pub mod pass;
+pub mod registry;
+pub mod schedule;
+pub mod select_conv;
+pub mod simplify;
+
+pub use options::{AlgoMode, Policy, SyncMode};
+pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};

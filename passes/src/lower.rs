@@ -1,0 +1,1 @@
+//! Graph and layout to plan.

@@ -1,0 +1,1 @@
+//! Offload and prefetch pairs.

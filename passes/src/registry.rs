@@ -1,0 +1,1 @@
+//! Names of passes, for text tests and tools.

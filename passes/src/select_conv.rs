@@ -1,0 +1,1 @@
+//! Convolution algorithms and workspaces.

@@ -1,0 +1,76 @@
+//! Terms: what a buffer holds, as a hash of the computation that produced it.
+//!
+//! A term is a structural hash: an input or parameter by name, a literal by its bytes, a
+//! result by op, operand terms and output index. Copies and views keep the term. Two
+//! buffers with equal terms hold equal values. The planner states the term every output
+//! and every updated parameter must have, computed from the graph before any memory or
+//! stream decision; the checker computes the term each buffer really gets by executing the
+//! plan symbolically.
+
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::str::FromStr;
+use vdnn_ir::Op;
+
+/// 128 bits of SHA-256 over a canonical encoding of the term.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sig(pub [u8; 16]);
+
+impl Sig {
+    fn digest(parts: &[&[u8]]) -> Self {
+        let mut h = Sha256::new();
+        for p in parts {
+            h.update((p.len() as u64).to_le_bytes());
+            h.update(p);
+        }
+        let full = h.finalize();
+        let mut out = [0u8; 16];
+        out.copy_from_slice(&full[..16]);
+        Self(out)
+    }
+    /// A caller-bound input.
+    pub fn input(name: &str) -> Self {
+        Self::digest(&[b"input", name.as_bytes()])
+    }
+    /// The content of a parameter when the step starts.
+    pub fn param(name: &str) -> Self {
+        Self::digest(&[b"param", name.as_bytes()])
+    }
+    /// Output `index` of `op` applied to operands. Ops that move no data
+    /// ([`Op::views`]) and copies keep their operand's term: do not call this for them.
+    pub fn apply(op: &Op, operands: &[Sig], index: usize) -> Self {
+        let text = op.to_string();
+        let mut all = Vec::with_capacity(operands.len() * 16);
+        for s in operands {
+            all.extend_from_slice(&s.0);
+        }
+        Self::digest(&[b"op", text.as_bytes(), &all, &(index as u64).to_le_bytes()])
+    }
+}
+
+impl fmt::Display for Sig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for Sig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl FromStr for Sig {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let error = || format!("`{s}` is not a term of 32 hex digits");
+        if s.len() != 32 || !s.is_ascii() {
+            return Err(error());
+        }
+        let mut out = [0u8; 16];
+        for (i, b) in out.iter_mut().enumerate() {
+            *b = u8::from_str_radix(&s[2 * i..2 * i + 2], 16).map_err(|_| error())?;
+        }
+        Ok(Self(out))
+    }
+}

@@ -1,0 +1,8 @@
+//! Executors of plans. Decides nothing and never allocates device memory outside the plan.
+
+pub mod backend;
+pub mod cpu;
+pub mod error;
+pub mod executor;
+pub mod sim;
+pub mod trace;

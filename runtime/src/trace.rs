@@ -1,0 +1,1 @@
+//! One timeline schema for all backends.
