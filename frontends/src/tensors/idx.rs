@@ -241,6 +241,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::print_stderr, reason = "says why it did nothing")]
     fn reads_the_mnist_test_set() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let folder = root.join("../shared/data/mnist");

@@ -261,12 +261,14 @@ impl<'a> Parser<'a> {
         if !self.rest.starts_with('[') {
             return self.string();
         }
-        let end =
-            self.rest.find("'fortran_order'").or_else(|| self.rest.rfind(']')).unwrap_or(self.rest.len());
-        let (text, rest) = self.rest.split_at(end);
+        let mut depth = 0;
+        let closing = self.rest.char_indices().find(|&(_, c)| {
+            depth += i32::from(c == '[') - i32::from(c == ']');
+            depth == 0
+        });
+        let (end, _) = closing.ok_or("its header has an open list")?;
+        let (text, rest) = self.rest.split_at(end + 1);
         self.rest = rest;
-        // The comma before the next key was cut off with the list.
-        let text = text.trim_end().trim_end_matches(',');
         Ok(text.to_owned())
     }
 
