@@ -1,11 +1,11 @@
 //! Terms: what a buffer holds, as a hash of the computation that produced it.
 //!
 //! A term is a structural hash: an input or parameter by name, a literal by its bytes, a
-//! result by op, operand terms with the types they are read as, and output index. Copies and views keep the term. Two
-//! buffers with equal terms hold equal values. The planner states the term every output
-//! and every updated parameter must have, computed from the graph before any memory or
-//! stream decision; the checker computes the term each buffer really gets by executing the
-//! plan symbolically.
+//! result by op, operand terms with the types they are read as, and output index. Copies
+//! and views keep the term. Two buffers with equal terms hold equal bytes. The planner
+//! states the term every output and every updated parameter must have, computed from the
+//! graph before any memory or stream decision; the checker computes the term each buffer
+//! really gets by executing the plan symbolically.
 
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -50,7 +50,7 @@ impl Sig {
         let mut all = Vec::with_capacity(operands.len() * 64);
         for (sig, ty) in operands {
             all.extend_from_slice(&sig.0);
-            all.push(ty.dtype as u8);
+            all.extend_from_slice(ty.dtype.name().as_bytes());
             all.extend_from_slice(&(ty.rank() as u64).to_le_bytes());
             for d in &ty.dims {
                 all.extend_from_slice(&d.to_le_bytes());
