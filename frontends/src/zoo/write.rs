@@ -127,7 +127,7 @@ fn encode(
     let lengths: Vec<u64> = heads
         .iter()
         .zip(sizes)
-        .map(|(head, size)| head.len() as u64 + size.map_or(0, |bytes| field(bytes)))
+        .map(|(head, size)| head.len() as u64 + size.map_or(0, field))
         .collect();
     let graph = graph.encode_to_vec();
     let graph_length = graph.len() as u64 + lengths.iter().map(|&n| field(n)).sum::<u64>();
