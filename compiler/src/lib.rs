@@ -1,1 +1,15 @@
-//! The driver.
+//! The driver: the only crate that knows every other one.
+
+pub mod cli;
+pub mod commands;
+pub mod driver;
+pub mod emit;
+pub mod error;
+pub mod html;
+pub mod options;
+pub mod pipeline;
+pub mod progress;
+pub mod report;
+pub mod search;
+pub mod svg;
+pub mod timing;

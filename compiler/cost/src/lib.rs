@@ -1,7 +1,26 @@
 //! Device profiles and the cost model. Used by the passes, to decide, and by the
 //! simulator, to predict. A leaf above the IR: knows neither plans nor passes.
+//!
+//! A time is a roofline over a device profile (`devices/*.toml`, each number with its
+//! source). All results are whole nanoseconds, rounded once, and depend on nothing but the
+//! profile, the op and its types; they never decrease when a tensor grows.
 
+mod conv;
+mod profile;
+mod roofline;
+#[cfg(test)]
+mod tests;
+
+pub use conv::ConvDir;
+pub use profile::ProfileError;
+
+use conv::ConvShape;
+use profile::Profile;
+use roofline::Roofline;
+use std::fmt;
+use std::str::FromStr;
 use vdnn_ir::graph::ConvAlgo;
+use vdnn_ir::op::work;
 use vdnn_ir::{Bytes, Nanos, Op, TensorType};
 
 /// Direction of a copy.
@@ -24,6 +43,34 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// Every precision.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Tf32, Self::Bf16];
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|p| p.name() == s).ok_or_else(|| {
+            format!("`{s}` is not a precision; choose one of {}", Self::ALL.map(Self::name).join(", "))
+        })
+    }
+}
+
 /// One way to run a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvOption {
@@ -35,32 +82,64 @@ pub struct ConvOption {
     pub time: Nanos,
 }
 
+/// Parts per million: the scale of the shares a simulator multiplies rates by.
+pub const PPM: u64 = 1_000_000;
+
 /// Predicts times on one device at one precision.
 #[derive(Clone, Debug)]
 pub struct CostModel {
-    _private: (),
+    profile: Profile,
+    precision: Precision,
+    capacity: Bytes,
+    roofline: Roofline,
 }
 
 impl CostModel {
     /// The model of a shipped profile (`h200`, `titan-x-maxwell`, `p100`, `v100`,
-    /// `rtx-2080-ti`, `cpu`), or `None` if there is no such profile.
+    /// `rtx-2080-ti`, `cpu`), or `None` if there is no such profile. A precision the device
+    /// has no units for runs in f32, as the libraries do.
     pub fn named(device: &str, precision: Precision) -> Option<Self> {
-        let _ = (device, precision);
-        None
+        let (_, text) = profile::SHIPPED.iter().find(|(name, _)| *name == device)?;
+        Some(Self::from_toml(text, precision).expect("shipped profiles are valid"))
     }
+
+    /// The model of a profile in the format of the shipped ones.
+    ///
+    /// # Errors
+    /// If the text is not TOML, a field is missing or unknown, or a number is out of range.
+    pub fn from_toml(text: &str, precision: Precision) -> Result<Self, ProfileError> {
+        let profile = Profile::parse(text)?;
+        let capacity = profile
+            .memory
+            .capacity
+            .parse()
+            .map_err(|error| ProfileError::Capacity { profile: profile.name.clone(), error })?;
+        let roofline = Roofline::new(&profile, precision);
+        Ok(Self { profile, precision, capacity, roofline })
+    }
+
     /// Names of the shipped profiles.
     pub fn names() -> &'static [&'static str] {
         &["h200", "titan-x-maxwell", "p100", "v100", "rtx-2080-ti", "cpu"]
     }
+
     /// The profile's name.
     pub fn device_name(&self) -> &str {
-        ""
+        &self.profile.name
     }
+
+    /// The precision asked for.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Device memory a plan may use.
     pub fn capacity(&self) -> Bytes {
-        Bytes(0)
+        self.capacity
     }
-    /// Time of one kernel; `algo` must be one of [`Self::conv_options`] for convolutions.
+
+    /// Time of one kernel; `algo` must be one of [`Self::conv_options`] for convolutions
+    /// (any other, or none, is priced as the algorithm without workspace).
     pub fn kernel(
         &self,
         op: &Op,
@@ -68,18 +147,48 @@ impl CostModel {
         outputs: &[&TensorType],
         algo: Option<ConvAlgo>,
     ) -> Nanos {
-        let _ = (op, inputs, outputs, algo);
-        Nanos(0)
+        let Some(shape) = ConvShape::of(op, inputs, outputs) else {
+            return self.roofline.op(op, inputs, outputs);
+        };
+        let traffic = work::traffic(op, inputs, outputs);
+        let time = |algo| self.roofline.conv(&shape, algo, traffic);
+        algo.and_then(time)
+            .or_else(|| time(ConvAlgo::ImplicitGemm))
+            .unwrap_or_else(|| self.roofline.op(op, inputs, outputs))
     }
+
     /// Every algorithm that can run this convolution direction, fastest first (ties by
     /// workspace, then by algorithm). Never empty; the one without workspace is always in it.
     pub fn conv_options(&self, op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Vec<ConvOption> {
-        let _ = (op, inputs, outputs);
-        Vec::new()
+        match ConvShape::of(op, inputs, outputs) {
+            Some(shape) => self.roofline.options(&shape, op, inputs, outputs),
+            None => vec![ConvOption {
+                algo: ConvAlgo::ImplicitGemm,
+                workspace: Bytes::ZERO,
+                time: self.kernel(op, inputs, outputs, None),
+            }],
+        }
     }
+
     /// Time of one copy with nothing else on the link.
     pub fn copy(&self, dir: CopyDir, bytes: Bytes) -> Nanos {
-        let _ = (dir, bytes);
-        Nanos(0)
+        let link = &self.profile.copy;
+        let rate = match dir {
+            CopyDir::D2h => link.d2h_gbps,
+            CopyDir::H2d => link.h2d_gbps,
+        };
+        Nanos((link.latency_us * 1e3 + bytes.as_f64() / rate).ceil() as u64)
+    }
+
+    /// Rate of a copy while the other direction runs too, in millionths of its rate alone.
+    pub fn link_share(&self) -> u64 {
+        ((self.profile.copy.both_ways * PPM as f64).round() as u64).clamp(1, PPM)
+    }
+
+    /// Rate of a kernel while `directions` (0 to 2) copy directions run, in millionths of
+    /// its rate alone: copies read or write the memory the kernel uses.
+    pub fn kernel_share(&self, directions: u64) -> u64 {
+        let loss = (self.profile.copy.kernel_loss * PPM as f64).round() as u64;
+        PPM.saturating_sub(loss.saturating_mul(directions.min(2))).max(1)
     }
 }

@@ -155,7 +155,7 @@ impl FromStr for Bytes {
         let number: f64 = number.parse().map_err(|_| error())?;
         let bytes = number * scale;
         // 2^63: far beyond any device, and exactly representable.
-        if !bytes.is_finite() || bytes >= 9.223_372_036_854_775_8e18 {
+        if !bytes.is_finite() || bytes >= 9.223_372_036_854_776e18 {
             return Err(error());
         }
         Ok(Self(bytes.round() as u64))

@@ -1,1 +1,209 @@
-//! Static memory layout.
+//! Static memory layout: every byte of a step gets its address before the step runs.
+//!
+//! The device arena holds a persistent block at the bottom (parameters, optimizer state,
+//! literals) and above it everything else, packed by [`pack`] so that storages whose
+//! lifetimes overlap never share a byte. The pinned host arena is packed the same way.
+
+pub mod baseline;
+pub mod pack;
+pub mod storage;
+
+#[cfg(test)]
+pub(crate) mod testnet;
+#[cfg(test)]
+mod tests;
+
+pub use storage::{Storage, StorageId, StorageKind, Storages};
+
+use pack::Block;
+use vdnn_ir::graph::{Graph, NodeId, ValueId};
+use vdnn_ir::id::{PrimaryMap, SecondaryMap};
+use vdnn_ir::{Bytes, Space};
+use vdnn_plan::plan::ALIGNMENT;
+
+/// How to lay out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayoutOptions {
+    /// Network-wide allocation, the baseline vDNN compares with ([`baseline`]), instead of
+    /// reuse of bytes as soon as they are dead.
+    pub baseline: bool,
+}
+
+/// Why a graph has no layout.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// The sizes add up to more than 2^64 bytes.
+    #[error("the model needs more than 2^64 bytes of memory; use a smaller batch")]
+    TooLarge,
+    /// Two persistent tensors would take the same bytes.
+    #[error("parameters `{first}` and `{second}` would share bytes; give each its own update")]
+    SharedParams {
+        /// One.
+        first: String,
+        /// The other.
+        second: String,
+    },
+}
+
+/// A complete layout of both arenas.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Every storage with its offset.
+    pub storages: PrimaryMap<StorageId, Storage>,
+    /// The storage of each value that has bytes.
+    pub storage_of: SecondaryMap<ValueId, Option<StorageId>>,
+    /// The workspace storage of each node that has one.
+    pub workspace_of: SecondaryMap<NodeId, Option<StorageId>>,
+    /// Size of the device arena.
+    pub device_bytes: Bytes,
+    /// Size of the pinned host arena.
+    pub host_bytes: Bytes,
+    /// The persistent block at the bottom of the device arena.
+    pub persistent_bytes: Bytes,
+    /// The largest workspace.
+    pub workspace_bytes: Bytes,
+    /// Largest sum of live aligned device bytes at one position; no layout that keeps every
+    /// live byte can be smaller. For the baseline, where all buffers live throughout, the arena.
+    pub lower_bound: Bytes,
+    /// The same for the host arena.
+    pub host_lower_bound: Bytes,
+    /// Live aligned device bytes at each program-order position.
+    pub live_profile: Vec<Bytes>,
+    /// The first position at which the profile is largest.
+    pub peak_position: u32,
+}
+
+/// One of the storages that make the peak.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contributor {
+    /// What it is, for people.
+    pub name: String,
+    /// Its aligned size.
+    pub bytes: Bytes,
+    /// Its kind.
+    pub kind: StorageKind,
+}
+
+impl Layout {
+    /// The byte range of a value: arena and offset; `None` if it has no bytes.
+    pub fn place(&self, value: ValueId) -> Option<(Space, Bytes)> {
+        let s = &self.storages[self.storage_of[value]?];
+        Some((s.space, s.offset))
+    }
+
+    /// The largest `count` storages in use at the peak position, largest first, with the
+    /// persistent block as one entry; for messages about a budget that is too small.
+    pub fn peak_contributors(&self, graph: &Graph, count: usize) -> Vec<Contributor> {
+        let mut all = vec![Contributor {
+            name: "parameters".into(),
+            bytes: self.persistent_bytes,
+            kind: StorageKind::Persistent,
+        }];
+        let p = self.peak_position;
+        for s in self.storages.values() {
+            if s.space == Space::Device && s.kind != StorageKind::Persistent && s.live.contains(&p) {
+                let name = match s.values.first() {
+                    Some(&v) => storage::describe(graph, v),
+                    None => graph.order().get(p as usize).map_or_else(
+                        || "workspace".into(),
+                        |&n| format!("workspace of {}", graph.node(n).name),
+                    ),
+                };
+                all.push(Contributor { name, bytes: s.bytes.align_up(ALIGNMENT), kind: s.kind });
+            }
+        }
+        all.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+        all.truncate(count);
+        all
+    }
+}
+
+/// Lays out both arenas of a scheduled graph. Deterministic; the arena is at least the
+/// lower bound and, for networks, within two percent of it.
+///
+/// # Errors
+/// If a size overflows, or updates make two parameters share bytes.
+pub fn layout(graph: &Graph, options: &LayoutOptions) -> Result<Layout, LayoutError> {
+    let Storages { all: mut storages, of, workspace } = storage::storages(graph)?;
+    let total = storages
+        .values()
+        .try_fold(Bytes::ZERO, |sum, s| sum.checked_add(s.bytes.align_up(ALIGNMENT)))
+        .filter(|t| t.0 < u64::MAX / 2);
+    if total.is_none() {
+        return Err(LayoutError::TooLarge);
+    }
+    let workspace_bytes = storages
+        .values()
+        .filter(|s| s.kind == StorageKind::Workspace)
+        .map(|s| s.bytes.align_up(ALIGNMENT))
+        .max()
+        .unwrap_or_default();
+
+    let mut persistent_bytes = Bytes::ZERO;
+    for s in storages.values_mut().filter(|s| s.kind == StorageKind::Persistent) {
+        s.offset = persistent_bytes;
+        persistent_bytes += s.bytes.align_up(ALIGNMENT);
+    }
+    let (host_bytes, host_lower_bound) = pack_space(&mut storages, Space::Host, Bytes::ZERO);
+
+    let positions = graph.order().len().max(1);
+    let (device_bytes, lower_bound, live_profile);
+    if options.baseline {
+        device_bytes = baseline::place(&mut storages, persistent_bytes);
+        lower_bound = device_bytes;
+        live_profile = vec![device_bytes; positions];
+    } else {
+        (device_bytes, lower_bound) = pack_space(&mut storages, Space::Device, persistent_bytes);
+        live_profile = profile(&storages, positions, persistent_bytes);
+        debug_assert_eq!(live_profile.iter().max(), Some(&lower_bound));
+    }
+    let peak_position =
+        live_profile.iter().position(|&b| b == lower_bound).map_or(0, |p| p as u32);
+    Ok(Layout {
+        storages,
+        storage_of: of,
+        workspace_of: workspace,
+        device_bytes,
+        host_bytes,
+        persistent_bytes,
+        workspace_bytes,
+        lower_bound,
+        host_lower_bound,
+        live_profile,
+        peak_position,
+    })
+}
+
+/// Packs the transient storages of one arena above `base`; returns the arena's size and
+/// its lower bound.
+fn pack_space(
+    storages: &mut PrimaryMap<StorageId, Storage>,
+    space: Space,
+    base: Bytes,
+) -> (Bytes, Bytes) {
+    let ids: Vec<StorageId> = storages
+        .iter()
+        .filter(|(_, s)| s.space == space && s.kind != StorageKind::Persistent)
+        .map(|(id, _)| id)
+        .collect();
+    let blocks: Vec<Block> = ids
+        .iter()
+        .map(|&id| Block {
+            size: storages[id].bytes.align_up(ALIGNMENT),
+            live: storages[id].live.clone(),
+        })
+        .collect();
+    let packing = pack::pack(&blocks);
+    for (&id, &offset) in ids.iter().zip(&packing.offsets) {
+        storages[id].offset = base + offset;
+    }
+    (base + packing.height, base + packing.lower_bound)
+}
+
+/// Live aligned device bytes at each position.
+fn profile(storages: &PrimaryMap<StorageId, Storage>, positions: usize, base: Bytes) -> Vec<Bytes> {
+    let transients =
+        storages.values().filter(|s| s.space == Space::Device && s.kind != StorageKind::Persistent);
+    let blocks = transients.map(|s| (s.bytes.align_up(ALIGNMENT), s.live.clone()));
+    pack::live_profile(blocks, positions).into_iter().map(|b| base + b).collect()
+}

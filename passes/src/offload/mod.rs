@@ -1,1 +1,11 @@
-//! Offload and prefetch pairs.
+//! Offload and prefetch: which feature maps leave the device ([`policy`]) and when the
+//! copies start and are awaited ([`insert`]).
+
+pub mod insert;
+pub mod policy;
+
+#[cfg(test)]
+mod tests;
+
+pub use insert::InsertOffload;
+pub use policy::{Selection, selection};

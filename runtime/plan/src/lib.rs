@@ -2,11 +2,24 @@
 //! the executors: the types, their text and binary forms, and the checker that proves a
 //! plan before it runs. It shares no code with the planner.
 
+pub mod check;
+pub mod codec;
+mod cursor;
+#[cfg(test)]
+mod example;
+mod names;
+pub mod parse;
 pub mod plan;
+pub mod print;
 pub mod sig;
+pub mod stats;
 
+pub use check::{CheckStats, PlanError, PlanErrors, check};
+pub use codec::{LoadError, encode, load};
+pub use parse::{ParseError, parse_plan};
 pub use plan::{
     Arena, Binding, BufId, Buffer, CmdId, Command, EventId, Header, ModelRef, Output, Param, ParamSource,
-    Plan, SetupId, SetupOp, StreamId, StreamKind,
+    Plan, Predicted, SetupId, SetupLoad, SetupOp, StreamId, StreamKind,
 };
 pub use sig::Sig;
+pub use stats::{PlanStats, stats};

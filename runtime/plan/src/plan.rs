@@ -14,6 +14,7 @@
 
 use crate::sig::Sig;
 use smallvec::SmallVec;
+use std::fmt;
 use vdnn_ir::graph::{ConvAlgo, NodeId, Stage};
 use vdnn_ir::id::PrimaryMap;
 use vdnn_ir::{Bytes, Mode, Nanos, Op, ParamRole, Space, TensorType, define_id};
@@ -91,6 +92,12 @@ pub enum StreamKind {
     D2h,
     /// Host-to-device copies.
     H2d,
+}
+
+impl fmt::Display for StreamKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(crate::names::stream_kind(*self))
+    }
 }
 
 /// A typed byte range `[offset, offset + ty.bytes())` of an arena.
@@ -181,6 +188,7 @@ pub struct SetupLoad {
 
 /// One command. See the module documentation for the execution model.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "most commands are launches, and a plan has few thousand")]
 pub enum Command {
     /// Run a kernel on a compute stream.
     Launch {

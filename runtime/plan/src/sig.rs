@@ -1,16 +1,16 @@
 //! Terms: what a buffer holds, as a hash of the computation that produced it.
 //!
 //! A term is a structural hash: an input or parameter by name, a literal by its bytes, a
-//! result by op, operand terms and output index. Copies and views keep the term. Two
-//! buffers with equal terms hold equal values. The planner states the term every output
-//! and every updated parameter must have, computed from the graph before any memory or
-//! stream decision; the checker computes the term each buffer really gets by executing the
-//! plan symbolically.
+//! result by op, operand terms with the types they are read as, and output index. Copies
+//! and views keep the term. Two buffers with equal terms hold equal bytes. The planner
+//! states the term every output and every updated parameter must have, computed from the
+//! graph before any memory or stream decision; the checker computes the term each buffer
+//! really gets by executing the plan symbolically.
 
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
-use vdnn_ir::Op;
+use vdnn_ir::{Op, TensorType};
 
 /// 128 bits of SHA-256 over a canonical encoding of the term.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,15 +36,27 @@ impl Sig {
     pub fn param(name: &str) -> Self {
         Self::digest(&[b"param", name.as_bytes()])
     }
-    /// Output `index` of `op` applied to operands. Ops that move no data
-    /// ([`Op::views`]) and copies keep their operand's term: do not call this for them.
-    pub fn apply(op: &Op, operands: &[Sig], index: usize) -> Self {
-        let text = op.to_string();
-        let mut all = Vec::with_capacity(operands.len() * 16);
-        for s in operands {
-            all.extend_from_slice(&s.0);
+    /// Output `index` of `op` applied to operands. Each operand is its term *and* the type
+    /// it is read as: a reshape keeps the term, so the term alone does not tell
+    /// `softmax(x as f32[2,8])` from `softmax(x as f32[4,4])`.
+    ///
+    /// Ops that move no data ([`Op::views`]) and copies keep their operand's term: do not
+    /// call this for them.
+    pub fn apply(op: &Op, operands: &[(Sig, &TensorType)], index: usize) -> Self {
+        Self::apply_text(&op.to_string(), operands, index)
+    }
+    /// [`Sig::apply`] for an op whose text is at hand.
+    pub fn apply_text(op: &str, operands: &[(Sig, &TensorType)], index: usize) -> Self {
+        let mut all = Vec::with_capacity(operands.len() * 64);
+        for (sig, ty) in operands {
+            all.extend_from_slice(&sig.0);
+            all.extend_from_slice(ty.dtype.name().as_bytes());
+            all.extend_from_slice(&(ty.rank() as u64).to_le_bytes());
+            for d in &ty.dims {
+                all.extend_from_slice(&d.to_le_bytes());
+            }
         }
-        Self::digest(&[b"op", text.as_bytes(), &all, &(index as u64).to_le_bytes()])
+        Self::digest(&[b"op", op.as_bytes(), &all, &(index as u64).to_le_bytes()])
     }
 }
 

@@ -1,0 +1,142 @@
+//! Prices of kernels: launch overhead plus the slower of arithmetic and memory (Williams,
+//! Waterman and Patterson, *Roofline*, CACM 2009).
+
+use crate::conv::{ALGOS, ConvDir, ConvShape};
+use crate::profile::{Directions, Profile};
+use crate::{ConvOption, Precision};
+use std::collections::BTreeMap;
+use vdnn_ir::graph::ConvAlgo;
+use vdnn_ir::op::work;
+use vdnn_ir::{Bytes, Nanos, Op, TensorType};
+
+/// Rates of one device at one precision, in operations and bytes per nanosecond.
+#[derive(Clone, Debug)]
+pub(crate) struct Roofline {
+    /// Launch overhead, nanoseconds.
+    launch: f64,
+    /// Device memory, bytes per nanosecond.
+    bandwidth: f64,
+    /// f32 arithmetic outside matrix units.
+    f32_peak: f64,
+    /// Matrix products.
+    gemm_peak: f64,
+    /// Convolutions, before the algorithm's efficiency.
+    conv_peak: f64,
+    depthwise: f64,
+    channel_tile: u64,
+    directions: Directions,
+}
+
+impl Roofline {
+    /// The rates of a valid profile. A precision the device has no units for runs in f32.
+    pub(crate) fn new(profile: &Profile, precision: Precision) -> Self {
+        let p = &profile.peak;
+        let f32_peak = p.f32_tflops * 1e3;
+        let units = match precision {
+            Precision::F32 => None,
+            Precision::Tf32 => p.tf32_tflops.zip(profile.gemm.tf32).zip(profile.conv.tf32.as_ref()),
+            Precision::Bf16 => p.bf16_tflops.zip(profile.gemm.bf16).zip(profile.conv.bf16.as_ref()),
+        };
+        let (gemm_peak, conv_peak, directions) = match units {
+            Some(((tflops, gemm), conv)) => (tflops * 1e3 * gemm, tflops * 1e3, conv),
+            None => (f32_peak * profile.gemm.f32, f32_peak, &profile.conv.f32),
+        };
+        Self {
+            launch: profile.launch.overhead_us * 1e3,
+            bandwidth: profile.memory.bandwidth_gbps,
+            f32_peak,
+            gemm_peak,
+            conv_peak,
+            depthwise: profile.conv.depthwise,
+            channel_tile: profile.conv.channel_tile,
+            directions: directions.clone(),
+        }
+    }
+
+    fn time(&self, launches: u64, flops: f64, rate: f64, traffic: f64) -> Nanos {
+        // Rounded once, up, so that nothing takes no time. A float-to-int cast saturates.
+        Nanos((launches as f64 * self.launch + (flops / rate).max(traffic / self.bandwidth)).ceil() as u64)
+    }
+
+    /// Time of any op but a convolution.
+    pub(crate) fn op(&self, op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Nanos {
+        // Views move nothing; transfers are copies and are priced as such.
+        if op.is_transfer() || !op.views().is_empty() {
+            return Nanos::ZERO;
+        }
+        let flops = work::flops(op, inputs, outputs).as_f64();
+        let rate =
+            if matches!(op, Op::Gemm { .. } | Op::MatMul { .. }) { self.gemm_peak } else { self.f32_peak };
+        self.time(1, flops, rate, traffic(op, inputs, outputs).as_f64())
+    }
+
+    /// Efficiencies of the algorithms in one direction.
+    fn table(&self, dir: ConvDir) -> &BTreeMap<ConvAlgo, f64> {
+        match dir {
+            ConvDir::Fprop => &self.directions.fprop,
+            ConvDir::Dgrad => &self.directions.dgrad,
+            ConvDir::Wgrad => &self.directions.wgrad,
+        }
+    }
+
+    /// Time of a convolution, or `None` if the algorithm cannot run it.
+    pub(crate) fn conv(&self, shape: &ConvShape<'_>, algo: ConvAlgo, traffic: Bytes) -> Option<Nanos> {
+        let efficiency = *self.table(shape.dir).get(&algo)?;
+        if !shape.legal(algo) {
+            return None;
+        }
+        let traffic = traffic.saturating_add(shape.workspace_traffic(algo)).as_f64();
+        let launches = shape.launches(algo);
+        if shape.is_depthwise() {
+            // No reduction over channels, so no matrix product: all implicit algorithms run
+            // the same direct kernel.
+            let flops = shape.arithmetic(ConvAlgo::ImplicitGemm);
+            return Some(self.time(launches, flops, self.f32_peak * self.depthwise, traffic));
+        }
+        let work = shape.arithmetic(algo) * shape.tile_waste(algo, self.channel_tile);
+        Some(self.time(launches, work, self.conv_peak * efficiency, traffic))
+    }
+
+    /// Every algorithm for a convolution, fastest first.
+    pub(crate) fn options(
+        &self,
+        shape: &ConvShape<'_>,
+        op: &Op,
+        inputs: &[&TensorType],
+        outputs: &[&TensorType],
+    ) -> Vec<ConvOption> {
+        let traffic = work::traffic(op, inputs, outputs);
+        let mut options: Vec<ConvOption> = ALGOS
+            .iter()
+            .filter_map(|&algo| {
+                let time = self.conv(shape, algo, traffic)?;
+                Some(ConvOption { algo, workspace: shape.workspace(algo), time })
+            })
+            .collect();
+        options.sort_by_key(|o| (o.time, o.workspace, o.algo));
+        options
+    }
+}
+
+/// Bytes a kernel moves: every operand once, except where the algorithm passes several
+/// times over the large one.
+fn traffic(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Bytes {
+    let passes = |n: u64| {
+        let large = inputs.iter().chain(outputs).map(|t| t.bytes()).max().unwrap_or_default();
+        Bytes(large.0.saturating_mul(n))
+    };
+    match op {
+        // Statistics read x; the normalisation reads x and writes y.
+        Op::BatchNormTrain { .. } => passes(3),
+        // The two sums read dy and x; dx reads both again and is written.
+        Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => passes(5),
+        // Maximum, sum, result: two reads and one write after the first read.
+        Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::SoftmaxCrossEntropy { .. } => passes(4),
+        // The zeros of dx are written before the scatter.
+        Op::MaxPoolGrad { .. } | Op::SliceGrad { .. } => {
+            let zeros = outputs.iter().map(|t| t.bytes()).fold(Bytes::ZERO, Bytes::saturating_add);
+            work::traffic(op, inputs, outputs).saturating_add(zeros)
+        }
+        _ => work::traffic(op, inputs, outputs),
+    }
+}

@@ -1,0 +1,77 @@
+//! Rules of gradient and update ops.
+
+use super::{InferError, Rule, Types, movement, nn, window};
+use crate::op::{ConvAttrs, LossReduction, PoolAttrs, SliceAttrs};
+use crate::types::{DType, Dims};
+use smallvec::smallvec;
+
+pub(super) fn conv_dgrad(cx: &Rule<'_>, conv: &ConvAttrs, x_dims: &Dims) -> Result<Types, InferError> {
+    cx.arity(2, 2)?;
+    let out = window::conv_out(cx, conv, x_dims, cx.f32(1, "w")?)?;
+    cx.f32_dims(0, "dy", &out)?;
+    cx.one(DType::F32, x_dims.clone())
+}
+
+pub(super) fn conv_wgrad(cx: &Rule<'_>, conv: &ConvAttrs, w_dims: &Dims) -> Result<Types, InferError> {
+    cx.arity(2, 2)?;
+    let out = window::conv_out(cx, conv, cx.f32(0, "x")?, w_dims)?;
+    cx.f32_dims(1, "dy", &out)?;
+    cx.one(DType::F32, w_dims.clone())
+}
+
+pub(super) fn max_pool(cx: &Rule<'_>, pool: &PoolAttrs, x_dims: &Dims) -> Result<Types, InferError> {
+    cx.arity(2, 2)?;
+    let out = window::pool_out(cx, pool, x_dims)?;
+    cx.f32_dims(0, "dy", &out)?;
+    let index = cx.ty(window::pool_index_dtype(pool).map_err(|e| cx.error(&e.0))?, out)?;
+    if *cx.inputs[1] != index {
+        return cx.fail(format_args!("idx of type {index}"), cx.inputs[1]);
+    }
+    cx.one(DType::F32, x_dims.clone())
+}
+
+pub(super) fn avg_pool(cx: &Rule<'_>, pool: &PoolAttrs, x_dims: &Dims) -> Result<Types, InferError> {
+    cx.arity(1, 1)?;
+    let out = window::pool_out(cx, pool, x_dims)?;
+    cx.f32_dims(0, "dy", &out)?;
+    cx.one(DType::F32, x_dims.clone())
+}
+
+/// Both batch norm gradients: the last two operands are statistics per channel.
+pub(super) fn batch_norm(cx: &Rule<'_>) -> Result<Types, InferError> {
+    cx.arity(5, 5)?;
+    let c = cx.channels(0, "dy")?;
+    cx.equal(0, 1)?;
+    for (i, what) in [(2, "scale"), (3, "mean"), (4, "var or invstd")] {
+        cx.f32_dims(i, what, &[c])?;
+    }
+    let vector = cx.ty(DType::F32, smallvec![c])?;
+    let mut types = cx.same(0)?;
+    types.extend([vector.clone(), vector]);
+    Ok(types)
+}
+
+pub(super) fn slice(cx: &Rule<'_>, slice: &SliceAttrs, x_dims: &Dims) -> Result<Types, InferError> {
+    cx.arity(1, 1)?;
+    movement::slice(cx, slice, x_dims)?;
+    cx.f32_dims(0, "dy", &slice.lens)?;
+    cx.one(DType::F32, x_dims.clone())
+}
+
+pub(super) fn cross_entropy(cx: &Rule<'_>, reduction: LossReduction) -> Result<Types, InferError> {
+    cx.arity(3, 4)?;
+    let logits = cx.f32(1, "log_prob")?;
+    let loss = nn::loss_dims(cx, logits, 2, reduction)?;
+    cx.f32_dims(0, "dloss", &loss)?;
+    cx.same(1)
+}
+
+pub(super) fn sgd(cx: &Rule<'_>) -> Result<Types, InferError> {
+    cx.arity(4, 4)?;
+    cx.f32(0, "w")?;
+    cx.equal(0, 1)?;
+    cx.equal(0, 2)?;
+    cx.f32_dims(3, "hyper", &[3])?;
+    let w = cx.ty(DType::F32, cx.inputs[0].dims.clone())?;
+    Ok(smallvec![w.clone(), w])
+}

@@ -1,0 +1,360 @@
+//! The command line.
+
+use crate::options::CompileOptions;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use vdnn_cost::Precision;
+use vdnn_ir::{Bytes, Mode, Phase};
+use vdnn_passes::{AlgoMode, Policy, SyncMode};
+
+/// Compiles a convolutional network into a plan of GPU memory, kernels and transfers.
+///
+/// `vdnnc model.onnx --policy conv` reads an ONNX model, builds the training (or inference)
+/// step, decides which feature maps leave the device and when they come back, lays out
+/// every byte, proves the plan with an independent checker and predicts its time on the
+/// chosen device. `-o m.vplan` writes the plan; `vdnnc run` and `vdnnc train` execute plans
+/// on the CPU.
+///
+/// Exit status: 0 success; 1 the model, the options or the memory budget; 2 a bug in vdnnc.
+#[derive(Debug, Parser)]
+#[command(name = "vdnnc", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Cli {
+    /// Something other than compiling.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Compiling.
+    #[command(flatten)]
+    pub compile: CompileCommand,
+}
+
+/// `vdnnc MODEL.onnx …`.
+#[derive(Debug, Args)]
+pub struct CompileCommand {
+    /// The ONNX model.
+    #[arg(required = true, value_name = "MODEL.onnx")]
+    pub model: Option<PathBuf>,
+    /// What the plan is for.
+    #[arg(long, value_name = "train|infer", default_value = "train", help_heading = "Compilation")]
+    pub mode: Mode,
+    /// Options shared with run and train.
+    #[command(flatten)]
+    pub shared: SharedArgs,
+    /// Write the plan; `.vplan` is text, any other extension compact binary.
+    #[arg(short = 'o', value_name = "FILE.vplan", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// Print this instead of the summary: the graph (see --stop-after), the plan, the
+    /// predicted timeline as a Chrome/Perfetto trace, or the graph in Graphviz form.
+    #[arg(long, value_name = "graph|plan|timeline|dot", help_heading = "Output")]
+    pub emit: Option<Emit>,
+    /// With --emit graph or dot: the phase to print: imported, simplified, joint, selected,
+    /// placed or scheduled.
+    #[arg(long, value_name = "PHASE", help_heading = "Output")]
+    pub stop_after: Option<Phase>,
+    /// Write a self-contained page with the timeline and the memory map.
+    #[arg(long, value_name = "FILE.html", help_heading = "Output")]
+    pub report: Option<PathBuf>,
+    /// Print one JSON object instead of the table.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// What `--emit` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Emit {
+    /// The graph's text form.
+    Graph,
+    /// The plan's text form.
+    Plan,
+    /// Chrome/Perfetto JSON of the simulated step.
+    Timeline,
+    /// Graphviz.
+    Dot,
+}
+
+/// Options every compilation takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Compilation")]
+pub struct SharedArgs {
+    /// Which feature maps are offloaded: none; baseline (network-wide allocation, the
+    /// yardstick of vDNN); all (inputs of every conv, pool, BN and LRN of the feature
+    /// extractor); conv (inputs of convolutions); dyn (the first that fits, fastest first).
+    #[arg(long, value_name = "none|baseline|all|conv|dyn", default_value = "dyn")]
+    pub policy: Policy,
+    /// Convolution algorithms: memory (no workspace), performance (fastest), dynamic
+    /// (fastest that lets the plan fit).
+    #[arg(long, value_name = "memory|performance|dynamic", default_value = "dynamic")]
+    pub algo: AlgoMode,
+    /// Batch size, for models whose batch dimension is symbolic. Default: the file's, else 1.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub batch: Option<u64>,
+    /// Binds a symbolic dimension; may be repeated.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
+    pub dims: Vec<(String, u64)>,
+    /// Device profile to plan and predict for: h200, titan-x-maxwell, p100, v100,
+    /// rtx-2080-ti or cpu.
+    #[arg(long, value_name = "NAME", default_value = "h200")]
+    pub device: String,
+    /// Hard limit on the device arena, such as 12GiB. Default: the device's capacity.
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Bytes>,
+    /// When compute waits for copies: event (as late as the data allows) or layer (at the
+    /// end of the layer, as in the vDNN paper).
+    #[arg(long, value_name = "event|layer", default_value = "event")]
+    pub sync: SyncMode,
+    /// Arithmetic the cost model assumes.
+    #[arg(long, value_name = "f32|tf32|bf16", default_value = "f32", value_parser = parse_precision)]
+    pub precision: Precision,
+    /// Keep weight gradients to the end of the step (implied by --save-gradients).
+    #[arg(long)]
+    pub keep_gradients: bool,
+    /// Switch an elision off: waits (implied by other waits) or copies (already there).
+    #[arg(long, value_name = "waits|copies")]
+    pub no_elide: Vec<Elision>,
+}
+
+/// Optional clean-ups of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Elision {
+    /// Waits and events that happens-before already implies.
+    Waits,
+    /// Copies whose destination already holds the value.
+    Copies,
+}
+
+/// Everything but compiling.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Execute a plan, or compile a model and execute it: inference, or training steps.
+    Run(RunArgs),
+    /// Train a model on a data set and write the trained ONNX.
+    Train(TrainArgs),
+    /// Write a model of the zoo as ONNX, with seeded random weights.
+    Zoo(ZooArgs),
+    /// Prove a plan: bounds, races, contents, budget.
+    Check(CheckArgs),
+    /// Describe a model or a plan.
+    Inspect(InspectArgs),
+}
+
+/// `vdnnc run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// An ONNX model or a plan.
+    #[arg(value_name = "MODEL|PLAN")]
+    pub target: PathBuf,
+    /// Inference, or training steps on --labels.
+    #[arg(long, value_name = "train|infer", default_value = "infer")]
+    pub mode: Mode,
+    /// Input tensors: x.npy for the only input, x.npz by entry names, or NAME=x.npy.
+    #[arg(long, value_name = "[NAME=]FILE", num_args = 1.., required_unless_present = "synthetic")]
+    pub input: Vec<String>,
+    /// Fill the inputs (and labels) with seeded random values instead of --input.
+    #[arg(long, conflicts_with_all = ["input", "labels"])]
+    pub synthetic: bool,
+    /// Write the outputs, keyed by output name.
+    #[arg(long, value_name = "y.npz")]
+    pub output: Option<PathBuf>,
+    /// Class labels for training steps.
+    #[arg(long, value_name = "y.npy")]
+    pub labels: Option<PathBuf>,
+    /// Number of training steps.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub steps: u64,
+    /// Optimizer settings.
+    #[command(flatten)]
+    pub sgd: SgdArgs,
+    /// Write the final weights with running statistics, keyed by initializer name.
+    #[arg(long, value_name = "w.safetensors")]
+    pub save_weights: Option<PathBuf>,
+    /// Write the last step's gradients, keyed by initializer name.
+    #[arg(long, value_name = "g.safetensors")]
+    pub save_gradients: Option<PathBuf>,
+    /// Executor: cpu computes, sim predicts.
+    #[arg(long, default_value = "cpu")]
+    pub backend: BackendName,
+    /// Run the naive graph interpreter instead of a plan.
+    #[arg(long)]
+    pub plain: bool,
+    /// Worker threads of the CPU kernels; results do not depend on it.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Poison freed memory and the untouched arena with NaN.
+    #[arg(long)]
+    pub poison: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Compile options (ignored for a plan).
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+/// Executors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// Real arithmetic in real arenas.
+    Cpu,
+    /// Discrete-event prediction.
+    Sim,
+}
+
+/// SGD with momentum: v = momentum*v + (g + weight_decay*w); w -= lr*v.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Optimizer")]
+pub struct SgdArgs {
+    /// Learning rate.
+    #[arg(long, default_value_t = 0.01)]
+    pub lr: f32,
+    /// Momentum.
+    #[arg(long, default_value_t = 0.9)]
+    pub momentum: f32,
+    /// Weight decay.
+    #[arg(long, default_value_t = 0.0)]
+    pub weight_decay: f32,
+}
+
+/// `vdnnc train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The ONNX model to start from.
+    #[arg(value_name = "MODEL.onnx")]
+    pub model: PathBuf,
+    /// A folder of IDX files (MNIST), or an .npz with an image and a label array.
+    #[arg(long, value_name = "DIR|x.npz")]
+    pub data: PathBuf,
+    /// Passes over the training part.
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub epochs: u64,
+    /// Last part of the data, by index, held out for validation.
+    #[arg(long, default_value_t = 0.2, value_name = "FRACTION")]
+    pub validation: f64,
+    /// Seed of the shuffle.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Optimizer settings.
+    #[command(flatten)]
+    pub sgd: SgdArgs,
+    /// Learning rate over the run: constant, or a half cosine down to zero.
+    #[arg(long, default_value = "cosine")]
+    pub schedule: LrSchedule,
+    /// Subtracted from images after scaling bytes to 0..1.
+    #[arg(long, default_value_t = 0.0)]
+    pub mean: f32,
+    /// Images are divided by this after the mean is subtracted.
+    #[arg(long, default_value_t = 1.0)]
+    pub std: f32,
+    /// Write the trained model, names kept.
+    #[arg(short = 'o', value_name = "trained.onnx")]
+    pub output: Option<PathBuf>,
+    /// Write a checkpoint here after every epoch.
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// Continue from the checkpoint folder.
+    #[arg(long, requires = "checkpoint")]
+    pub resume: bool,
+    /// Worker threads of the CPU kernels; results do not depend on it.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Compile options.
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+/// Learning-rate schedules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LrSchedule {
+    /// `lr` throughout.
+    Constant,
+    /// `lr * (1 + cos(pi * t)) / 2`.
+    Cosine,
+}
+
+/// `vdnnc zoo`.
+#[derive(Debug, Args)]
+pub struct ZooArgs {
+    /// alexnet, alexnet-seed, overfeat, overfeat-fast, googlenet, googlenet-bn,
+    /// vgg11/13/16/19, vgg116/216/316/416, resnet18/34/50/101/152, densenet121/161/169/201
+    /// or lenet.
+    pub name: String,
+    /// Fixes the batch dimension; symbolic `N` if absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub batch: Option<u64>,
+    /// Number of classes.
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
+    pub classes: Option<u64>,
+    /// Seed of the He-initialised weights.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where to write it.
+    #[arg(short = 'o', value_name = "m.onnx")]
+    pub output: PathBuf,
+}
+
+/// `vdnnc check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The plan.
+    pub plan: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `vdnnc inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// An ONNX model or a plan.
+    #[arg(value_name = "MODEL|PLAN")]
+    pub target: PathBuf,
+    /// Batch size for a symbolic batch dimension.
+    #[arg(long, value_name = "N")]
+    pub batch: Option<u64>,
+    /// Binds a symbolic dimension; may be repeated.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
+    pub dims: Vec<(String, u64)>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl SharedArgs {
+    /// The typed options.
+    pub fn options(&self, mode: Mode) -> CompileOptions {
+        CompileOptions {
+            mode,
+            policy: self.policy,
+            algo: self.algo,
+            batch: self.batch,
+            dims: self.dims.iter().cloned().collect(),
+            device: self.device.clone(),
+            memory: self.memory,
+            sync: self.sync,
+            precision: self.precision,
+            keep_gradients: self.keep_gradients,
+            elide_waits: !self.no_elide.contains(&Elision::Waits),
+            elide_copies: !self.no_elide.contains(&Elision::Copies),
+        }
+    }
+}
+
+fn parse_dim(text: &str) -> Result<(String, u64), String> {
+    let error = || format!("`{text}` is not NAME=N with a positive N");
+    let (name, n) = text.split_once('=').ok_or_else(error)?;
+    let n: u64 = n.parse().map_err(|_| error())?;
+    if name.is_empty() || n == 0 {
+        return Err(error());
+    }
+    Ok((name.to_owned(), n))
+}
+
+fn parse_precision(text: &str) -> Result<Precision, String> {
+    match text {
+        "f32" => Ok(Precision::F32),
+        "tf32" => Ok(Precision::Tf32),
+        "bf16" => Ok(Precision::Bf16),
+        _ => Err(format!("`{text}` is not a precision; choose f32, tf32 or bf16")),
+    }
+}

@@ -1,0 +1,73 @@
+//! `vdnnc MODEL.onnx`: compile, report, write.
+
+use super::load;
+use crate::cli::{CompileCommand, Emit};
+use crate::driver::{self, NoPlan, Summary};
+use crate::error::Failure;
+use crate::{emit, html, report};
+use std::path::Path;
+use vdnn_frontends::safe_file::write_atomic;
+use vdnn_ir::{Mode, Phase};
+use vdnn_plan::Plan;
+
+/// Runs the command.
+///
+/// # Errors
+/// What the user should read.
+pub fn run(args: &CompileCommand) -> Result<(), Failure> {
+    let path = args.model.as_deref().ok_or_else(|| Failure::user("no model given"))?;
+    let options = args.shared.options(args.mode);
+    let cost = load::cost_model(&options.device, options.precision)?;
+    let model = load::model(path, options.batch, &options.dims, args.mode == Mode::Train)?;
+    if let Some(what @ (Emit::Graph | Emit::Dot)) = args.emit {
+        let phase = args.stop_after.unwrap_or(Phase::Scheduled);
+        let graph = driver::stop_after(model.imported.graph, phase, &options, &cost)?;
+        super::print(&if what == Emit::Graph { graph.to_string() } else { emit::dot(&graph) });
+        return Ok(());
+    }
+    let request = report::Request { model: path, options: &options };
+    let reference = model.reference()?;
+    match model.compile(Some(reference), &options, &cost) {
+        Ok(compiled) => {
+            if let Some(output) = &args.output {
+                write_plan(&compiled.plan, output)?;
+            }
+            if let Some(page) = &args.report {
+                let text = html::page(&request, &compiled);
+                write_atomic(page, |w| w.write_all(text.as_bytes()))
+                    .map_err(|e| Failure::user(format!("{}: {e}", page.display())))?;
+            }
+            match args.emit {
+                Some(Emit::Plan) => super::print(&compiled.plan.to_string()),
+                Some(Emit::Timeline) => super::print(&compiled.sim.trace.to_chrome_json()),
+                _ => print_summary(args, &request, &compiled.summary),
+            }
+            Ok(())
+        }
+        Err(NoPlan::TooLarge { summary, smallest }) => {
+            if args.json {
+                super::print(&report::json(&request, &summary).to_string());
+            }
+            Err(load::over_budget(NoPlan::TooLarge { summary, smallest }))
+        }
+        Err(e @ NoPlan::Failed(_)) => Err(load::over_budget(e)),
+    }
+}
+
+fn print_summary(args: &CompileCommand, request: &report::Request<'_>, summary: &Summary) {
+    if args.json {
+        super::print(&report::json(request, summary).to_string());
+    } else {
+        super::print(&report::table(request, summary));
+    }
+}
+
+/// Writes a plan, text for the extension `vplan`, else binary.
+///
+/// # Errors
+/// If the file cannot be written; an existing file is then as it was.
+pub fn write_plan(plan: &Plan, path: &Path) -> Result<(), Failure> {
+    let text = path.extension().is_some_and(|e| e == "vplan");
+    let bytes = if text { plan.to_string().into_bytes() } else { vdnn_plan::codec::encode(plan) };
+    write_atomic(path, |w| w.write_all(&bytes)).map_err(|e| Failure::user(format!("{}: {e}", path.display())))
+}

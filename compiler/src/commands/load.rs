@@ -1,0 +1,197 @@
+//! Models and plans from files, and parameters for executors.
+
+use crate::driver::{self, Compiled, NoPlan};
+use crate::error::Failure;
+use crate::options::CompileOptions;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use vdnn_cost::{CostModel, Precision};
+use vdnn_frontends::onnx::{self, ImportOptions, Imported};
+use vdnn_ir::{Bytes, Tensor, TensorType, Weights};
+use vdnn_plan::Plan;
+use vdnn_plan::plan::ModelRef;
+use vdnn_runtime::executor::{LoadParamError, ParamLoader};
+
+/// A model file imported.
+#[derive(Debug)]
+pub struct Model {
+    /// What the frontend made of it.
+    pub imported: Imported,
+    /// Path as given.
+    pub path: PathBuf,
+}
+
+/// Reads an ONNX model.
+///
+/// # Errors
+/// Everything unsupported in it, or why the file cannot be read.
+pub fn model(
+    path: &Path,
+    batch: Option<u64>,
+    dims: &BTreeMap<String, u64>,
+    training: bool,
+) -> Result<Model, Failure> {
+    let options = ImportOptions { batch, dims: dims.clone(), training };
+    let imported = onnx::import_file(path, &options)
+        .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
+    for w in &imported.warnings {
+        super::warn(w);
+    }
+    Ok(Model { imported, path: path.to_owned() })
+}
+
+impl Model {
+    /// The reference a plan keeps to its weights.
+    ///
+    /// # Errors
+    /// If the files cannot be read again.
+    pub fn reference(&self) -> Result<ModelRef, Failure> {
+        let sha256 = onnx::content_sha256(&self.imported.files)
+            .map_err(|e| Failure::user(format!("{}: {e}", self.path.display())))?;
+        Ok(ModelRef { path: self.path.display().to_string(), sha256 })
+    }
+
+    /// Compiles a copy of the graph.
+    ///
+    /// # Errors
+    /// Over budget, or a failure.
+    pub fn compile(
+        &self,
+        reference: Option<ModelRef>,
+        options: &CompileOptions,
+        cost: &CostModel,
+    ) -> Result<Compiled, NoPlan> {
+        driver::compile(self.imported.graph.clone(), self.imported.batch, reference, options, cost)
+    }
+}
+
+/// The cost model of a named profile.
+///
+/// # Errors
+/// If there is no such profile.
+pub fn cost_model(device: &str, precision: Precision) -> Result<CostModel, Failure> {
+    CostModel::named(device, precision).ok_or_else(|| {
+        Failure::user(format!("no device profile `{device}`"))
+            .hint(format!("profiles are {}", CostModel::names().join(", ")))
+    })
+}
+
+/// Turns "no plan" into the message the user reads.
+pub fn over_budget(no_plan: NoPlan) -> Failure {
+    match no_plan {
+        NoPlan::Failed(f) => f,
+        NoPlan::TooLarge { summary, smallest: (bytes, policy) } => {
+            let mut f = Failure::user(format!(
+                "the plan needs {} ({} bytes) of device memory, the limit is {} ({} bytes); the smallest that \
+                 fits is {} ({} bytes), with --policy {policy} --algo memory",
+                summary.peak, summary.peak.0, summary.budget, summary.budget.0, bytes, bytes.0
+            ));
+            f.hint = Some(if bytes <= summary.budget {
+                format!("use --policy {policy} --algo memory, or --policy dyn")
+            } else {
+                "use a smaller --batch, or raise --memory".to_owned()
+            });
+            f
+        }
+    }
+}
+
+/// Largest plan file that is read.
+const MAX_PLAN: Bytes = Bytes(256 << 20);
+
+/// True if the file starts like a plan (text or binary).
+pub fn looks_like_plan(path: &Path) -> bool {
+    use std::io::Read;
+    let mut head = [0u8; 5];
+    match std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut head)) {
+        Ok(()) => head.eq_ignore_ascii_case(b"vplan"),
+        Err(_) => false,
+    }
+}
+
+/// Reads a plan, text or binary, without checking it.
+///
+/// # Errors
+/// If it cannot be read or parsed.
+pub fn plan(path: &Path) -> Result<Plan, Failure> {
+    let fail = |e: &dyn std::fmt::Display| Failure::user(format!("{}: {e}", path.display()));
+    let size = std::fs::metadata(path).map_err(|e| fail(&e))?.len();
+    if size > MAX_PLAN.0 {
+        return Err(fail(&format!("{} is too large for a plan (at most {MAX_PLAN})", Bytes(size))));
+    }
+    let bytes = std::fs::read(path).map_err(|e| fail(&e))?;
+    vdnn_plan::codec::load(&bytes).map_err(|e| fail(&e))
+}
+
+/// The model a plan refers to, proved by its hash.
+///
+/// # Errors
+/// If the file is missing or is another model.
+pub fn model_of_plan(plan: &Plan, plan_path: &Path) -> Result<Weights, Failure> {
+    let Some(reference) = &plan.header.model else {
+        return Ok(Weights::default());
+    };
+    let given = PathBuf::from(&reference.path);
+    let beside = plan_path.parent().map(|d| d.join(&given));
+    let path = [Some(given.clone()), beside, given.file_name().and_then(|n| Some(plan_path.parent()?.join(n)))]
+        .into_iter()
+        .flatten()
+        .find(|p| p.is_file())
+        .ok_or_else(|| {
+            Failure::user(format!("the plan's model {} is not there", given.display()))
+                .hint("put the ONNX file back, or compile the plan again")
+        })?;
+    let options =
+        ImportOptions { batch: onnx_batch(plan), dims: BTreeMap::new(), training: false };
+    // Shapes were bound when the plan was made; only names and bytes matter now.
+    let weights = onnx::load_weights(&path, &options)
+        .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
+    let sha256 = onnx::content_sha256(&weights.files)
+        .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
+    if sha256 != reference.sha256 {
+        return Err(Failure::user(format!("{} is not the model the plan was made from", path.display()))
+            .hint("compile the plan again"));
+    }
+    Ok(weights.weights)
+}
+
+fn onnx_batch(plan: &Plan) -> Option<u64> {
+    Some(plan.header.batch)
+}
+
+/// Parameters from the model's initializers.
+#[derive(Debug)]
+pub struct FromWeights<'a>(pub &'a Weights);
+
+impl ParamLoader for FromWeights<'_> {
+    fn load(&self, name: &str, ty: &TensorType) -> Result<Tensor, LoadParamError> {
+        let w = self.0.tensors.get(name).ok_or_else(|| LoadParamError::missing(name))?;
+        if &w.ty != ty {
+            return Err(LoadParamError::wrong_type(name, ty, &w.ty));
+        }
+        Tensor::from_bytes(ty.clone(), &w.data).ok_or_else(|| LoadParamError::wrong_type(name, ty, &w.ty))
+    }
+}
+
+/// Parameters from tensors in memory.
+#[derive(Debug)]
+pub struct FromTensors<'a>(pub &'a BTreeMap<String, Tensor>);
+
+impl ParamLoader for FromTensors<'_> {
+    fn load(&self, name: &str, ty: &TensorType) -> Result<Tensor, LoadParamError> {
+        let t = self.0.get(name).ok_or_else(|| LoadParamError::missing(name))?;
+        if t.ty() != ty {
+            return Err(LoadParamError::wrong_type(name, ty, t.ty()));
+        }
+        Ok(t.clone())
+    }
+}
+
+/// The weights as tensors, for the interpreter and for training state.
+pub fn tensors(weights: &Weights) -> BTreeMap<String, Tensor> {
+    weights
+        .tensors
+        .iter()
+        .filter_map(|(n, w)| Some((n.clone(), Tensor::from_bytes(w.ty.clone(), &w.data)?)))
+        .collect()
+}

@@ -1,0 +1,274 @@
+//! Graph in, checked plan out.
+
+use crate::error::Failure;
+use crate::options::CompileOptions;
+use crate::pipeline;
+use crate::search::{Candidate, Search, lay_out};
+use crate::timing::Timings;
+use std::time::Instant;
+use vdnn_cost::{CopyDir, CostModel};
+use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
+use vdnn_passes::elide::{ElideOptions, elide};
+use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
+use vdnn_passes::{PassError, Policy, Stats};
+use vdnn_plan::plan::{Header, ModelRef};
+use vdnn_plan::{Plan, check::CheckStats};
+use vdnn_runtime::sim::{SimResult, simulate};
+
+/// A compilation that produced a plan within the budget.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The scheduled graph.
+    pub graph: Graph,
+    /// The checked plan.
+    pub plan: Plan,
+    /// What the checker counted.
+    pub checked: CheckStats,
+    /// The predicted timeline.
+    pub sim: SimResult,
+    /// Sizes and times for reports.
+    pub summary: Summary,
+}
+
+/// The figures every compilation reports, fitting or not.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Device profile.
+    pub device: String,
+    /// Batch the shapes are bound to.
+    pub batch: u64,
+    /// Policy that was used (`dyn` resolved).
+    pub chosen_policy: Policy,
+    /// Limit of the device arena.
+    pub budget: Bytes,
+    /// True if the arena is within the budget.
+    pub fits: bool,
+    /// Whole device arena.
+    pub peak: Bytes,
+    /// Time-weighted mean of live device bytes; zero if nothing was simulated.
+    pub average: Bytes,
+    /// Largest sum of aligned live bytes at one point of the compute stream.
+    pub lower_bound: Bytes,
+    /// Arena of the same graph and algorithms under `baseline`.
+    pub baseline_peak: Bytes,
+    /// Parameters other than optimizer state.
+    pub weights: Bytes,
+    /// Largest workspace.
+    pub workspace: Bytes,
+    /// Pinned host arena.
+    pub host: Bytes,
+    /// Bytes copied to the host in one step.
+    pub offload: Bytes,
+    /// Bytes copied back in one step.
+    pub prefetch: Bytes,
+    /// Predicted step time.
+    pub step: Nanos,
+    /// Predicted time of the kernels alone.
+    pub compute: Nanos,
+    /// Predicted idle time of the compute stream.
+    pub stall: Nanos,
+    /// No schedule of these kernels and copies can be faster: the busiest engine's time.
+    pub step_lower_bound: Nanos,
+    /// Decoded model to checked plan.
+    pub compile: Nanos,
+    /// Rows per pass.
+    pub timings: Timings,
+}
+
+/// Why there is no plan.
+#[derive(Debug)]
+pub enum NoPlan {
+    /// The arena would be larger than the budget; figures are those of the best attempt.
+    TooLarge {
+        /// The attempt.
+        summary: Box<Summary>,
+        /// Smallest arena of any policy, its policy, with the leanest algorithms.
+        smallest: (Bytes, Policy),
+    },
+    /// Anything else.
+    Failed(Failure),
+}
+
+impl From<PassError> for NoPlan {
+    fn from(e: PassError) -> Self {
+        Self::Failed(e.into())
+    }
+}
+
+/// The graph at the end of a phase, for `--emit graph --stop-after`.
+///
+/// # Errors
+/// Those of the passes.
+pub fn stop_after(
+    mut graph: Graph,
+    phase: Phase,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<Graph, PassError> {
+    let mut timings = Timings::default();
+    if phase >= Phase::Simplified {
+        let cx = vdnn_passes::PassCtx { cost };
+        if phase == Phase::Simplified {
+            timings.pass(&vdnn_passes::simplify::Simplify, &mut graph, &cx)?;
+            return Ok(graph);
+        }
+        pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, cost, &mut timings)?;
+    }
+    if phase <= Phase::Joint {
+        return Ok(graph);
+    }
+    let search =
+        Search { joint: &graph, cost, budget: options.memory.unwrap_or(cost.capacity()), sync: options.sync };
+    let candidate = choose(&search, options, &mut timings)?;
+    if phase == Phase::Scheduled {
+        return Ok(candidate.graph);
+    }
+    let attempt = pipeline::Attempt {
+        policy: candidate.policy,
+        algo: vdnn_passes::AlgoMode::Performance,
+        overrides: candidate
+            .graph
+            .nodes()
+            .filter_map(|(id, n)| graph.get_node(id).and(n.algo).map(|a| (id, a)))
+            .collect(),
+        sync: options.sync,
+        lag: 1,
+    };
+    pipeline::to_phase(&mut graph, phase, &attempt, cost, &mut timings)?;
+    Ok(graph)
+}
+
+fn choose(search: &Search<'_>, options: &CompileOptions, timings: &mut Timings) -> Result<Candidate, PassError> {
+    match (options.mode, options.policy) {
+        // Nothing moves in inference; only the algorithms are left to choose.
+        (Mode::Infer, Policy::Dyn | Policy::All | Policy::Conv) => {
+            search.with_policy(Policy::None, options.algo, timings)
+        }
+        (_, Policy::Dyn) => search.dynamic(options.algo, timings),
+        (_, policy) => search.with_policy(policy, options.algo, timings),
+    }
+}
+
+/// Compiles an imported graph to a checked plan.
+///
+/// # Errors
+/// [`NoPlan`]: over budget with figures, or a failure.
+pub fn compile(
+    mut graph: Graph,
+    batch: u64,
+    model: Option<ModelRef>,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<Compiled, NoPlan> {
+    let start = Instant::now();
+    let mut timings = Timings::default();
+    pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, cost, &mut timings)?;
+    // Before any placement decision, so that the checker's goal does not depend on one.
+    let terms = expected_terms(&graph);
+    let budget = options.memory.unwrap_or(cost.capacity());
+    let search = Search { joint: &graph, cost, budget, sync: options.sync };
+    let chosen = choose(&search, options, &mut timings)?;
+    let baseline_peak = if chosen.policy == Policy::Baseline {
+        chosen.layout.device_bytes
+    } else {
+        baseline_peak(&graph, &chosen, cost, &mut timings)?
+    };
+    let header = Header {
+        model_name: graph.name.clone(),
+        mode: options.mode,
+        batch,
+        policy: options.policy.name().to_owned(),
+        algo: options.algo.name().to_owned(),
+        device: cost.device_name().to_owned(),
+        model,
+    };
+    let fits = chosen.fits(budget);
+    let lower_options = LowerOptions { header, device_budget: options.memory, host_budget: None };
+    let internal = |e: &dyn std::fmt::Display| NoPlan::Failed(Failure::internal(e));
+    let mut plan = timings
+        .step(
+            "lower",
+            || lower(&chosen.graph, &chosen.layout, &terms, &lower_options),
+            |p| Stats::from([("commands", p.commands.len() as u64), ("buffers", p.buffers.len() as u64)]),
+        )
+        .map_err(|e| internal(&e))?;
+    let elide_options = ElideOptions { waits: options.elide_waits, copies: options.elide_copies };
+    timings.step(
+        "elide",
+        || Ok::<_, NoPlan>(elide(&mut plan, &elide_options)),
+        |e| Stats::from([("waits", e.waits), ("records", e.records), ("copies", e.copies)]),
+    )?;
+    let sim = timings
+        .step("simulate", || simulate(&plan, cost), |_| Stats::new())
+        .map_err(|e| internal(&format!("the plan does not simulate: {e}")))?;
+    plan.predicted.step = sim.step;
+    plan.predicted.compute = sim.compute;
+    plan.predicted.stall = sim.stall;
+    let stats = vdnn_plan::stats::stats(&plan);
+    let mut summary = Summary {
+        device: cost.device_name().to_owned(),
+        batch,
+        chosen_policy: chosen.policy,
+        budget,
+        fits,
+        peak: chosen.layout.device_bytes,
+        average: sim.average_live,
+        lower_bound: chosen.layout.lower_bound,
+        baseline_peak,
+        weights: stats.weights_bytes,
+        workspace: stats.workspace_bytes,
+        host: chosen.layout.host_bytes,
+        offload: stats.offload_bytes,
+        prefetch: stats.prefetch_bytes,
+        step: sim.step,
+        compute: sim.compute,
+        stall: sim.stall,
+        step_lower_bound: sim
+            .compute
+            .max(cost.copy(CopyDir::D2h, stats.offload_bytes))
+            .max(cost.copy(CopyDir::H2d, stats.prefetch_bytes)),
+        compile: Nanos::ZERO,
+        timings: Timings::default(),
+    };
+    let elapsed = |s: Instant| Nanos(u64::try_from(s.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    if !fits {
+        let smallest = search.smallest(&mut timings)?;
+        summary.compile = elapsed(start);
+        summary.timings = timings;
+        return Err(NoPlan::TooLarge {
+            summary: Box::new(summary),
+            smallest: (smallest.layout.device_bytes, smallest.policy),
+        });
+    }
+    // Never trust the planner: the proof is independent of everything above.
+    let checked = timings
+        .step("check", || vdnn_plan::check::check(&plan), |_| Stats::new())
+        .map_err(|errors| internal(&format!("the checker rejects the plan:\n{errors}")))?;
+    summary.compile = elapsed(start);
+    summary.timings = timings;
+    Ok(Compiled { graph: chosen.graph, plan, checked, sim, summary })
+}
+
+fn baseline_peak(
+    joint: &Graph,
+    chosen: &Candidate,
+    cost: &CostModel,
+    timings: &mut Timings,
+) -> Result<Bytes, PassError> {
+    let overrides = chosen
+        .graph
+        .nodes()
+        .filter_map(|(id, n)| n.algo.map(|a| (id, a)))
+        .filter(|(id, _)| joint.get_node(*id).is_some())
+        .collect();
+    let mut graph = joint.clone();
+    let attempt = pipeline::Attempt {
+        policy: Policy::Baseline,
+        algo: vdnn_passes::AlgoMode::Performance,
+        overrides,
+        sync: vdnn_passes::SyncMode::Event,
+        lag: 0,
+    };
+    pipeline::to_phase(&mut graph, Phase::Scheduled, &attempt, cost, timings)?;
+    Ok(lay_out(&graph, Policy::Baseline, timings)?.device_bytes)
+}

@@ -1,0 +1,35 @@
+//! What a compilation needs to know, as one typed value. No `Default`: the caller decides.
+
+use std::collections::BTreeMap;
+use vdnn_cost::Precision;
+use vdnn_ir::{Bytes, Mode};
+use vdnn_passes::{AlgoMode, Policy, SyncMode};
+
+/// Options of one compilation.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// Inference or training.
+    pub mode: Mode,
+    /// Offload policy.
+    pub policy: Policy,
+    /// Convolution algorithm mode.
+    pub algo: AlgoMode,
+    /// Batch for a symbolic batch dimension.
+    pub batch: Option<u64>,
+    /// Other symbolic dimensions.
+    pub dims: BTreeMap<String, u64>,
+    /// Device profile name.
+    pub device: String,
+    /// Hard limit on the device arena; the device's capacity if absent.
+    pub memory: Option<Bytes>,
+    /// When compute waits for copies.
+    pub sync: SyncMode,
+    /// Arithmetic the cost model assumes.
+    pub precision: Precision,
+    /// Keep every weight gradient to the end of the step, as outputs `grad:NAME`.
+    pub keep_gradients: bool,
+    /// Remove waits that other waits imply.
+    pub elide_waits: bool,
+    /// Remove copies whose destination already holds the value.
+    pub elide_copies: bool,
+}

@@ -1,0 +1,96 @@
+//! The pipeline: every pass of every phase, in order, with the reason for the order.
+//!
+//! ```text
+//! Imported --simplify--> Simplified --autodiff | fold-batch-norm, mark-setup--> Joint
+//!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
+//!   --memory layout, lower, elide--> Plan --check--> checked Plan
+//! ```
+//! The driver repeats the part after `Joint` when it searches (policy `dyn`, algorithm mode
+//! `dynamic`); the part before runs once.
+
+use crate::timing::Timings;
+use std::collections::BTreeMap;
+use vdnn_cost::CostModel;
+use vdnn_ir::graph::ConvAlgo;
+use vdnn_ir::{Graph, Mode, NodeId, Phase};
+use vdnn_passes::autodiff::Autodiff;
+use vdnn_passes::inplace::Inplace;
+use vdnn_passes::offload::InsertOffload;
+use vdnn_passes::schedule::Schedule;
+use vdnn_passes::select_conv::SelectConv;
+use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
+use vdnn_passes::{AlgoMode, PassCtx, PassError, Policy, SyncMode};
+
+/// Passes up to the joint graph. Independent of policy, algorithms and budget.
+///
+/// # Errors
+/// Those of the passes.
+pub fn to_joint(
+    graph: &mut Graph,
+    mode: Mode,
+    keep_gradients: bool,
+    cost: &CostModel,
+    timings: &mut Timings,
+) -> Result<(), PassError> {
+    let cx = PassCtx { cost };
+    // First, so that every later pass sees one form of each thing.
+    timings.pass(&Simplify, graph, &cx)?;
+    match mode {
+        Mode::Train => {
+            // Batch norm must still be there: training uses batch statistics, so nothing is folded.
+            timings.pass(&Autodiff { keep_gradients }, graph, &cx)?;
+        }
+        Mode::Infer => {
+            // Before mark-setup, which must see the arithmetic on weights that folding leaves behind.
+            timings.pass(&FoldBatchNorm, graph, &cx)?;
+            timings.pass(&MarkSetup, graph, &cx)?;
+        }
+    }
+    Ok(())
+}
+
+/// Choices of one attempt at the second half.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// A policy that is not `dyn`.
+    pub policy: Policy,
+    /// Algorithm mode; `dynamic` here means: fastest, then `overrides`.
+    pub algo: AlgoMode,
+    /// Algorithms fixed by the search.
+    pub overrides: BTreeMap<NodeId, ConvAlgo>,
+    /// When compute waits for copies.
+    pub sync: SyncMode,
+    /// How many further offloads may start before an offload must be complete.
+    pub lag: u32,
+}
+
+/// Passes from the joint graph to the end of `phase` (`Selected`, `Placed` or `Scheduled`).
+///
+/// # Errors
+/// Those of the passes.
+pub fn to_phase(
+    graph: &mut Graph,
+    phase: Phase,
+    attempt: &Attempt,
+    cost: &CostModel,
+    timings: &mut Timings,
+) -> Result<(), PassError> {
+    let cx = PassCtx { cost };
+    // Before anything that needs workspace sizes.
+    let select =
+        SelectConv { mode: attempt.algo, overrides: attempt.overrides.clone(), workspace_limit: None };
+    timings.pass(&select, graph, &cx)?;
+    if phase == Phase::Selected {
+        return Ok(());
+    }
+    // Before scheduling: a transfer is an ordinary pair of nodes to everything that follows.
+    let insert = InsertOffload { policy: attempt.policy, sync: attempt.sync, lag: attempt.lag };
+    timings.pass(&insert, graph, &cx)?;
+    if phase == Phase::Placed {
+        return Ok(());
+    }
+    // The order must be final before in-place reuse, which asks "is this the last reader?".
+    timings.pass(&Schedule, graph, &cx)?;
+    timings.pass(&Inplace, graph, &cx)?;
+    Ok(())
+}

@@ -1,0 +1,319 @@
+//! Storages: the sets of values that share bytes, and when those bytes are in use.
+//!
+//! A lifetime is a half-open interval of program-order positions: from the position that
+//! defines the bytes to one past the last position that reads them. A transferred tensor is
+//! read by the *done* half of its transfer, so it lives until compute has waited for the
+//! copy; that makes intervals on the compute stream sound with several streams.
+
+use super::LayoutError;
+use smallvec::SmallVec;
+use std::ops::Range;
+use vdnn_ir::graph::{Def, Graph, NodeId, Stage, ValueId};
+use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
+use vdnn_ir::{Bytes, Op, Space};
+
+vdnn_ir::define_id!(
+    /// A storage: one byte range shared by one or more values.
+    StorageId, "m"
+);
+
+/// What a storage holds; decides its treatment by the network-wide baseline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StorageKind {
+    /// Parameters, optimizer state, literals and results of the setup program.
+    Persistent,
+    /// A caller-bound input.
+    Input,
+    /// Defined by the forward pass: feature maps, pool indices, batch statistics.
+    Activation,
+    /// A gradient (complete or a partial sum) that the optimizer reads.
+    WeightGradient,
+    /// Any other result of the backward pass.
+    Gradient,
+    /// Scratch of one node.
+    Workspace,
+    /// A copy in the host arena.
+    HostCopy,
+}
+
+/// One byte range of an arena.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// Which arena.
+    pub space: Space,
+    /// Size, not aligned.
+    pub bytes: Bytes,
+    /// What it holds.
+    pub kind: StorageKind,
+    /// Program-order positions at which the bytes are in use, half-open.
+    pub live: Range<u32>,
+    /// True if the bytes must outlive the step: parameters and graph outputs.
+    pub kept: bool,
+    /// The values, in id order; empty for a workspace.
+    pub values: SmallVec<[ValueId; 2]>,
+    /// Offset in the arena, aligned; set by the layout.
+    pub offset: Bytes,
+}
+
+/// Every storage of a graph.
+#[derive(Clone, Debug)]
+pub struct Storages {
+    /// The storages.
+    pub all: PrimaryMap<StorageId, Storage>,
+    /// The storage of each value; `None` for values without bytes in an arena (dead ones
+    /// and those only the setup program sees).
+    pub of: SecondaryMap<ValueId, Option<StorageId>>,
+    /// The workspace of each node that needs one.
+    pub workspace: SecondaryMap<NodeId, Option<StorageId>>,
+}
+
+/// Disjoint sets of values that share bytes.
+pub(crate) struct Sharing {
+    parent: Vec<u32>,
+}
+
+impl Sharing {
+    /// Values shared through views only ([`Op::views`]). Setup nodes run on the host at load
+    /// and share nothing with the step.
+    pub(crate) fn of_views(graph: &Graph) -> Self {
+        let mut s = Self { parent: (0..graph.value_bound() as u32).collect() };
+        for (_, node) in graph.nodes().filter(|(_, n)| n.stage != Stage::Setup) {
+            for &(o, i) in node.op.views() {
+                s.join(node.inputs[i], node.outputs[o]);
+            }
+        }
+        s
+    }
+
+    /// Values shared through views, chosen in-place pairs and parameter updates.
+    pub(crate) fn of_storage(graph: &Graph) -> Self {
+        let mut s = Self::of_views(graph);
+        for (_, node) in graph.nodes() {
+            for &(o, i) in &node.inplace {
+                s.join(node.inputs[i as usize], node.outputs[o as usize]);
+            }
+        }
+        for u in &graph.updates {
+            s.join(u.param, u.value);
+        }
+        s
+    }
+
+    /// The representative of a value's set.
+    pub(crate) fn find(&mut self, value: ValueId) -> ValueId {
+        let mut at = value.index();
+        while self.parent[at] as usize != at {
+            self.parent[at] = self.parent[self.parent[at] as usize];
+            at = self.parent[at] as usize;
+        }
+        ValueId::from_index(at)
+    }
+
+    /// Makes the sets of two values one; the representative is that of `keep`.
+    pub(crate) fn join(&mut self, keep: ValueId, other: ValueId) {
+        let (keep, other) = (self.find(keep), self.find(other));
+        self.parent[other.index()] = keep.0;
+    }
+}
+
+/// True if a node that is part of the step reads the value, or the graph names it.
+fn used_by_step(graph: &Graph, named: &[bool], value: ValueId) -> bool {
+    named[value.index()]
+        || graph.value(value).users().iter().any(|&u| graph.node(u).stage != Stage::Setup)
+}
+
+/// Which values the graph names as outputs or updates, by value index.
+fn named_values(graph: &Graph) -> Vec<bool> {
+    let mut named = vec![false; graph.value_bound()];
+    for o in &graph.outputs {
+        named[o.value.index()] = true;
+    }
+    for u in &graph.updates {
+        named[u.param.index()] = true;
+        named[u.value.index()] = true;
+    }
+    named
+}
+
+/// The values that are written before the first step and live in the arena throughout:
+/// parameters, literals and setup results, each only if the step reads it or the graph
+/// names it. In value order.
+pub(crate) fn persistent_values(graph: &Graph) -> Vec<ValueId> {
+    let named = named_values(graph);
+    let mut is_param = vec![false; graph.value_bound()];
+    for &p in graph.params() {
+        is_param[p.index()] = true;
+    }
+    graph
+        .value_ids()
+        .filter(|&v| match &graph.value(v).def {
+            Def::Input => false,
+            Def::Param(_) => is_param[v.index()] && used_by_step(graph, &named, v),
+            Def::Const(_) => used_by_step(graph, &named, v),
+            Def::Node { node, .. } => {
+                graph.get_node(*node).is_some_and(|n| n.stage == Stage::Setup)
+                    && used_by_step(graph, &named, v)
+            }
+        })
+        .collect()
+}
+
+/// Values the optimizer reads as a gradient, with the partial sums they are made of.
+fn weight_gradients(graph: &Graph) -> Vec<bool> {
+    let mut is = vec![false; graph.value_bound()];
+    for (_, node) in graph.nodes().rev() {
+        match &node.op {
+            Op::SgdUpdate => is[node.inputs[2].index()] = true,
+            Op::Binary(vdnn_ir::op::BinaryKind::Add) | Op::Reshape { .. }
+                if node.stage == Stage::Backward && is[node.outputs[0].index()] =>
+            {
+                for &v in &node.inputs {
+                    is[v.index()] = true;
+                }
+            }
+            _ => {}
+        }
+    }
+    is
+}
+
+/// Finds the storages of a graph and their lifetimes. Offsets are zero.
+///
+/// # Errors
+/// If two parameters would share bytes, or a size overflows.
+pub fn storages(graph: &Graph) -> Result<Storages, LayoutError> {
+    let n = u32::try_from(graph.order().len().max(1)).map_err(|_| LayoutError::TooLarge)?;
+    let at = graph.positions();
+    let mut sharing = Sharing::of_storage(graph);
+    let weight_gradient = weight_gradients(graph);
+    let mut out = Storages {
+        all: PrimaryMap::new(),
+        of: SecondaryMap::with_default(None),
+        workspace: SecondaryMap::with_default(None),
+    };
+    let mut by_root: Vec<Option<StorageId>> = vec![None; graph.value_bound()];
+
+    for &v in &persistent_values(graph) {
+        let root = sharing.find(v);
+        if let Some(other) = by_root[root.index()] {
+            let other = out.all[other].values[0];
+            return Err(LayoutError::SharedParams {
+                first: describe(graph, other),
+                second: describe(graph, v),
+            });
+        }
+        let s = new_storage(graph, v, StorageKind::Persistent, 0..n, true);
+        let id = out.all.push(s);
+        by_root[root.index()] = Some(id);
+        out.of[v] = Some(id);
+    }
+    let mut add = |out: &mut Storages, v: ValueId, kind: StorageKind, live: Range<u32>| {
+        let root = sharing.find(v).index();
+        let id = match by_root[root] {
+            Some(id) => {
+                let s = &mut out.all[id];
+                if s.kind != StorageKind::Persistent {
+                    s.live.start = s.live.start.min(live.start);
+                    s.live.end = s.live.end.max(live.end);
+                    // A partial sum accumulated in place is one storage with the full sum.
+                    if kind == StorageKind::WeightGradient && s.kind == StorageKind::Gradient {
+                        s.kind = kind;
+                    }
+                }
+                s.values.push(v);
+                id
+            }
+            None => {
+                let id = out.all.push(new_storage(graph, v, kind, live, false));
+                by_root[root] = Some(id);
+                id
+            }
+        };
+        out.of[v] = Some(id);
+    };
+    let last_use = |v: ValueId| {
+        let users = graph.value(v).users().iter();
+        users
+            .filter(|&&u| !matches!(graph.node(u).op, Op::Reshape { .. }))
+            .map(|&u| at[u.index()] + 1)
+            .max()
+            .unwrap_or(0)
+    };
+    for &v in graph.inputs() {
+        add(&mut out, v, StorageKind::Input, 0..last_use(v).max(1));
+    }
+    for (id, node) in graph.nodes().filter(|(_, n)| n.stage != Stage::Setup) {
+        let p = at[id.index()];
+        for &v in &node.outputs {
+            let kind = if graph.value(v).space == Space::Host {
+                StorageKind::HostCopy
+            } else if node.stage == Stage::Forward {
+                StorageKind::Activation
+            } else if weight_gradient[v.index()] {
+                StorageKind::WeightGradient
+            } else {
+                StorageKind::Gradient
+            };
+            // A view neither writes nor reads; its bytes are in use when its readers run.
+            let live = match node.op {
+                Op::Reshape { .. } => p..last_use(v).max(p),
+                _ => p..last_use(v).max(p + 1),
+            };
+            add(&mut out, v, kind, live);
+        }
+        if node.workspace > Bytes::ZERO {
+            let storage = Storage {
+                space: Space::Device,
+                bytes: node.workspace,
+                kind: StorageKind::Workspace,
+                live: p..p + 1,
+                kept: false,
+                values: SmallVec::new(),
+                offset: Bytes::ZERO,
+            };
+            out.workspace[id] = Some(out.all.push(storage));
+        }
+    }
+    for o in &graph.outputs {
+        if let Some(id) = out.of[o.value] {
+            let s = &mut out.all[id];
+            s.live.end = n;
+            s.kept = true;
+        }
+    }
+    Ok(out)
+}
+
+fn new_storage(
+    graph: &Graph,
+    v: ValueId,
+    kind: StorageKind,
+    live: Range<u32>,
+    kept: bool,
+) -> Storage {
+    Storage {
+        space: graph.value(v).space,
+        bytes: graph.ty(v).bytes(),
+        kind,
+        live,
+        kept,
+        values: SmallVec::from_slice(&[v]),
+        offset: Bytes::ZERO,
+    }
+}
+
+/// A name for people: the value's, else its defining node's, else its id.
+pub(crate) fn describe(graph: &Graph, v: ValueId) -> String {
+    let value = graph.value(v);
+    if !value.name.is_empty() {
+        return value.name.clone();
+    }
+    match &value.def {
+        Def::Node { node, index } => match graph.get_node(*node) {
+            Some(n) if n.outputs.len() == 1 => n.name.clone(),
+            Some(n) => format!("{}#{index}", n.name),
+            None => v.to_string(),
+        },
+        _ => v.to_string(),
+    }
+}

@@ -1,0 +1,96 @@
+//! Which values a policy offloads (vDNN, MICRO 2016, section III): the inputs X of layers of
+//! the feature extractor, that is of the forward nodes before the first fully connected one.
+
+use crate::options::Policy;
+use vdnn_ir::graph::{Def, Graph, Node, NodeId, Stage, ValueId};
+use vdnn_ir::id::EntityId;
+use vdnn_ir::op::ReduceKind;
+use vdnn_ir::{Bytes, Mode, Op};
+
+/// One offloaded tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offloaded {
+    /// The tensor, as its defining node gave it (reshapes of it are the same tensor).
+    pub value: ValueId,
+    /// The first layer, in program order, whose X it is; its copy starts there.
+    pub layer: NodeId,
+}
+
+/// What a policy offloads from one graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// The tensors, each once, in the order of their layers.
+    pub offloaded: Vec<Offloaded>,
+    /// Every layer the policy selects, in program order, with its X (not each X is listed
+    /// in `offloaded` under this layer: branches share one X).
+    pub layers: Vec<(NodeId, ValueId)>,
+}
+
+impl Selection {
+    /// The sum of the offloaded tensors' sizes: what one step copies to the host.
+    pub fn bytes(&self, graph: &Graph) -> Bytes {
+        self.offloaded.iter().map(|o| graph.ty(o.value).bytes()).sum()
+    }
+}
+
+/// The value whose bytes `value` shares through reshapes.
+pub fn view_root(graph: &Graph, mut value: ValueId) -> ValueId {
+    while let Some(def) = graph.def_node(value) {
+        match graph.get_node(def) {
+            Some(n) if matches!(n.op, Op::Reshape { .. }) && n.stage != Stage::Setup => value = n.inputs[0],
+            _ => break,
+        }
+    }
+    value
+}
+
+/// Chooses what `policy` offloads. Pool indices, masks, statistics and the activations of
+/// the classifier are never chosen; in inference nothing is. `Dyn` is a search over the other
+/// policies and chooses nothing itself.
+pub fn selection(graph: &Graph, policy: Policy) -> Selection {
+    let mut out = Selection::default();
+    if graph.mode == Mode::Infer || !matches!(policy, Policy::All | Policy::Conv) {
+        return out;
+    }
+    let mut seen = vec![false; graph.value_bound()];
+    for (id, node) in graph.nodes().filter(|(_, n)| n.stage == Stage::Forward) {
+        if matches!(node.op, Op::Gemm { .. } | Op::MatMul { .. }) {
+            break;
+        }
+        if !selects(graph, policy, node) {
+            continue;
+        }
+        let x = view_root(graph, node.inputs[0]);
+        let moves = match &graph.value(x).def {
+            Def::Input => true,
+            Def::Node { node, .. } => graph.node(*node).stage == Stage::Forward,
+            Def::Param(_) | Def::Const(_) => false,
+        };
+        if !moves {
+            continue;
+        }
+        out.layers.push((id, x));
+        if !std::mem::replace(&mut seen[x.index()], true) {
+            out.offloaded.push(Offloaded { value: x, layer: id });
+        }
+    }
+    out
+}
+
+/// True if the policy offloads the X of such a layer.
+fn selects(graph: &Graph, policy: Policy, node: &Node) -> bool {
+    match &node.op {
+        Op::Conv(_) => true,
+        Op::MaxPool(_)
+        | Op::AvgPool { .. }
+        | Op::BatchNormInfer { .. }
+        | Op::BatchNormTrain { .. }
+        | Op::Lrn(_) => policy == Policy::All,
+        // Global average pooling: a mean over every spatial dimension of an image.
+        Op::Reduce { kind: ReduceKind::Mean, axes, .. } => {
+            let rank = graph.ty(node.inputs[0]).rank() as u64;
+            policy == Policy::All && rank >= 4 && axes.iter().copied().eq(2..rank)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,157 @@
+//! Part 5 of the statement: symbolic execution in issue order.
+
+use super::error::{Found, PlanError, Report, Site};
+use super::ranges::RangeMap;
+use crate::plan::{BufId, CmdId, Command, Plan};
+use crate::sig::Sig;
+use smallvec::SmallVec;
+use std::collections::HashMap;
+use vdnn_ir::id::EntityId;
+use vdnn_ir::{Bytes, Op, Space, TensorType};
+
+/// What a byte range holds.
+#[derive(Clone, Copy)]
+enum State {
+    /// Bytes of a value.
+    Value(Value),
+    /// Undefined.
+    Undefined(Found),
+}
+
+#[derive(Clone, Copy)]
+struct Value {
+    /// `None` if an operand was bad: reported there, not again here.
+    term: Option<Sig>,
+    /// The range it was written to.
+    start: u64,
+    end: u64,
+    /// `None`: the host, before the step.
+    by: Option<CmdId>,
+}
+
+struct Memory<'a> {
+    plan: &'a Plan,
+    device: RangeMap<State>,
+    host: RangeMap<State>,
+}
+
+impl Memory<'_> {
+    fn arena(&mut self, space: Space) -> &mut RangeMap<State> {
+        match space {
+            Space::Device => &mut self.device,
+            Space::Host => &mut self.host,
+        }
+    }
+
+    fn write(&mut self, buf: BufId, term: Option<Sig>, by: Option<CmdId>) {
+        let site = Site::of(self.plan, buf);
+        let (start, end) = (site.start.0, site.end.0);
+        self.arena(site.space).set(start, end, State::Value(Value { term, start, end, by }));
+    }
+
+    fn forget(&mut self, buf: BufId, why: Found) {
+        let site = Site::of(self.plan, buf);
+        self.arena(site.space).set(site.start.0, site.end.0, State::Undefined(why));
+    }
+
+    /// The one whole value in a buffer.
+    fn read(&self, buf: BufId) -> Result<Value, Found> {
+        let site = Site::of(self.plan, buf);
+        let (start, end) = (site.start.0, site.end.0);
+        let arena = match site.space {
+            Space::Device => &self.device,
+            Space::Host => &self.host,
+        };
+        let mut at = start;
+        let mut whole = None;
+        let mut partial: Option<Value> = None;
+        for (s, e, state) in arena.over(start, end) {
+            if s > at {
+                return Err(Found::Nothing);
+            }
+            match state {
+                State::Undefined(found) => return Err(*found),
+                State::Value(v) if (s, e, v.start, v.end) == (start, end, start, end) => whole = Some(*v),
+                // The latest writer is the likely culprit.
+                State::Value(v) => partial = Some(partial.map_or(*v, |p| if v.by > p.by { *v } else { p })),
+            }
+            at = e;
+        }
+        if at < end {
+            return Err(Found::Nothing);
+        }
+        match (whole, partial) {
+            (Some(v), _) => Ok(v),
+            (None, Some(v)) if (v.start, v.end) == (start, end) || start < v.start || v.end < end => {
+                Err(Found::Overwritten(v.by))
+            }
+            (None, Some(v)) => Err(Found::PartOf { start: Bytes(v.start), end: Bytes(v.end), by: v.by }),
+            (None, None) => Err(Found::Nothing),
+        }
+    }
+}
+
+pub(super) fn check(plan: &Plan, report: &mut Report) {
+    let mut memory = Memory { plan, device: RangeMap::default(), host: RangeMap::default() };
+    for input in &plan.inputs {
+        memory.write(input.buf, Some(Sig::input(&input.name)), None);
+    }
+    for param in &plan.params {
+        memory.write(param.buf, Some(Sig::param(&param.name)), None);
+    }
+    // One text per distinct op: printing dominates otherwise.
+    let mut texts: HashMap<&Op, String> = HashMap::new();
+    for (i, command) in plan.commands.iter().enumerate() {
+        let at = CmdId::from_index(i);
+        let mut read = |memory: &Memory<'_>, buf| match memory.read(buf) {
+            Ok(value) => value.term,
+            Err(found) => {
+                report.push(PlanError::BadRead { at, site: Site::of(plan, buf), found });
+                None
+            }
+        };
+        match command {
+            Command::Launch { op, inputs, outputs, workspace, .. } => {
+                let terms: SmallVec<[Option<Sig>; 4]> = inputs.iter().map(|&b| read(&memory, b)).collect();
+                if let Some(ws) = workspace {
+                    memory.forget(*ws, Found::Scratch(at));
+                }
+                let operands: Option<SmallVec<[(Sig, &TensorType); 4]>> = terms
+                    .iter()
+                    .zip(inputs)
+                    .map(|(term, &b)| Some(((*term)?, &plan.buffers[b].ty)))
+                    .collect();
+                for (o, &buf) in outputs.iter().enumerate() {
+                    let term = match &operands {
+                        None => None,
+                        // A reshape that was not elided copies its operand.
+                        Some(all) if op.views().contains(&(o, 0)) => Some(all[0].0),
+                        Some(all) => {
+                            let text = texts.entry(op).or_insert_with(|| op.to_string());
+                            Some(Sig::apply_text(text, all, o))
+                        }
+                    };
+                    memory.write(buf, term, Some(at));
+                }
+            }
+            Command::Copy { src, dst, .. } => {
+                let term = read(&memory, *src);
+                memory.write(*dst, term, Some(at));
+            }
+            Command::Free { buf, .. } => memory.forget(*buf, Found::Freed(at)),
+            Command::Record { .. } | Command::Wait { .. } => {}
+        }
+    }
+    let outputs = plan.outputs.iter().map(|o| ("output", &o.name, o.buf, o.expect));
+    let params = plan.params.iter().map(|p| ("parameter", &p.name, p.buf, p.expect));
+    for (what, name, buf, expected) in outputs.chain(params) {
+        let site = Site::of(plan, buf);
+        match memory.read(buf) {
+            Err(found) => report.push(PlanError::BadResult { what, name: name.clone(), site, found }),
+            Ok(Value { term: Some(found), by, .. }) if found != expected => {
+                report.push(PlanError::WrongResult { what, name: name.clone(), site, expected, found, by });
+            }
+            Ok(_) => {}
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Part 3 of the statement: conflicting accesses are ordered.
+//!
+//! Per byte range it suffices to remember the last write and, per stream, the last read
+//! since: an earlier access was ordered before one of these when that one was made (or the
+//! plan is rejected already), and happens-before is transitive.
+
+use super::clock::HappensBefore;
+use super::error::{AccessKind, PlanError, Report, Site};
+use super::ranges::RangeMap;
+use crate::plan::{CmdId, Plan};
+use smallvec::SmallVec;
+use vdnn_ir::id::EntityId;
+use vdnn_ir::{Bytes, Space};
+
+#[derive(Clone, Default)]
+struct Last {
+    write: Option<CmdId>,
+    /// At most one per stream.
+    reads: SmallVec<[CmdId; 3]>,
+}
+
+pub(super) fn check(plan: &Plan, order: &HappensBefore, report: &mut Report) {
+    let mut device = RangeMap::<Last>::default();
+    let mut host = RangeMap::<Last>::default();
+    for (i, command) in plan.commands.iter().enumerate() {
+        let me = CmdId::from_index(i);
+        super::accesses(command, |buf, kind| {
+            let site = Site::of(plan, buf);
+            let map = match site.space {
+                Space::Device => &mut device,
+                Space::Host => &mut host,
+            };
+            let (start, end) = (site.start.0, site.end.0);
+            let mut told = None;
+            for (s, e, last) in map.over(start, end) {
+                let overlap = (Bytes(s.max(start)), Bytes(e.min(end)));
+                let mut conflict = |other: CmdId, other_kind| {
+                    if !order.ordered(other, me) && told != Some(other) {
+                        told = Some(other);
+                        report.push(PlanError::Race {
+                            first: other,
+                            first_kind: other_kind,
+                            second: me,
+                            second_kind: kind,
+                            site,
+                            overlap,
+                        });
+                    }
+                };
+                if let Some(w) = last.write {
+                    conflict(w, AccessKind::Write);
+                }
+                if kind == AccessKind::Write {
+                    last.reads.iter().for_each(|&r| conflict(r, AccessKind::Read));
+                }
+            }
+            match kind {
+                AccessKind::Write => {
+                    map.set(start, end, Last { write: Some(me), reads: SmallVec::new() });
+                }
+                AccessKind::Read => map.update(start, end, |last| {
+                    match last.reads.iter_mut().find(|r| order.stream(**r) == order.stream(me)) {
+                        Some(mine) => *mine = me,
+                        None => last.reads.push(me),
+                    }
+                }),
+            }
+        });
+    }
+}

@@ -1,0 +1,147 @@
+//! The command as a user meets it: exit status, messages, files.
+
+use assert_cmd::Command;
+use serde_json::Value;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+fn vdnnc() -> Command {
+    let mut c = Command::new(vdnn_tests::data::vdnnc_binary());
+    c.timeout(Duration::from_secs(120));
+    c
+}
+
+fn zoo(dir: &Path, name: &str) -> std::path::PathBuf {
+    let path = dir.join(format!("{name}.onnx"));
+    vdnnc().args(["zoo", name, "-o"]).arg(&path).assert().success();
+    path
+}
+
+fn json(c: &mut Command) -> Value {
+    let out = c.output().expect("the command runs");
+    serde_json::from_slice(&out.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out.stderr)))
+}
+
+#[test]
+fn compiling_prints_every_promised_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = zoo(dir.path(), "lenet");
+    let v = json(vdnnc().arg(&model).args(["--policy", "conv", "--batch", "16", "--json"]));
+    for key in ["model", "mode", "batch", "policy", "algo", "device", "fits", "compile_ns"] {
+        assert!(!v[key].is_null(), "{key} is missing from {v}");
+    }
+    let memory = ["peak_bytes", "average_bytes", "lower_bound_bytes", "baseline_peak_bytes"];
+    for key in memory.into_iter().chain(["weights_bytes", "workspace_bytes", "host_bytes"]) {
+        assert!(v["memory"][key].is_u64(), "memory.{key}");
+    }
+    assert!(v["transfer"]["offload_bytes"].is_u64() && v["transfer"]["prefetch_bytes"].is_u64());
+    for key in ["step_ns", "compute_ns", "stall_ns"] {
+        assert!(v["time"][key].is_u64(), "time.{key}");
+    }
+    assert!(v["passes"].as_array().is_some_and(|p| p.iter().all(|r| r["name"].is_string() && r["ns"].is_u64())));
+    assert_eq!(v["batch"], 16);
+    // LeNet's convolutions read the image and the first pool's output.
+    assert_eq!(v["transfer"]["offload_bytes"], 16 * 4 * (28 * 28 + 6 * 14 * 14));
+}
+
+#[test]
+fn a_plan_is_written_checked_described_and_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = zoo(dir.path(), "lenet");
+    for name in ["m.vplan", "m.vplanb"] {
+        let plan = dir.path().join(name);
+        vdnnc().arg(&model).args(["--policy", "all", "--batch", "4", "-o"]).arg(&plan).assert().success();
+        vdnnc().arg("check").arg(&plan).assert().success();
+        vdnnc().arg("inspect").arg(&plan).assert().success();
+        let v = json(vdnnc().arg("run").arg(&plan).args(["--synthetic", "--steps", "3", "--json"]));
+        let losses: Vec<f64> = v["loss"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect();
+        assert_eq!(losses.len(), 3);
+        assert!(losses[2] < losses[0], "the same batch again must be easier: {losses:?}");
+    }
+    vdnnc().arg("inspect").arg(&model).assert().success();
+}
+
+#[test]
+fn policies_and_the_interpreter_agree_on_the_command_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = zoo(dir.path(), "lenet");
+    let loss = |extra: &[&str]| {
+        let v = json(
+            vdnnc()
+                .arg("run")
+                .arg(&model)
+                .args(["--mode", "train", "--batch", "4", "--synthetic", "--steps", "3", "--json"])
+                .args(extra),
+        );
+        v["loss"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    let none = loss(&["--policy", "none"]);
+    for policy in ["baseline", "all", "conv", "dyn"] {
+        assert_eq!(none, loss(&["--policy", policy, "--poison"]), "{policy}");
+    }
+    for (a, b) in none.iter().zip(loss(&["--plain"])) {
+        assert!((a - b).abs() < 1e-4, "{a} against the interpreter's {b}");
+    }
+}
+
+#[test]
+fn a_budget_too_small_names_the_smallest_that_fits_and_writes_no_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = zoo(dir.path(), "lenet");
+    let plan = dir.path().join("m.vplan");
+    let run = |memory: &str| {
+        let mut c = vdnnc();
+        c.arg(&model).args(["--batch", "64", "--memory", memory, "--json", "-o"]).arg(&plan);
+        c
+    };
+    let out = run("1MiB").assert().code(1).get_output().clone();
+    let v: Value = serde_json::from_slice(&out.stdout).expect("the JSON is still printed");
+    assert_eq!(v["fits"], false);
+    assert!(!plan.exists());
+    let message = String::from_utf8(out.stderr).unwrap();
+    let smallest: u64 = message
+        .split("smallest that fits is ")
+        .nth(1)
+        .and_then(|t| t.split('(').nth(1)?.split(' ').next()?.parse().ok())
+        .unwrap_or_else(|| panic!("no size in: {message}"));
+    run(&smallest.to_string()).assert().success();
+    run(&(smallest - 256).to_string()).assert().code(1);
+}
+
+/// Every kind of bad input: exit 1, one message, under a second.
+#[test]
+fn bad_input_exits_1_with_one_clear_message_under_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = std::fs::read(zoo(dir.path(), "lenet")).unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let cases = [
+        ("absent", dir.path().join("absent.onnx")),
+        ("empty", write("empty.onnx", b"")),
+        ("truncated", write("truncated.onnx", &good[..good.len() / 2])),
+        ("garbage", write("garbage.onnx", &[0xff; 1000])),
+        ("a folder", dir.path().to_owned()),
+    ];
+    for (what, path) in cases {
+        let start = Instant::now();
+        let out = vdnnc().arg(&path).assert().code(1).get_output().clone();
+        let text = String::from_utf8(out.stderr).unwrap();
+        assert!(text.starts_with("error: ") && text.lines().count() <= 4, "{what}: {text}");
+        assert!(!text.contains("panicked"), "{what}: {text}");
+        assert!(start.elapsed() < Duration::from_secs(1), "{what} took {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn usage_errors_exit_1_and_help_exits_0() {
+    vdnnc().arg("--policy").assert().code(1);
+    vdnnc().args(["m.onnx", "--policy", "some"]).assert().code(1);
+    vdnnc().assert().code(1);
+    vdnnc().args(["zoo", "no-such-net", "-o", "x.onnx"]).assert().code(1);
+    vdnnc().arg("--help").assert().success();
+    vdnnc().arg("--version").assert().success();
+}

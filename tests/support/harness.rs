@@ -1,0 +1,77 @@
+//! Compiling and running in one call, the way the command does it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use vdnn_cost::{CostModel, Precision};
+use vdnn_frontends::onnx::{self, ImportOptions, Imported};
+use vdnn_ir::{Bytes, Graph, Mode, Tensor};
+use vdnn_passes::{AlgoMode, Policy, SyncMode};
+use vdnn_plan::Plan;
+use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
+use vdnn_runtime::executor::Executor;
+use vdnnc::commands::load::FromTensors;
+use vdnnc::driver::{self, Compiled, NoPlan};
+use vdnnc::options::CompileOptions;
+
+/// The policies, `dyn` last.
+pub const POLICIES: [Policy; 5] = [Policy::None, Policy::Baseline, Policy::All, Policy::Conv, Policy::Dyn];
+
+/// Options with everything else at the command's defaults.
+pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
+    CompileOptions {
+        mode,
+        policy,
+        algo,
+        batch: None,
+        dims: BTreeMap::new(),
+        device: "h200".to_owned(),
+        memory: None,
+        sync: SyncMode::Event,
+        precision: Precision::F32,
+        keep_gradients: false,
+        elide_waits: true,
+        elide_copies: true,
+    }
+}
+
+/// The default device's cost model.
+pub fn cost(options: &CompileOptions) -> CostModel {
+    CostModel::named(&options.device, options.precision).expect("a shipped profile")
+}
+
+/// Imports a model file at a batch size.
+pub fn import(path: &Path, batch: Option<u64>, training: bool) -> Imported {
+    let options = ImportOptions { batch, dims: BTreeMap::new(), training };
+    onnx::import_file(path, &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Compiles an imported graph; panics with the reason if there is no plan.
+pub fn compile(graph: &Graph, batch: u64, options: &CompileOptions) -> Compiled {
+    match driver::compile(graph.clone(), batch, None, options, &cost(options)) {
+        Ok(compiled) => compiled,
+        Err(NoPlan::Failed(f)) => panic!("{}: {f}", graph.name),
+        Err(NoPlan::TooLarge { summary, .. }) => {
+            panic!("{}: {} is over {}", graph.name, summary.peak, summary.budget)
+        }
+    }
+}
+
+/// An executor of the CPU backend over parameters in memory.
+pub fn executor(plan: Plan, params: &BTreeMap<String, Tensor>, cpu: CpuOptions) -> Executor<CpuBackend> {
+    Executor::load(plan, &FromTensors(params), CpuBackend::new(cpu)).expect("the plan loads")
+}
+
+/// The weights of an imported model.
+pub fn params(imported: &Imported) -> BTreeMap<String, Tensor> {
+    vdnnc::commands::load::tensors(&imported.weights)
+}
+
+/// The optimizer's settings as the training graph's input.
+pub fn hyper(lr: f32, momentum: f32, weight_decay: f32) -> Tensor {
+    Tensor::from_f32([3], &[lr, momentum, weight_decay])
+}
+
+/// A budget that is `percent` of another size.
+pub fn share(of: Bytes, percent: u64) -> Bytes {
+    Bytes(of.0 / 100 * percent)
+}
