@@ -19,9 +19,11 @@ fn unit_device(both_ways: f64, kernel_loss: f64) -> CostModel {
         copy = {{ d2h_gbps = 1.0, h2d_gbps = 1.0, latency_us = 0.0, both_ways = {both_ways}, kernel_loss = {kernel_loss} }}
         gemm = {{ f32 = 1.0 }}
         [conv]
-        channel_tile = 1
+        bandwidth = 1.0
         depthwise = 1.0
         [conv.f32]
+        result_tile = 1
+        reduction_tile = 1
         fprop = {{ implicit_gemm = 1.0 }}
         dgrad = {{ implicit_gemm = 1.0 }}
         wgrad = {{ implicit_gemm = 1.0 }}
@@ -361,9 +363,11 @@ fn twenty_layers_with_layer_end_synchronisation() {
             gemm = { f32 = 1.0 }
             COPY
             [conv]
-            channel_tile = 1
+            bandwidth = 1.0
             depthwise = 1.0
             [conv.f32]
+            result_tile = 1
+            reduction_tile = 1
             fprop = { implicit_gemm = 1.0 }
             dgrad = { implicit_gemm = 1.0 }
             wgrad = { implicit_gemm = 1.0 }
