@@ -311,7 +311,8 @@ fn collect(
                     e.insert(t);
                 }
                 std::collections::btree_map::Entry::Occupied(mut e) => {
-                    let joined = append(e.get(), &t);
+                    // A scalar output has no rows; the last one stands.
+                    let joined = super::dataset::append(e.get(), &t).unwrap_or(t);
                     e.insert(joined);
                 }
             }
@@ -331,16 +332,6 @@ fn collect(
         }
     }
     Ok(())
-}
-
-fn append(a: &Tensor, b: &Tensor) -> Tensor {
-    let mut ty = a.ty().clone();
-    if ty.dims.is_empty() {
-        return b.clone();
-    }
-    ty.dims[0] += b.ty().dims[0];
-    let bytes = [a.bytes(), b.bytes()].concat();
-    Tensor::from_bytes(ty, &bytes).expect("rows of one shape")
 }
 
 fn interpret_steps(
@@ -370,7 +361,7 @@ fn interpret_steps(
 fn deliver(args: &RunArgs, produced: &Produced) -> Result<(), Failure> {
     let fail = |p: &Path, e: &dyn std::fmt::Display| Failure::user(format!("{}: {e}", p.display()));
     if let Some(path) = &args.output {
-        npz::write(path, &produced.outputs).map_err(|e| fail(path, &e))?;
+        npz::write(path, &produced.outputs, npz::Compression::Stored).map_err(|e| fail(path, &e))?;
     }
     if let Some(path) = &args.save_weights {
         safetensors::write(path, &produced.params).map_err(|e| fail(path, &e))?;
