@@ -1,6 +1,8 @@
 //! Test data: where it lies, and the external weights that its recipe regenerates.
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub mod build;
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
