@@ -361,7 +361,7 @@ fn interpret_steps(
 fn deliver(args: &RunArgs, produced: &Produced) -> Result<(), Failure> {
     let fail = |p: &Path, e: &dyn std::fmt::Display| Failure::user(format!("{}: {e}", p.display()));
     if let Some(path) = &args.output {
-        npz::write(path, &produced.outputs).map_err(|e| fail(path, &e))?;
+        npz::write(path, &produced.outputs, npz::Compression::Stored).map_err(|e| fail(path, &e))?;
     }
     if let Some(path) = &args.save_weights {
         safetensors::write(path, &produced.params).map_err(|e| fail(path, &e))?;

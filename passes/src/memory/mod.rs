@@ -9,6 +9,8 @@ pub mod pack;
 pub mod storage;
 
 #[cfg(test)]
+pub(crate) mod testnet;
+#[cfg(test)]
 mod tests;
 
 pub use storage::{Storage, StorageId, StorageKind, Storages};
