@@ -1,4 +1,5 @@
 //! Helpers of the tests.
 
 pub mod data;
+pub mod filetest;
 pub mod harness;

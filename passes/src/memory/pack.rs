@@ -33,10 +33,7 @@ pub struct Packing {
 }
 
 /// The sum of live sizes at each time in `0..positions`.
-pub fn live_profile(
-    blocks: impl IntoIterator<Item = (Bytes, Range<u32>)>,
-    positions: usize,
-) -> Vec<Bytes> {
+pub fn live_profile(blocks: impl IntoIterator<Item = (Bytes, Range<u32>)>, positions: usize) -> Vec<Bytes> {
     let mut rise = vec![0u64; positions + 1];
     let mut fall = vec![0u64; positions + 1];
     for (size, live) in blocks {
@@ -153,10 +150,8 @@ impl Search<'_> {
                 return;
             }
             let p = self.place(&order, fit);
-            let sticks_out =
-                |i: u32| p.offsets[i as usize] + self.items[i as usize].size > self.bound;
-            let (mut front, rest): (Vec<u32>, Vec<u32>) =
-                order.iter().partition(|&&i| sticks_out(i));
+            let sticks_out = |i: u32| p.offsets[i as usize] + self.items[i as usize].size > self.bound;
+            let (mut front, rest): (Vec<u32>, Vec<u32>) = order.iter().partition(|&&i| sticks_out(i));
             front.extend(rest);
             let stuck = front == order;
             order = front;
@@ -187,18 +182,14 @@ impl Search<'_> {
             1 => (sorted(&|b, _| (Reverse(b.size), Reverse(b.span()), 0)), Fit::First),
             2 => (sorted(&|b, _| (Reverse(b.size), Reverse(b.span()), 0)), Fit::Best),
             3 => (sorted(&|b, _| (Reverse(b.span()), Reverse(b.size), 0)), Fit::First),
-            4 => (
-                sorted(&|b, _| (Reverse(b.span().saturating_mul(b.size)), Reverse(b.size), 0)),
-                Fit::First,
-            ),
+            4 => (sorted(&|b, _| (Reverse(b.span().saturating_mul(b.size)), Reverse(b.size), 0)), Fit::First),
             5 => (
                 sorted(&|b, _| (Reverse(0), Reverse(0), u64::from(b.t0))),
                 Fit::TwoEnded { short: horizon / 16 + 2 },
             ),
-            6 => (
-                sorted(&|b, c| (Reverse(c), Reverse(b.size), 0)),
-                Fit::TwoEnded { short: horizon / 16 + 2 },
-            ),
+            6 => {
+                (sorted(&|b, c| (Reverse(c), Reverse(b.size), 0)), Fit::TwoEnded { short: horizon / 16 + 2 })
+            }
             7 => (
                 sorted(&|b, _| (Reverse(b.span()), Reverse(b.size), 0)),
                 Fit::TwoEnded { short: horizon / 16 + 2 },
@@ -218,9 +209,7 @@ impl Search<'_> {
             let offset = match fit {
                 Fit::First => lowest(&placed, item),
                 Fit::Best => tightest(&placed, item),
-                Fit::TwoEnded { short } if item.t1 - item.t0 < short => {
-                    highest(&placed, item, self.bound)
-                }
+                Fit::TwoEnded { short } if item.t1 - item.t0 < short => highest(&placed, item, self.bound),
                 Fit::TwoEnded { .. } => lowest(&placed, item),
             };
             offsets[i as usize] = offset;
