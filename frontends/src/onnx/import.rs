@@ -5,20 +5,20 @@
 //! arithmetic that exporters write disappears once the batch is bound. Float initializers of
 //! rank 1 and more are parameters and stay out of this: training may change them.
 
-use super::constant::{Budget, Constant, Data, Elem, Origin};
+use super::constant::{Budget, Constant, Elem, Origin};
 use super::error::{Fail, ImportError, ImportErrors, invalid};
 use super::external::ExternalFiles;
-use super::inputs;
 use super::model::{self, Model};
 use super::node::{Node, domain_name, site};
+use super::params::Made;
 use super::proto::{GraphProto, NodeProto, TensorProto};
-use super::{mmap, ops, tensor};
+use super::{inputs, mmap, ops, tensor};
 use bytes::Bytes as Buf;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vdnn_ir::graph::NodeSpec;
-use vdnn_ir::{DType, Dims, Graph, Op, Output, ParamRole, TensorType, ValueId, WeightTensor, Weights};
+use vdnn_ir::{DType, Dims, Graph, Op, Output, TensorType, ValueId, Weights};
 
 /// What the file leaves open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,15 +117,11 @@ pub(super) struct Importer<'m> {
     pub options: &'m ImportOptions,
     pub external: ExternalFiles,
     pub warnings: Vec<String>,
-    weights: Weights,
     model: &'m Model,
     scopes: Vec<Scope<'m>>,
     errors: Vec<ImportError>,
-    /// Parameters that stand for an initializer, by the initializer's name.
-    params: HashMap<String, ValueId>,
-    /// Parameters and literals made from other constants, so that each is made once. The
-    /// constant is kept so that its address stays its own.
-    literals: HashMap<(usize, Dims), (ValueId, Constant)>,
+    /// Parameters and literals made so far.
+    pub made: Made,
     step: Option<ValueId>,
 }
 
@@ -142,12 +138,10 @@ impl<'m> Importer<'m> {
             options,
             external: ExternalFiles::new(base_dir),
             warnings: Vec::new(),
-            weights: Weights::default(),
             model,
             scopes: Vec::new(),
             errors: Vec::new(),
-            params: HashMap::new(),
-            literals: HashMap::new(),
+            made: Made::default(),
             step: None,
         }
     }
@@ -192,9 +186,9 @@ impl<'m> Importer<'m> {
         let graph = self.graph;
         let kept: std::collections::HashSet<&str> =
             graph.params().iter().map(|&p| graph.value(p).name.as_str()).collect();
-        self.weights.tensors.retain(|name, _| kept.contains(name.as_str()));
+        self.made.weights.tensors.retain(|name, _| kept.contains(name.as_str()));
         let files = self.external.files().cloned().collect();
-        Imported { batch, weights: self.weights, files, warnings: self.warnings, graph }
+        Imported { batch, weights: self.made.weights, files, warnings: self.warnings, graph }
     }
 
     /// Imports the needed nodes of a graph and returns what its outputs stand for.
@@ -357,136 +351,18 @@ impl<'m> Importer<'m> {
         }
     }
 
-    /// The item as a value of the graph: constants become parameters or literals.
-    pub(super) fn value(&mut self, item: &Item) -> Result<ValueId, Fail> {
-        match item {
-            Item::Value(v) => Ok(*v),
-            Item::Const(c) => match &c.origin {
-                Some(origin) => Ok(self.parameter(c, origin)),
-                None => self.literal(c),
-            },
-            Item::Sequence(_) => invalid("a sequence stands where a tensor is expected"),
-            Item::Failed => Err(Fail::Reported),
-        }
-    }
-
-    /// The item as a running statistic. Unlike weights, statistics are never shared: each
-    /// batch normalisation updates its own.
-    pub(super) fn statistic(&mut self, item: &Item, name: &str) -> Result<ValueId, Fail> {
-        let Item::Const(c) = item else { return self.value(item) };
-        match &c.origin {
-            Some(origin) => {
-                let name = self.param_name(origin, name);
-                Ok(self.new_param(&name, c, ParamRole::Statistic))
-            }
-            None => {
-                let (name, c) = (self.unique_name(name), self.stored(c)?);
-                Ok(self.new_param(&name, &c, ParamRole::Statistic))
-            }
-        }
-    }
-
-    /// The trainable parameter of an initializer: one, however often it is used.
-    fn parameter(&mut self, c: &Constant, origin: &Origin) -> ValueId {
-        if let Some(&p) = self.params.get(&origin.initializer) {
-            return p;
-        }
-        let name = self.param_name(origin, &origin.alias);
-        let id = self.new_param(&name, c, ParamRole::Trainable);
-        self.params.insert(origin.initializer.clone(), id);
-        id
-    }
-
-    /// The first free one of the initializer's name, the alias of this use, and a new name.
-    fn param_name(&self, origin: &Origin, otherwise: &str) -> String {
-        let free = |n: &&String| !self.weights.tensors.contains_key(n.as_str());
-        let own = [&origin.initializer, &origin.alias].into_iter().find(free);
-        own.cloned().unwrap_or_else(|| self.unique_name(otherwise))
-    }
-
-    fn new_param(&mut self, name: &str, c: &Constant, role: ParamRole) -> ValueId {
-        let ty = TensorType::f32(c.dims.iter().copied());
-        let data = match &c.data {
-            Data::F32(data) => data.clone(),
-            _ => Buf::new(),
-        };
-        self.weights.tensors.insert(name.to_owned(), WeightTensor { ty: ty.clone(), data });
-        self.graph.add_param(name, ty, role)
-    }
-
-    /// A name no parameter, input or initializer has.
-    fn unique_name(&self, wish: &str) -> String {
-        let taken = |name: &str| {
-            self.weights.tensors.contains_key(name)
-                || self
-                    .scopes
-                    .first()
-                    .is_some_and(|s| s.initializers.contains_key(name) || s.items.contains_key(name))
-        };
-        let mut name = wish.to_owned();
-        let mut n = 1;
-        while name.is_empty() || taken(&name) {
-            n += 1;
-            name = format!("{wish}.{n}");
-        }
-        name
-    }
-
-    /// The constant with its elements written out, if they are uniform.
-    fn stored(&mut self, c: &Constant) -> Result<Constant, Fail> {
-        let Data::Uniform(x) = c.data else { return Ok(c.clone()) };
-        self.budget.charge(&c.dims)?;
-        Constant::collect(c.dims.clone(), x.elem(), (0..c.len()).map(|_| Ok(x)))
-    }
-
-    /// A literal, or for large tensors a fill or a frozen parameter.
-    fn literal(&mut self, c: &Constant) -> Result<ValueId, Fail> {
-        const SMALL: u64 = 64 << 10;
-        let dtype = match c.elem() {
-            Elem::F32 => DType::F32,
-            Elem::I64 => DType::I64,
-            Elem::Bool => DType::Bool,
-        };
-        let ty = TensorType { dtype, dims: c.dims.clone() };
-        let small = ty.bytes().0 <= SMALL;
-        if let (Data::Uniform(x), false, DType::F32) = (&c.data, small, dtype) {
-            let fill = Op::Fill { value: x.as_f32().into(), dims: c.dims.clone() };
-            return Ok(self.graph.add1(fill, &[], NodeSpec::forward("fill"))?);
-        }
-        let key = match &c.data {
-            Data::F32(data) => Some((data.as_ptr() as usize, c.dims.clone())),
-            _ => None,
-        };
-        if let Some((id, _)) = key.as_ref().and_then(|k| self.literals.get(k)) {
-            return Ok(*id);
-        }
-        let c = self.stored(c)?;
-        let id = match &c.data {
-            Data::F32(data) if small => self.graph.add_const(ty, data.to_vec()),
-            Data::F32(_) => {
-                let name = self.unique_name("constant");
-                self.new_param(&name, &c, ParamRole::Frozen)
-            }
-            Data::I64(v) if small => {
-                self.graph.add_const(ty, v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
-            }
-            Data::Bool(v) if small => {
-                self.graph.add_const(ty, v.iter().map(|&x| u8::from(x)).collect::<Vec<u8>>())
-            }
-            _ => return Err(Fail::Unsupported(format!("an integer constant of type {ty} is too large"))),
-        };
-        if let Some(key) = key {
-            self.literals.insert(key, (id, c));
-        }
-        Ok(id)
-    }
-
     /// The step counter that dropout masks depend on.
     pub(super) fn step(&mut self) -> ValueId {
         *self.step.get_or_insert_with(|| self.graph.add_input("vdnnc.step", TensorType::new(DType::I64, [])))
     }
 
     // ---- building --------------------------------------------------------------------
+
+    /// True if the model itself uses a name.
+    pub(super) fn is_name_of_model(&self, name: &str) -> bool {
+        let known = |s: &Scope<'_>| s.initializers.contains_key(name) || s.items.contains_key(name);
+        self.scopes.first().is_some_and(known)
+    }
 
     /// Adds an op with one result, named after the node.
     pub(super) fn emit(&mut self, node: &Node<'_>, op: Op, inputs: &[ValueId]) -> Result<Item, Fail> {

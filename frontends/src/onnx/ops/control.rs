@@ -27,7 +27,7 @@ fn branch<'m>(cx: &mut Importer<'m>, node: &Node<'m>) -> Result<Vec<Item>, Fail>
     Ok(items)
 }
 
-fn sequence<'a>(item: &'a Item) -> Result<&'a [Item], Fail> {
+fn sequence(item: &Item) -> Result<&[Item], Fail> {
     match item {
         Item::Sequence(items) => Ok(items),
         Item::Failed => Err(Fail::Reported),
