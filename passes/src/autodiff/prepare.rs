@@ -93,7 +93,8 @@ fn add_loss(graph: &mut Graph, logits: ValueId, output_name: &str) -> Result<Val
 
 /// The model computes its own scalar loss: keep it, and call its labels by the usual name.
 fn adopt_loss(graph: &mut Graph, loss: ValueId) -> Result<ValueId, PassError> {
-    let def = graph.def_node(loss).ok_or_else(|| PassError::Unsupported("the loss is not computed".into()))?;
+    let def =
+        graph.def_node(loss).ok_or_else(|| PassError::Unsupported("the loss is not computed".into()))?;
     let node = graph.node(def);
     let labels = node.inputs[1];
     if graph.value(labels).def != Def::Input {
@@ -148,10 +149,7 @@ fn activate_dropout(graph: &mut Graph) -> Result<(), PassError> {
 
 /// Re-adds every MaxPool whose input needs a gradient with its index output, which is all its
 /// gradient reads. Returns the replaced values, old and new.
-pub(super) fn pool_indices(
-    graph: &mut Graph,
-    wrt: &[ValueId],
-) -> Result<Vec<(ValueId, ValueId)>, PassError> {
+pub(super) fn pool_indices(graph: &mut Graph, wrt: &[ValueId]) -> Result<Vec<(ValueId, ValueId)>, PassError> {
     use vdnn_ir::id::EntityId;
     let needs = needed(graph, wrt);
     let mut replaced = Vec::new();

@@ -188,7 +188,12 @@ impl<'g> Sweep<'g> {
     }
 
     /// Sums `gradient` down to `dims`, undoing numpy broadcasting.
-    pub fn unbroadcast(&mut self, at: &Forward, gradient: ValueId, dims: &Dims) -> Result<ValueId, PassError> {
+    pub fn unbroadcast(
+        &mut self,
+        at: &Forward,
+        gradient: ValueId,
+        dims: &Dims,
+    ) -> Result<ValueId, PassError> {
         let from = self.dims(gradient);
         if from == *dims {
             return Ok(gradient);
@@ -219,8 +224,11 @@ pub(super) fn needed(graph: &Graph, wrt: &[ValueId]) -> Vec<bool> {
         needs[v.index()] = true;
     }
     for (_, node) in graph.nodes() {
-        let depends =
-            node.inputs.iter().enumerate().any(|(i, &v)| needs[v.index()] && differentiable_input(&node.op, i));
+        let depends = node
+            .inputs
+            .iter()
+            .enumerate()
+            .any(|(i, &v)| needs[v.index()] && differentiable_input(&node.op, i));
         if depends {
             for (i, &v) in node.outputs.iter().enumerate() {
                 if graph.ty(v).dtype.is_float() && differentiable_output(&node.op, i) {

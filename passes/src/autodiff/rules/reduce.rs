@@ -40,13 +40,7 @@ fn expand(s: &mut Sweep<'_>, at: &Forward, v: ValueId, dims: &Dims) -> Result<Va
 }
 
 /// Shares dy evenly among the elements that equal the maximum (as torch's `amax`).
-fn max(
-    s: &mut Sweep<'_>,
-    at: &Forward,
-    dy: ValueId,
-    axes: &Dims,
-    kept: &Dims,
-) -> Result<ValueId, PassError> {
+fn max(s: &mut Sweep<'_>, at: &Forward, dy: ValueId, axes: &Dims, kept: &Dims) -> Result<ValueId, PassError> {
     let (x, y) = (at.inputs[0], at.outputs[0]);
     let y = s.reshape(at, y, kept)?;
     let one: Dims = kept.iter().map(|_| 1).collect();
