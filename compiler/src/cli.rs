@@ -146,8 +146,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "train|infer", default_value = "infer")]
     pub mode: Mode,
     /// Input tensors: x.npy for the only input, x.npz by entry names, or NAME=x.npy.
-    #[arg(long, value_name = "[NAME=]FILE", num_args = 1.., required = true)]
+    #[arg(long, value_name = "[NAME=]FILE", num_args = 1.., required_unless_present = "synthetic")]
     pub input: Vec<String>,
+    /// Fill the inputs (and labels) with seeded random values instead of --input.
+    #[arg(long, conflicts_with_all = ["input", "labels"])]
+    pub synthetic: bool,
     /// Write the outputs, keyed by output name.
     #[arg(long, value_name = "y.npz")]
     pub output: Option<PathBuf>,

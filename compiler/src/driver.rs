@@ -3,14 +3,13 @@
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline;
-use crate::search::{Candidate, Search};
+use crate::search::{Candidate, Search, lay_out};
 use crate::timing::Timings;
 use std::time::Instant;
 use vdnn_cost::{CopyDir, CostModel};
 use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
 use vdnn_passes::elide::{ElideOptions, elide};
 use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
-use vdnn_passes::memory::{LayoutOptions, layout};
 use vdnn_passes::{PassError, Policy, Stats};
 use vdnn_plan::plan::{Header, ModelRef};
 use vdnn_plan::{Plan, check::CheckStats};
@@ -184,21 +183,24 @@ pub fn compile(
         model,
     };
     let fits = chosen.fits(budget);
-    let lower_options = LowerOptions { header, budget: options.memory };
+    let lower_options = LowerOptions { header, device_budget: options.memory, host_budget: None };
+    let internal = |e: &dyn std::fmt::Display| NoPlan::Failed(Failure::internal(e));
     let mut plan = timings
-        .step("lower", || {
-            let plan = lower(&chosen.graph, &chosen.layout, &terms, &lower_options);
-            (plan, Stats::new())
-        })
-        .map_err(NoPlan::from)?;
+        .step(
+            "lower",
+            || lower(&chosen.graph, &chosen.layout, &terms, &lower_options),
+            |p| Stats::from([("commands", p.commands.len() as u64), ("buffers", p.buffers.len() as u64)]),
+        )
+        .map_err(|e| internal(&e))?;
     let elide_options = ElideOptions { waits: options.elide_waits, copies: options.elide_copies };
-    timings.step("elide", || {
-        let stats = elide(&mut plan, &elide_options);
-        ((), stats)
-    });
+    timings.step(
+        "elide",
+        || Ok::<_, NoPlan>(elide(&mut plan, &elide_options)),
+        |e| Stats::from([("waits", e.waits), ("records", e.records), ("copies", e.copies)]),
+    )?;
     let sim = timings
-        .step("simulate", || (simulate(&plan, cost), Stats::new()))
-        .map_err(|e| NoPlan::Failed(Failure::internal(format!("the plan does not simulate: {e}"))))?;
+        .step("simulate", || simulate(&plan, cost), |_| Stats::new())
+        .map_err(|e| internal(&format!("the plan does not simulate: {e}")))?;
     plan.predicted.step = sim.step;
     plan.predicted.compute = sim.compute;
     plan.predicted.stall = sim.stall;
@@ -239,9 +241,9 @@ pub fn compile(
         });
     }
     // Never trust the planner: the proof is independent of everything above.
-    let checked = timings.step("check", || (vdnn_plan::check::check(&plan), Stats::new())).map_err(|errors| {
-        NoPlan::Failed(Failure::internal(format!("the checker rejects the plan:\n{errors}")))
-    })?;
+    let checked = timings
+        .step("check", || vdnn_plan::check::check(&plan), |_| Stats::new())
+        .map_err(|errors| internal(&format!("the checker rejects the plan:\n{errors}")))?;
     summary.compile = elapsed(start);
     summary.timings = timings;
     Ok(Compiled { graph: chosen.graph, plan, checked, sim, summary })
@@ -268,8 +270,5 @@ fn baseline_peak(
         lag: 0,
     };
     pipeline::to_phase(&mut graph, Phase::Scheduled, &attempt, cost, timings)?;
-    Ok(timings.step("memory-layout", || {
-        let l = layout(&graph, &LayoutOptions { baseline: true });
-        (l.device_bytes, l.stats())
-    }))
+    Ok(lay_out(&graph, Policy::Baseline, timings)?.device_bytes)
 }

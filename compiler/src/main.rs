@@ -8,7 +8,7 @@ use vdnnc::cli::Cli;
 fn main() -> ExitCode {
     // Ctrl-c must not leave half-written files; failing to install the handler is no reason to stop.
     let _ = ctrlc::set_handler(|| {
-        vdnn_frontends::safe_file::remove_temporaries();
+        let _guard = vdnn_frontends::safe_file::remove_temporaries();
         std::process::exit(130);
     });
     let cli = match Cli::try_parse() {

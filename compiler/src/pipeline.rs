@@ -14,7 +14,7 @@ use vdnn_cost::CostModel;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::{Graph, Mode, NodeId, Phase};
 use vdnn_passes::autodiff::Autodiff;
-use vdnn_passes::inplace::InPlace;
+use vdnn_passes::inplace::Inplace;
 use vdnn_passes::offload::InsertOffload;
 use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
@@ -91,6 +91,6 @@ pub fn to_phase(
     }
     // The order must be final before in-place reuse, which asks "is this the last reader?".
     timings.pass(&Schedule, graph, &cx)?;
-    timings.pass(&InPlace, graph, &cx)?;
+    timings.pass(&Inplace, graph, &cx)?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use vdnn_cost::CostModel;
 use vdnn_ir::{Bytes, Graph, Phase, TensorType};
 use vdnn_passes::memory::{Layout, LayoutOptions, layout};
-use vdnn_passes::{AlgoMode, PassError, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, PassError, Policy, Stats, SyncMode};
 use vdnn_plan::plan::ALIGNMENT;
 
 /// How often workspaces are refitted when packing leaves gaps the live sum does not show.
@@ -32,6 +32,25 @@ impl Candidate {
     pub fn fits(&self, budget: Bytes) -> bool {
         self.layout.device_bytes <= budget
     }
+}
+
+/// Lays out a scheduled graph under a policy, on the clock.
+///
+/// # Errors
+/// If the sizes overflow.
+pub fn lay_out(graph: &Graph, policy: Policy, timings: &mut Timings) -> Result<Layout, PassError> {
+    let options = LayoutOptions { baseline: policy == Policy::Baseline };
+    let stats = |l: &Layout| {
+        Stats::from([
+            ("device_bytes", l.device_bytes.0),
+            ("lower_bound_bytes", l.lower_bound.0),
+            ("host_bytes", l.host_bytes.0),
+            ("storages", l.storages.len() as u64),
+        ])
+    };
+    timings
+        .step("memory-layout", || layout(graph, &options), stats)
+        .map_err(|e| PassError::Unsupported(e.to_string()))
 }
 
 /// What the searches share.
@@ -58,17 +77,12 @@ impl Search<'_> {
         let mut graph = self.joint.clone();
         let attempt = Attempt { policy, algo, overrides: BTreeMap::new(), sync: self.sync, lag };
         to_phase(&mut graph, Phase::Scheduled, &attempt, self.cost, timings)?;
-        let layout = self.layout(&graph, policy, timings);
+        let layout = self.layout(&graph, policy, timings)?;
         Ok(Candidate { graph, layout, policy, algo })
     }
 
-    fn layout(&self, graph: &Graph, policy: Policy, timings: &mut Timings) -> Layout {
-        let options = LayoutOptions { baseline: policy == Policy::Baseline };
-        timings.step("memory-layout", || {
-            let l = layout(graph, &options);
-            let stats = l.stats();
-            (l, stats)
-        })
+    fn layout(&self, graph: &Graph, policy: Policy, timings: &mut Timings) -> Result<Layout, PassError> {
+        lay_out(graph, policy, timings)
     }
 
     /// One policy and algorithm mode: event waits come late if that fits, else early.
@@ -84,7 +98,7 @@ impl Search<'_> {
 
     /// Gives each convolution the fastest algorithm whose workspace fits beside what is live
     /// when it runs; repeats with a smaller limit while packing gaps push the arena over.
-    fn fit_workspaces(&self, mut c: Candidate, timings: &mut Timings) -> Candidate {
+    fn fit_workspaces(&self, mut c: Candidate, timings: &mut Timings) -> Result<Candidate, PassError> {
         let mut limit = self.budget;
         for _ in 0..REFITS {
             if c.fits(self.budget) {
@@ -117,7 +131,7 @@ impl Search<'_> {
                     changed = true;
                 }
             }
-            c.layout = self.layout(&c.graph, c.policy, timings);
+            c.layout = self.layout(&c.graph, c.policy, timings)?;
             if !changed && limit < c.layout.device_bytes.saturating_sub(self.budget) {
                 break;
             }
@@ -125,7 +139,7 @@ impl Search<'_> {
             limit = limit.saturating_sub(over);
         }
         c.algo = AlgoMode::Dynamic;
-        c
+        Ok(c)
     }
 
     /// A policy other than `dyn` under an algorithm mode.
@@ -145,7 +159,7 @@ impl Search<'_> {
         if fast.fits(self.budget) {
             return Ok(Candidate { algo, ..fast });
         }
-        let fitted = self.fit_workspaces(fast, timings);
+        let fitted = self.fit_workspaces(fast, timings)?;
         if fitted.fits(self.budget) {
             return Ok(fitted);
         }
@@ -184,7 +198,7 @@ impl Search<'_> {
         if algo == AlgoMode::Dynamic {
             for policy in [Policy::Conv, Policy::All] {
                 let fast = self.fixed(policy, AlgoMode::Performance, timings)?;
-                let c = self.fit_workspaces(fast, timings);
+                let c = self.fit_workspaces(fast, timings)?;
                 if c.fits(self.budget) {
                     return Ok(c);
                 }

@@ -35,12 +35,21 @@ impl Timings {
         Ok(())
     }
 
-    /// Runs and records any other step.
-    pub fn step<T>(&mut self, name: &'static str, f: impl FnOnce() -> (T, Stats)) -> T {
+    /// Runs and records any other step; `stats` counts what it did.
+    ///
+    /// # Errors
+    /// Those of the step.
+    pub fn step<T, E>(
+        &mut self,
+        name: &'static str,
+        f: impl FnOnce() -> Result<T, E>,
+        stats: impl FnOnce(&T) -> Stats,
+    ) -> Result<T, E> {
         let start = Instant::now();
-        let (value, stats) = f();
+        let value = f()?;
+        let stats = stats(&value);
         self.record(name, start, stats);
-        value
+        Ok(value)
     }
 
     fn record(&mut self, name: &'static str, start: Instant, stats: Stats) {

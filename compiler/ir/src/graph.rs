@@ -15,6 +15,8 @@ use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+pub(crate) mod parts;
+
 crate::define_id!(
     /// A value: one tensor, defined once.
     ValueId, "%"
@@ -71,7 +73,7 @@ pub struct Value {
 }
 
 impl Value {
-    /// Nodes that read this value, each once, in the order the uses were added.
+    /// Nodes that read this value, each once, by increasing id.
     pub fn users(&self) -> &[NodeId] {
         &self.users
     }
@@ -390,8 +392,9 @@ impl Graph {
     }
 
     fn link(&mut self, value: ValueId, user: NodeId) {
-        if !self.values[value].users.contains(&user) {
-            self.values[value].users.push(user);
+        let users = &mut self.values[value].users;
+        if let Err(at) = users.binary_search(&user) {
+            users.insert(at, user);
         }
         if let Some(def) = self.def_node(value) {
             self.dag.add_edge(self.node(def).index, self.node(user).index, value);

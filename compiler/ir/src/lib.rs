@@ -7,7 +7,9 @@
 pub mod graph;
 pub mod id;
 pub mod kernel;
+mod names;
 pub mod op;
+pub mod order;
 pub mod parse;
 pub mod phase;
 pub mod print;

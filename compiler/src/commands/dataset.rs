@@ -27,7 +27,7 @@ impl Dataset {
             return Err(Failure::user("--std must be a number other than 0"));
         }
         let (images, labels) = if path.is_dir() {
-            idx::read_folder(path).map_err(|e| fail(&e))?
+            read_folder(path)?
         } else {
             let arrays = npz::read(path).map_err(|e| fail(&e))?;
             let images = arrays.iter().find(|(_, t)| t.ty().rank() >= 3).map(|(_, t)| t.clone());
@@ -103,6 +103,34 @@ fn channels_first(data: &[f32], n: u64, pixels: u64, c: u64) -> Vec<f32> {
         }
     }
     out
+}
+
+/// All IDX pairs of a folder, one after the other.
+fn read_folder(path: &Path) -> Result<(Tensor, Tensor), Failure> {
+    let fail = |e: &dyn std::fmt::Display| Failure::user(format!("{}: {e}", path.display()));
+    let mut all: Option<(Tensor, Tensor)> = None;
+    for pair in idx::find(path).map_err(Failure::user)? {
+        let set = idx::load(&pair).map_err(Failure::user)?;
+        all = Some(match all {
+            None => (set.images, set.labels),
+            Some((images, labels)) => {
+                let joined = append(&images, &set.images).zip(append(&labels, &set.labels));
+                joined.ok_or_else(|| fail(&"the IDX files hold images of different sizes"))?
+            }
+        });
+    }
+    all.ok_or_else(|| fail(&"holds no *-images-idx3-ubyte and *-labels-idx1-ubyte files"))
+}
+
+/// The rows of two tensors of one row type, or `None`.
+pub fn append(a: &Tensor, b: &Tensor) -> Option<Tensor> {
+    let (x, y) = (a.ty(), b.ty());
+    if x.dtype != y.dtype || x.dims.is_empty() || x.dims.len() != y.dims.len() || x.dims[1..] != y.dims[1..] {
+        return None;
+    }
+    let mut ty = x.clone();
+    ty.dims[0] += y.dims[0];
+    Tensor::from_bytes(ty, &[a.bytes(), b.bytes()].concat())
 }
 
 /// The elements of an integer tensor.

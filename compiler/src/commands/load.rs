@@ -141,22 +141,16 @@ pub fn model_of_plan(plan: &Plan, plan_path: &Path) -> Result<Weights, Failure> 
             Failure::user(format!("the plan's model {} is not there", given.display()))
                 .hint("put the ONNX file back, or compile the plan again")
         })?;
-    let options =
-        ImportOptions { batch: onnx_batch(plan), dims: BTreeMap::new(), training: false };
-    // Shapes were bound when the plan was made; only names and bytes matter now.
-    let weights = onnx::load_weights(&path, &options)
+    let options = ImportOptions { batch: Some(plan.header.batch), dims: BTreeMap::new(), training: false };
+    let imported = onnx::import_file(&path, &options)
         .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
-    let sha256 = onnx::content_sha256(&weights.files)
+    let sha256 = onnx::content_sha256(&imported.files)
         .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
     if sha256 != reference.sha256 {
         return Err(Failure::user(format!("{} is not the model the plan was made from", path.display()))
             .hint("compile the plan again"));
     }
-    Ok(weights.weights)
-}
-
-fn onnx_batch(plan: &Plan) -> Option<u64> {
-    Some(plan.header.batch)
+    Ok(imported.weights)
 }
 
 /// Parameters from the model's initializers.

@@ -7,6 +7,7 @@ pub mod evaluate;
 pub mod inspect;
 pub mod load;
 pub mod run;
+pub mod synthetic;
 pub mod train;
 pub mod zoo;
 

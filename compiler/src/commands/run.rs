@@ -17,9 +17,16 @@ use vdnn_runtime::executor::Executor;
 
 /// Tensors given on the command line: by name, and at most one without.
 #[derive(Debug, Default)]
-struct Given {
+struct Tensors {
     named: BTreeMap<String, Tensor>,
     single: Option<Tensor>,
+}
+
+/// What the inputs are to be.
+#[derive(Debug)]
+enum Given {
+    Tensors(Tensors),
+    Synthetic,
 }
 
 /// What one run produced.
@@ -36,7 +43,7 @@ struct Produced {
 /// # Errors
 /// What the user should read.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let given = read_inputs(&args.input)?;
+    let given = if args.synthetic { Given::Synthetic } else { Given::Tensors(read_inputs(&args.input)?) };
     let labels = args.labels.as_deref().map(read_labels).transpose()?;
     if load::looks_like_plan(&args.target) {
         if args.plain {
@@ -71,14 +78,15 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 /// The batch the given inputs imply, for a model whose batch is symbolic: their first
 /// extent. A model of fixed batch is left alone.
 fn batch_of(path: &Path, given: &Given, options: &CompileOptions) -> Option<u64> {
-    let first = given.single.iter().chain(given.named.values()).find(|t| t.ty().rank() >= 2)?;
+    let Given::Tensors(tensors) = given else { return None };
+    let first = tensors.single.iter().chain(tensors.named.values()).find(|t| t.ty().rank() >= 2)?;
     let batch = first.ty().dims[0];
     // A fixed-batch file refuses another batch; it then runs at its own, in slices.
     load::model(path, Some(batch), &options.dims, false).is_ok().then_some(batch)
 }
 
-fn read_inputs(specs: &[String]) -> Result<Given, Failure> {
-    let mut given = Given::default();
+fn read_inputs(specs: &[String]) -> Result<Tensors, Failure> {
+    let mut given = Tensors::default();
     for spec in specs {
         let (name, path) = match spec.split_once('=') {
             Some((n, p)) if !Path::new(spec).exists() => (Some(n), Path::new(p)),
@@ -109,8 +117,8 @@ fn read_labels(path: &Path) -> Result<Tensor, Failure> {
 }
 
 /// Picks and converts the tensors a graph asks for; `wanted` are its inputs' names and types.
-fn bind(given: Given, wanted: &[(String, TensorType)]) -> Result<BTreeMap<String, Tensor>, Failure> {
-    let Given { mut named, single } = given;
+fn bind(given: Tensors, wanted: &[(String, TensorType)]) -> Result<BTreeMap<String, Tensor>, Failure> {
+    let Tensors { mut named, single } = given;
     let free: Vec<_> = wanted.iter().filter(|w| !w.0.starts_with("vdnnc.") && w.0 != "labels").collect();
     if let (Some(tensor), [only]) = (single, free.as_slice()) {
         named.entry(only.0.clone()).or_insert(tensor);
@@ -222,7 +230,10 @@ fn bind_all(
     labels: Option<Tensor>,
     wanted: &[(String, TensorType)],
 ) -> Result<(BTreeMap<String, Tensor>, u64), Failure> {
-    let mut bound = bind(given, wanted)?;
+    let mut bound = match given {
+        Given::Synthetic => return Ok((super::synthetic::inputs(wanted), 1)),
+        Given::Tensors(tensors) => bind(tensors, wanted)?,
+    };
     if mode == Mode::Train {
         let labels = labels.ok_or_else(|| Failure::user("training steps need --labels y.npy"))?;
         bound.insert("labels".to_owned(), labels);
@@ -300,7 +311,8 @@ fn collect(
                     e.insert(t);
                 }
                 std::collections::btree_map::Entry::Occupied(mut e) => {
-                    let joined = append(e.get(), &t);
+                    // A scalar output has no rows; the last one stands.
+                    let joined = super::dataset::append(e.get(), &t).unwrap_or(t);
                     e.insert(joined);
                 }
             }
@@ -320,16 +332,6 @@ fn collect(
         }
     }
     Ok(())
-}
-
-fn append(a: &Tensor, b: &Tensor) -> Tensor {
-    let mut ty = a.ty().clone();
-    if ty.dims.is_empty() {
-        return b.clone();
-    }
-    ty.dims[0] += b.ty().dims[0];
-    let bytes = [a.bytes(), b.bytes()].concat();
-    Tensor::from_bytes(ty, &bytes).expect("rows of one shape")
 }
 
 fn interpret_steps(
@@ -359,7 +361,7 @@ fn interpret_steps(
 fn deliver(args: &RunArgs, produced: &Produced) -> Result<(), Failure> {
     let fail = |p: &Path, e: &dyn std::fmt::Display| Failure::user(format!("{}: {e}", p.display()));
     if let Some(path) = &args.output {
-        npz::write(path, &produced.outputs).map_err(|e| fail(path, &e))?;
+        npz::write(path, &produced.outputs, npz::Compression::Stored).map_err(|e| fail(path, &e))?;
     }
     if let Some(path) = &args.save_weights {
         safetensors::write(path, &produced.params).map_err(|e| fail(path, &e))?;

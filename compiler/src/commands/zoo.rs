@@ -2,7 +2,7 @@
 
 use crate::cli::ZooArgs;
 use crate::error::Failure;
-use vdnn_frontends::zoo::{ZooOptions, build, write};
+use vdnn_frontends::zoo::{ZooOptions, generate};
 
 /// Runs the command.
 ///
@@ -10,6 +10,5 @@ use vdnn_frontends::zoo::{ZooOptions, build, write};
 /// What the user should read.
 pub fn run(args: &ZooArgs) -> Result<(), Failure> {
     let options = ZooOptions { batch: args.batch, classes: args.classes, seed: args.seed };
-    let model = build(&args.name, &options).map_err(Failure::user)?;
-    write(&model, &args.output).map_err(|e| Failure::user(format!("{}: {e}", args.output.display())))
+    generate(&args.name, &options, &args.output).map_err(Failure::user)
 }

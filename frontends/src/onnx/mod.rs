@@ -11,3 +11,24 @@
     reason = "generated from proto/onnx-ml.proto, whose comments it carries; kept byte for byte"
 )]
 pub mod proto;
+
+mod constant;
+mod error;
+mod export;
+mod external;
+mod fold;
+mod hash;
+mod import;
+mod inputs;
+pub mod mmap;
+mod model;
+mod node;
+mod ops;
+mod params;
+mod tensor;
+
+pub use error::{ImportError, ImportErrors, Site};
+pub use export::{ExportError, write_with_weights};
+pub use hash::content_sha256;
+pub use import::{ImportOptions, Imported, import_bytes, import_file};
+pub use model::{MAX_IR_VERSION, MAX_OPSET, MIN_OPSET};

@@ -103,13 +103,8 @@ fn adopt_loss(graph: &mut Graph, loss: ValueId) -> Result<ValueId, PassError> {
             node.name
         )));
     }
-    let (op, inputs, saves) = (node.op.clone(), node.inputs.clone(), node.outputs.len() == 2);
     graph.set_name(labels, LABELS);
-    if saves {
-        return Ok(loss);
-    }
-    let new = replace_node(graph, def, op, &inputs, 2)?;
-    Ok(graph.node(new).outputs[0])
+    Ok(loss)
 }
 
 /// Training normalises by the statistics of the batch.
@@ -117,15 +112,8 @@ fn batch_statistics(graph: &mut Graph) -> Result<(), PassError> {
     for id in graph.order().to_vec() {
         let node = graph.node(id);
         let inputs = node.inputs.clone();
-        match node.op {
-            Op::BatchNormInfer { eps, momentum } => {
-                replace_node(graph, id, Op::BatchNormTrain { eps, momentum }, &inputs, 5)?;
-            }
-            Op::BatchNormTrain { .. } if node.outputs.len() < 5 => {
-                let op = node.op.clone();
-                replace_node(graph, id, op, &inputs, 5)?;
-            }
-            _ => {}
+        if let Op::BatchNormInfer { eps, momentum } = node.op {
+            replace_node(graph, id, Op::BatchNormTrain { eps, momentum }, &inputs, 5)?;
         }
     }
     Ok(())

@@ -1,1 +1,499 @@
-//! The discrete-event simulator.
+//! The simulator: a discrete-event device that runs a plan in predicted time.
+//!
+//! # The device
+//! Streams are queues that run their commands in order. Kernels share one compute engine,
+//! copies one engine per direction, as on the GPUs that vDNN (MICRO 2016, section III)
+//! uses; an engine takes the command that became ready first, ties by stream. `Record`,
+//! `Wait` and `Free` take no time. While both copy directions run, each keeps the
+//! profile's share of its rate; while copies run, kernels keep theirs (the copies use the
+//! memory the kernels read). Rates change only when an engine starts or stops, so between
+//! two such moments progress is linear, and the simulation is exact in integer
+//! nanoseconds: work is kept in millionths of a nanosecond, and a command ends at the
+//! first whole nanosecond at which it is done.
+//!
+//! The simulator obeys the plan's events and nothing else: layer-end synchronisation, for
+//! example, is a property of the plan.
+
+mod backend;
+mod live;
+#[cfg(test)]
+mod tests;
+
+pub use backend::SimBackend;
+
+use crate::trace::{Span, SpanKind, Trace};
+use live::LiveBytes;
+use std::collections::VecDeque;
+use vdnn_cost::{CopyDir, CostModel, PPM};
+use vdnn_ir::id::EntityId;
+use vdnn_ir::{Bytes, Nanos, Space};
+use vdnn_plan::{BufId, Buffer, CmdId, Command, EventId, Plan, StreamId};
+
+/// What a step costs on the simulated device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SimResult {
+    /// From the start of the step until every stream is idle.
+    pub step: Nanos,
+    /// Sum of the kernels' times, each alone on the device.
+    pub compute: Nanos,
+    /// What copies add to kernels through the shared memory.
+    pub contention: Nanos,
+    /// Time without a kernel: `step - compute - contention`.
+    pub stall: Nanos,
+    /// Largest number of live bytes of the device arena. A byte is live from the start of
+    /// the command that writes it (inputs and parameters from the start of the step) until
+    /// its `Free`, a workspace while its kernel runs.
+    pub peak_live: Bytes,
+    /// Mean of the live bytes over the time of the step, rounded down.
+    pub average_live: Bytes,
+    /// The timeline.
+    pub trace: Trace,
+}
+
+/// Why a plan cannot be simulated. A checked plan never gives one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SimError {
+    /// A command names a stream the plan has not.
+    #[error("command {cmd} is on stream {stream}, but the plan has {count} streams")]
+    UnknownStream {
+        /// The command.
+        cmd: CmdId,
+        /// What it names.
+        stream: StreamId,
+        /// Streams of the plan.
+        count: usize,
+    },
+    /// A command, input or parameter names a buffer the plan has not.
+    #[error("{user} uses buffer {buf}, but the plan has {count} buffers")]
+    UnknownBuffer {
+        /// Who names it.
+        user: String,
+        /// What it names.
+        buf: BufId,
+        /// Buffers of the plan.
+        count: usize,
+    },
+    /// A command names an event the plan has not.
+    #[error("command {cmd} names event {event}, but the plan has {count} events")]
+    UnknownEvent {
+        /// The command.
+        cmd: CmdId,
+        /// What it names.
+        event: EventId,
+        /// Events of the plan.
+        count: u32,
+    },
+    /// A wait for an event nobody records: its stream would never go on.
+    #[error("command {cmd} waits for event {event}, which no command records")]
+    NeverRecorded {
+        /// The wait.
+        cmd: CmdId,
+        /// The event.
+        event: EventId,
+    },
+    /// A wait issued before the record it waits for. Every cycle of waits has such a one,
+    /// so streams that respect the issue order cannot deadlock.
+    #[error("deadlock: command {cmd} waits for event {event}, first recorded by {record}, issued later")]
+    Deadlock {
+        /// The wait.
+        cmd: CmdId,
+        /// The event.
+        event: EventId,
+        /// The first record.
+        record: CmdId,
+    },
+    /// A copy that stays in its arena.
+    #[error("command {cmd} copies {src} to {dst}, which are in the same arena; a copy goes between arenas")]
+    SameArena {
+        /// The copy.
+        cmd: CmdId,
+        /// From.
+        src: BufId,
+        /// To.
+        dst: BufId,
+    },
+}
+
+/// Runs one step of a plan in predicted time.
+///
+/// # Errors
+/// If the plan names what it does not have, waits for what is not recorded before, or
+/// copies within an arena.
+pub fn simulate(plan: &Plan, cost: &CostModel) -> Result<SimResult, SimError> {
+    let tasks = tasks(plan, cost)?;
+    let mut device = Device::new(plan, cost, tasks)?;
+    device.run();
+    Ok(device.finish())
+}
+
+/// What runs commands that take time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    Compute,
+    D2h,
+    H2d,
+}
+
+const ENGINES: [Engine; 3] = [Engine::Compute, Engine::D2h, Engine::H2d];
+
+/// A command, resolved.
+#[derive(Clone, Copy, Debug)]
+enum Task {
+    Work {
+        engine: Engine,
+        time: Nanos,
+    },
+    Free(BufId),
+    Record,
+    /// Goes on when this command, a record, has been reached.
+    Wait(CmdId),
+}
+
+/// Resolves every command: prices, engines, the record each wait waits for.
+fn tasks(plan: &Plan, cost: &CostModel) -> Result<Vec<Task>, SimError> {
+    let mut last_record: Vec<Option<CmdId>> = vec![None; plan.n_events as usize];
+    let mut tasks = Vec::with_capacity(plan.commands.len());
+    for (i, command) in plan.commands.iter().enumerate() {
+        let cmd = CmdId::from_index(i);
+        let stream = command.stream();
+        if stream.index() >= plan.streams.len() {
+            return Err(SimError::UnknownStream { cmd, stream, count: plan.streams.len() });
+        }
+        let buffer = |buf: BufId| buffer(plan, buf, || format!("command {cmd}"));
+        tasks.push(match command {
+            Command::Launch { op, inputs, outputs, workspace, algo, .. } => {
+                let input_types =
+                    inputs.iter().map(|&b| Ok(&buffer(b)?.ty)).collect::<Result<Vec<_>, SimError>>()?;
+                let output_types =
+                    outputs.iter().map(|&b| Ok(&buffer(b)?.ty)).collect::<Result<Vec<_>, SimError>>()?;
+                workspace.map(buffer).transpose()?;
+                let time = cost.kernel(op, &input_types, &output_types, *algo);
+                Task::Work { engine: Engine::Compute, time }
+            }
+            Command::Copy { src, dst, .. } => {
+                let (from, to) = (buffer(*src)?, buffer(*dst)?);
+                let (engine, dir) = match (from.space, to.space) {
+                    (Space::Device, Space::Host) => (Engine::D2h, CopyDir::D2h),
+                    (Space::Host, Space::Device) => (Engine::H2d, CopyDir::H2d),
+                    _ => return Err(SimError::SameArena { cmd, src: *src, dst: *dst }),
+                };
+                Task::Work { engine, time: cost.copy(dir, from.ty.bytes()) }
+            }
+            Command::Free { buf, .. } => {
+                buffer(*buf)?;
+                Task::Free(*buf)
+            }
+            Command::Record { event, .. } => {
+                *event_slot(&mut last_record, cmd, *event)? = Some(cmd);
+                Task::Record
+            }
+            Command::Wait { event, .. } => match *event_slot(&mut last_record, cmd, *event)? {
+                Some(record) => Task::Wait(record),
+                None => return Err(not_recorded(plan, cmd, *event)),
+            },
+        });
+    }
+    Ok(tasks)
+}
+
+fn event_slot(
+    slots: &mut [Option<CmdId>],
+    cmd: CmdId,
+    event: EventId,
+) -> Result<&mut Option<CmdId>, SimError> {
+    let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+    slots.get_mut(event.index()).ok_or(SimError::UnknownEvent { cmd, event, count })
+}
+
+fn not_recorded(plan: &Plan, cmd: CmdId, event: EventId) -> SimError {
+    let records = |c: &Command| matches!(c, Command::Record { event: e, .. } if *e == event);
+    match plan.commands.iter().position(records) {
+        Some(at) => SimError::Deadlock { cmd, event, record: CmdId::from_index(at) },
+        None => SimError::NeverRecorded { cmd, event },
+    }
+}
+
+fn buffer(plan: &Plan, buf: BufId, user: impl FnOnce() -> String) -> Result<&Buffer, SimError> {
+    plan.buffers.get(buf).ok_or_else(|| SimError::UnknownBuffer {
+        user: user(),
+        buf,
+        count: plan.buffers.len(),
+    })
+}
+
+/// A command an engine runs.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    cmd: CmdId,
+    start: Nanos,
+    /// Nanoseconds alone on the device, in millionths.
+    left: u128,
+}
+
+/// A queue and when its first command became ready to go on.
+#[derive(Debug, Default)]
+struct Queue {
+    commands: VecDeque<CmdId>,
+    /// When the stream reached its first command.
+    since: Nanos,
+    /// The first command is on an engine.
+    running: bool,
+}
+
+/// State of the simulated device.
+struct Device<'a> {
+    plan: &'a Plan,
+    tasks: Vec<Task>,
+    queues: Vec<Queue>,
+    /// By [`Engine`].
+    engines: [Option<Running>; 3],
+    /// Per command: a record that has been reached.
+    reached: Vec<bool>,
+    link_share: u64,
+    /// By number of running copies.
+    kernel_share: [u64; 3],
+    now: Nanos,
+    /// By space: device, host.
+    live: [LiveBytes; 2],
+    peak: Bytes,
+    /// Live device bytes times nanoseconds.
+    weighted: u128,
+    compute: Nanos,
+    busy: Nanos,
+    trace: Trace,
+}
+
+impl<'a> Device<'a> {
+    fn new(plan: &'a Plan, cost: &CostModel, tasks: Vec<Task>) -> Result<Self, SimError> {
+        let mut queues: Vec<Queue> = plan.streams.iter().map(|_| Queue::default()).collect();
+        for (i, command) in plan.commands.iter().enumerate() {
+            queues[command.stream().index()].commands.push_back(CmdId::from_index(i));
+        }
+        let mut device = Self {
+            plan,
+            reached: vec![false; tasks.len()],
+            tasks,
+            queues,
+            engines: [None; 3],
+            link_share: cost.link_share(),
+            kernel_share: [0, 1, 2].map(|copies| cost.kernel_share(copies)),
+            now: Nanos::ZERO,
+            live: Default::default(),
+            peak: Bytes::ZERO,
+            weighted: 0,
+            compute: Nanos::ZERO,
+            busy: Nanos::ZERO,
+            trace: Trace::default(),
+        };
+        for input in &plan.inputs {
+            buffer(plan, input.buf, || format!("input `{}`", input.name))?;
+            device.set_live(input.buf, true);
+        }
+        for param in &plan.params {
+            buffer(plan, param.buf, || format!("parameter `{}`", param.name))?;
+            device.set_live(param.buf, true);
+        }
+        Ok(device)
+    }
+
+    fn set_live(&mut self, buf: BufId, live: bool) {
+        let b = &self.plan.buffers[buf];
+        let (start, end) = (b.offset.0, b.offset.saturating_add(b.ty.bytes()).0);
+        let bytes = &mut self.live[usize::from(b.space == Space::Host)];
+        if live { bytes.insert(start, end) } else { bytes.remove(start, end) }
+    }
+
+    fn run(&mut self) {
+        loop {
+            self.settle();
+            self.sample();
+            let Some(next) = self.next_end() else { break };
+            self.advance(next);
+        }
+        debug_assert!(self.queues.iter().all(|q| q.commands.is_empty()), "every wait has an earlier record");
+    }
+
+    /// Runs everything that takes no time now, then gives idle engines their next command.
+    fn settle(&mut self) {
+        loop {
+            let mut moved = false;
+            for stream in 0..self.queues.len() {
+                while self.step_instant(stream) {
+                    moved = true;
+                }
+            }
+            for engine in ENGINES {
+                moved |= self.dispatch(engine);
+            }
+            // An engine may have been given work of no duration.
+            moved |= self.complete();
+            if !moved {
+                break;
+            }
+        }
+    }
+
+    /// Runs the first command of a stream if it takes no time and may run.
+    fn step_instant(&mut self, stream: usize) -> bool {
+        let Some(&cmd) = self.queues[stream].commands.front() else { return false };
+        match self.tasks[cmd.index()] {
+            Task::Work { .. } => return false,
+            Task::Free(buf) => self.set_live(buf, false),
+            Task::Record => self.reached[cmd.index()] = true,
+            Task::Wait(record) if !self.reached[record.index()] => return false,
+            Task::Wait(_) => {
+                let start = self.queues[stream].since;
+                if start < self.now {
+                    self.span(cmd, SpanKind::Wait, start, Bytes::ZERO);
+                }
+            }
+        }
+        self.pop(stream);
+        true
+    }
+
+    fn pop(&mut self, stream: usize) {
+        let queue = &mut self.queues[stream];
+        queue.commands.pop_front();
+        queue.since = self.now;
+        queue.running = false;
+    }
+
+    /// Gives an idle engine the command that has been ready longest.
+    fn dispatch(&mut self, engine: Engine) -> bool {
+        if self.engines[engine as usize].is_some() {
+            return false;
+        }
+        let ready = self.queues.iter().enumerate().filter(|(_, q)| !q.running).filter_map(|(i, q)| {
+            let &cmd = q.commands.front()?;
+            match self.tasks[cmd.index()] {
+                Task::Work { engine: e, time } if e == engine => Some((q.since, i, cmd, time)),
+                _ => None,
+            }
+        });
+        let Some((_, stream, cmd, time)) = ready.min_by_key(|&(since, i, ..)| (since, i)) else {
+            return false;
+        };
+        self.queues[stream].running = true;
+        let left = u128::from(time.0) * u128::from(PPM);
+        self.engines[engine as usize] = Some(Running { cmd, start: self.now, left });
+        if engine == Engine::Compute {
+            self.compute = self.compute.saturating_add(time);
+        }
+        let plan = self.plan;
+        match &plan.commands[cmd.index()] {
+            Command::Launch { outputs, workspace, .. } => {
+                outputs.iter().chain(workspace).for_each(|&b| self.set_live(b, true));
+            }
+            Command::Copy { dst, .. } => self.set_live(*dst, true),
+            _ => {}
+        }
+        true
+    }
+
+    /// Takes finished commands off their engines.
+    fn complete(&mut self) -> bool {
+        let mut any = false;
+        for engine in ENGINES {
+            let Some(Running { cmd, start, left: 0 }) = self.engines[engine as usize] else { continue };
+            any = true;
+            self.engines[engine as usize] = None;
+            let plan = self.plan;
+            match &plan.commands[cmd.index()] {
+                Command::Launch { workspace, .. } => {
+                    if let Some(workspace) = workspace {
+                        self.set_live(*workspace, false);
+                    }
+                    self.busy = self.busy.saturating_add(self.now.saturating_sub(start));
+                    self.span(cmd, SpanKind::Kernel, start, Bytes::ZERO);
+                }
+                Command::Copy { src, .. } => {
+                    self.span(cmd, SpanKind::Copy, start, plan.buffers[*src].ty.bytes());
+                }
+                _ => {}
+            }
+            self.pop(plan.commands[cmd.index()].stream().index());
+        }
+        any
+    }
+
+    /// Millionths of a nanosecond of work an engine does in one nanosecond.
+    fn rate(&self, engine: Engine) -> u64 {
+        let copies =
+            [Engine::D2h, Engine::H2d].iter().filter(|&&e| self.engines[e as usize].is_some()).count();
+        match engine {
+            Engine::Compute => self.kernel_share[copies],
+            Engine::D2h | Engine::H2d if copies == 2 => self.link_share,
+            Engine::D2h | Engine::H2d => PPM,
+        }
+    }
+
+    /// Time until the first engine is done, if any is at work.
+    fn next_end(&self) -> Option<Nanos> {
+        let ends = ENGINES.into_iter().filter_map(|engine| {
+            let left = self.engines[engine as usize]?.left;
+            let ns = left.div_ceil(u128::from(self.rate(engine)));
+            Some(Nanos(u64::try_from(ns).unwrap_or(u64::MAX)))
+        });
+        ends.min()
+    }
+
+    /// Lets all engines work for a while.
+    fn advance(&mut self, by: Nanos) {
+        let rates = ENGINES.map(|engine| self.rate(engine));
+        for (running, rate) in self.engines.iter_mut().zip(rates) {
+            if let Some(running) = running {
+                running.left = running.left.saturating_sub(u128::from(by.0) * u128::from(rate));
+            }
+        }
+        let area = u128::from(self.live[0].total().0) * u128::from(by.0);
+        self.weighted = self.weighted.saturating_add(area);
+        self.now = self.now.saturating_add(by);
+        self.complete();
+    }
+
+    /// Notes the live bytes that hold from now on.
+    fn sample(&mut self) {
+        let [device, host] = [self.live[0].total(), self.live[1].total()];
+        self.peak = self.peak.max(device);
+        let same = self.trace.memory.last().is_some_and(|&(_, d, h)| (d, h) == (device, host));
+        if !same {
+            self.trace.memory.push((self.now, device, host));
+        }
+    }
+
+    fn span(&mut self, cmd: CmdId, kind: SpanKind, start: Nanos, bytes: Bytes) {
+        let command = &self.plan.commands[cmd.index()];
+        let name = match command {
+            Command::Launch { name, .. } => name.clone(),
+            Command::Copy { src, dst, .. } => {
+                let verb = if self.plan.buffers[*dst].space == Space::Host { "offload" } else { "prefetch" };
+                format!("{verb} {}", self.plan.buffers[*src].name)
+            }
+            Command::Wait { event, .. } => format!("wait {event}"),
+            Command::Free { buf, .. } => format!("free {buf}"),
+            Command::Record { event, .. } => format!("record {event}"),
+        };
+        let stream = command.stream();
+        self.trace.spans.push(Span { stream, cmd, name, kind, start, end: self.now, bytes });
+    }
+
+    fn finish(mut self) -> SimResult {
+        self.trace.spans.sort_by_key(|s| (s.start, s.cmd));
+        let step = self.now;
+        // An empty step has the bytes it began with.
+        let average = match u128::from(step.0) {
+            0 => self.live[0].total(),
+            ns => Bytes(u64::try_from(self.weighted / ns).unwrap_or(u64::MAX)),
+        };
+        SimResult {
+            step,
+            compute: self.compute,
+            contention: self.busy.saturating_sub(self.compute),
+            stall: step.saturating_sub(self.busy),
+            peak_live: self.peak,
+            average_live: average,
+            trace: self.trace,
+        }
+    }
+}
