@@ -4,8 +4,8 @@
 //! errors stay within 2 units in the last place.
 
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
-/// ln 2 in two parts; the first has few bits, so its multiples are exact.
-const LN2_HI: f32 = 0.693_359_375;
+/// ln 2 in two parts; the first has 9 bits, so its multiples are exact.
+const LN2_HI: f32 = 355.0 / 512.0;
 const LN2_LO: f32 = -2.121_944_4e-4;
 /// Adding and subtracting 1.5 * 2^23 rounds to an integer.
 const ROUND: f32 = 12_582_912.0;
@@ -59,7 +59,7 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 pub(super) fn tanh(x: f32) -> f32 {
     let z = x * x;
     let mut p = -5.704_988_7e-3;
-    for c in [2.063_908_9e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8] {
+    for c in [2.063_909e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8] {
         p = p * z + c;
     }
     let near = p * z * x + x;

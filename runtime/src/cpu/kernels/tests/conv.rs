@@ -24,7 +24,7 @@ fn case(n: u64, c: u64, m: u64, groups: u64, dims: &[[u64; 6]]) -> Case {
         },
         x: [n, c].into_iter().chain(dims.iter().map(|d| d[0])).collect(),
         m,
-        bias: (n + c + m) % 2 == 0,
+        bias: (n + c + m).is_multiple_of(2),
     }
 }
 

@@ -40,7 +40,7 @@ fn transpose() {
     for dtype in TYPES {
         for (dims, perm) in cases {
             let x = numbered(dtype, dims);
-            let y = run(&Op::Transpose { perm: list(perm) }, &[x.clone()]);
+            let y = run(&Op::Transpose { perm: list(perm) }, from_ref(&x));
             let (xd, out) = (sizes(dims), sizes(&y.ty().dims));
             let from = indices(&out).map(|at| {
                 let mut source = vec![0; at.len()];
@@ -54,7 +54,8 @@ fn transpose() {
 
 #[test]
 fn slice_and_its_gradient() {
-    let cases: [(&[u64], &[u64], &[i64], &[u64]); 6] = [
+    type Case<'a> = (&'a [u64], &'a [u64], &'a [i64], &'a [u64]);
+    let cases: [Case<'_>; 6] = [
         (&[4, 6, 5], &[1, 0, 2], &[1, 1, 1], &[2, 6, 3]),
         (&[4, 6, 5], &[3, 5, 4], &[-1, -2, -3], &[4, 3, 2]),
         (&[4, 6, 50], &[0, 1, 0], &[2, 3, 7], &[2, 2, 8]),
@@ -66,7 +67,7 @@ fn slice_and_its_gradient() {
         for (dims, starts, steps, lens) in cases {
             let a = SliceAttrs { starts: list(starts), steps: steps.into(), lens: list(lens) };
             let x = numbered(dtype, dims);
-            let y = run(&Op::Slice(a.clone()), &[x.clone()]);
+            let y = run(&Op::Slice(a.clone()), from_ref(&x));
             let source = |at: &[usize]| {
                 let at: Vec<usize> =
                     (0..at.len()).map(|i| (starts[i] as i64 + at[i] as i64 * steps[i]) as usize).collect();
@@ -95,7 +96,7 @@ fn pad_and_crop() {
     for (dims, before, after) in cases {
         let x = numbered(DType::F32, dims);
         let op = Op::Pad { before: before.into(), after: after.into(), value: 2.5.into() };
-        let y = run(&op, &[x.clone()]);
+        let y = run(&op, from_ref(&x));
         let from = indices(&sizes(&y.ty().dims)).map(|at| {
             let at: Option<Vec<usize>> = (0..at.len())
                 .map(|i| usize::try_from(at[i] as i64 - before[i]).ok().filter(|&j| j < dims[i] as usize))
@@ -151,7 +152,7 @@ fn expand() {
     for dtype in TYPES {
         for (dims, to) in cases {
             let x = numbered(dtype, dims);
-            let y = run(&Op::Expand { dims: list(to) }, &[x.clone()]);
+            let y = run(&Op::Expand { dims: list(to) }, from_ref(&x));
             let d = sizes(dims);
             let from = indices(&sizes(to)).map(|at| {
                 let at: Vec<usize> = at[at.len() - d.len()..]
@@ -172,12 +173,12 @@ fn fill_and_copies() {
     assert_eq!(y.f32(), [-1.5; 15]);
     for dtype in TYPES {
         let x = numbered(dtype, &[4, 6]);
-        let y = run(&Op::Reshape { dims: list(&[3, 8]) }, &[x.clone()]);
+        let y = run(&Op::Reshape { dims: list(&[3, 8]) }, from_ref(&x));
         assert_eq!(y.bytes(), x.bytes());
-        let host = run(&Op::OffloadStart, &[x.clone()]);
+        let host = run(&Op::OffloadStart, from_ref(&x));
         assert_eq!(host, x);
         assert_eq!(run(&Op::OffloadDone, &[host.clone(), numbered(dtype, &[4, 6])]), x);
-        assert_eq!(run(&Op::PrefetchStart, &[host.clone()]), x);
+        assert_eq!(run(&Op::PrefetchStart, from_ref(&host)), x);
         assert_eq!(run(&Op::PrefetchDone, &[x.clone(), host]), x);
     }
 }

@@ -9,6 +9,7 @@ mod statistics;
 
 use super::{CpuKernels, par::Par};
 use bytemuck::Zeroable;
+use std::slice::from_ref;
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
 use vdnn_ir::op::{Op, infer::infer};
 use vdnn_ir::{DType, Tensor, TensorType};

@@ -3,8 +3,11 @@
 use super::*;
 use vdnn_ir::op::{BinaryKind, SavedOperand, UnaryKind};
 
+/// A function, its definition and the range it is tested on.
+type UnaryCase = (UnaryKind, fn(f64) -> f64, f32, f32);
+
 /// Every unary function with its definition in f64 and the range it is tested on.
-fn unary_kinds() -> Vec<(UnaryKind, fn(f64) -> f64, f32, f32)> {
+fn unary_kinds() -> Vec<UnaryCase> {
     fn clamp01(x: f64) -> f64 {
         x.clamp(0.0, 1.0)
     }
@@ -43,7 +46,7 @@ fn unary_and_its_gradient() {
     for (kind, f, lo, hi) in unary_kinds() {
         for dims in [vec![3u64, 5, 7], vec![40_003], vec![]] {
             let x = rng.tensor_in(&dims, lo, hi);
-            let y = run(&Op::Unary(kind), &[x.clone()]);
+            let y = run(&Op::Unary(kind), from_ref(&x));
             let xs = wide(&x);
             close(&y, &xs.iter().map(|&x| f(x)).collect::<Vec<_>>(), 5e-7, &format!("{kind:?}"));
             let dy = rng.tensor(&dims);
@@ -95,7 +98,8 @@ fn kinks_and_nan() {
 
 #[test]
 fn binary_broadcasts() {
-    let kinds: [(BinaryKind, fn(f64, f64) -> f64); 9] = [
+    type Case = (BinaryKind, fn(f64, f64) -> f64);
+    let kinds: [Case; 9] = [
         (BinaryKind::Add, |a, b| a + b),
         (BinaryKind::Sub, |a, b| a - b),
         (BinaryKind::Mul, |a, b| a * b),

@@ -50,8 +50,8 @@ fn check(n: u64, dims: &[[u64; 6]], ceil_mode: bool, seed: u64) {
     let xd = sizes(&x_dims);
     let what = format!("{a:?} of {}", x.ty());
 
-    let out = run_n(&Op::MaxPool(a.clone()), &[x.clone()], 2);
-    let alone = run(&Op::MaxPool(a.clone()), &[x.clone()]);
+    let out = run_n(&Op::MaxPool(a.clone()), from_ref(&x), 2);
+    let alone = run(&Op::MaxPool(a.clone()), from_ref(&x));
     assert_eq!(alone.bytes(), out[0].bytes(), "{what}: with and without indices");
     let yd = sizes(&out[0].ty().dims);
     let dy = rng.tensor(&out[0].ty().dims);
@@ -78,7 +78,7 @@ fn check(n: u64, dims: &[[u64; 6]], ceil_mode: bool, seed: u64) {
     close(&run(&grad, &[dy.clone(), out[1].clone()]), &want_dx, 1e-6, &format!("max grad of {what}"));
 
     for include in [false, true] {
-        let y = run(&Op::AvgPool { pool: a.clone(), count_include_pad: include }, &[x.clone()]);
+        let y = run(&Op::AvgPool { pool: a.clone(), count_include_pad: include }, from_ref(&x));
         let (mut want, mut want_dx) = (Vec::new(), vec![0f64; coarse.len()]);
         for (i, o) in indices(&yd).enumerate() {
             let (hits, padded) = window(&a, &xd, &o);
@@ -88,7 +88,7 @@ fn check(n: u64, dims: &[[u64; 6]], ceil_mode: bool, seed: u64) {
         }
         close(&y, &want, 1e-6, &format!("average of {what}, {include}"));
         let op = Op::AvgPoolGrad { pool: a.clone(), count_include_pad: include, x_dims: x.ty().dims.clone() };
-        close(&run(&op, &[dy.clone()]), &want_dx, 1e-6, &format!("average grad of {what}, {include}"));
+        close(&run(&op, from_ref(&dy)), &want_dx, 1e-6, &format!("average grad of {what}, {include}"));
     }
 }
 

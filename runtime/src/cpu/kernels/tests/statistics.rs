@@ -127,7 +127,7 @@ fn local_response() {
         for dims in [vec![2u64, 6, 3, 5], vec![1, 3, 300]] {
             let a = LrnAttrs { size, alpha: 0.3.into(), beta: beta.into(), bias: 1.5.into() };
             let x = rng.tensor_in(&dims, -2.0, 2.0);
-            let y = run(&Op::Lrn(a.clone()), &[x.clone()]);
+            let y = run(&Op::Lrn(a.clone()), from_ref(&x));
             close(&y, &lrn(view(&dims), &a, &wide(&x)), 1e-6, &format!("{a:?}"));
             if dims.len() == 4 {
                 let dy = rng.tensor(&dims);
@@ -168,7 +168,7 @@ fn softmax_and_log_softmax() {
             (false, Op::Softmax { axis }, Op::SoftmaxGrad { axis }),
             (true, Op::LogSoftmax { axis }, Op::LogSoftmaxGrad { axis }),
         ] {
-            let y = run(&op, &[x.clone()]);
+            let y = run(&op, from_ref(&x));
             close(&y, &softmax(view, log, &wide(&x)), 1e-6, &format!("{op} of {dims:?}"));
             if wide(&x).len() < 700 {
                 let want = numeric_grad(|x| softmax(view, log, x), &wide(&x), &wide(&dy));
@@ -263,7 +263,7 @@ fn reductions() {
         for keepdims in [false, true] {
             for kind in [ReduceKind::Sum, ReduceKind::Mean, ReduceKind::Max] {
                 let op = Op::Reduce { kind, axes: list(axes), keepdims };
-                let y = run(&op, &[x.clone()]);
+                let y = run(&op, from_ref(&x));
                 let d = sizes(dims);
                 let kept: Vec<usize> =
                     (0..d.len()).map(|i| if axes.contains(&(i as u64)) { 1 } else { d[i] }).collect();
