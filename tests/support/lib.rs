@@ -1,4 +1,5 @@
 //! Helpers of the tests.
 
+pub mod arbitrary;
 pub mod data;
 pub mod harness;
