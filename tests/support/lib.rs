@@ -2,4 +2,6 @@
 
 pub mod arbitrary;
 pub mod data;
+pub mod filetest;
 pub mod harness;
+pub mod mutate;
