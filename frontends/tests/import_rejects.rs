@@ -273,6 +273,25 @@ fn folding_is_bounded() {
 }
 
 #[test]
+fn nesting_is_bounded() {
+    let field = |number: u8, body: &[u8]| {
+        let mut out = vec![number << 3 | 2];
+        prost::encode_length_delimiter(body.len(), &mut out).unwrap();
+        out.extend(body);
+        out
+    };
+    // A graph's node's attribute's graph, and so on.
+    let mut bytes = Vec::new();
+    for _ in 0..10_000 {
+        bytes = field(1, &field(5, &field(6, &bytes)));
+    }
+    let mut model = vec![8, 8];
+    model.extend(field(7, &bytes));
+    let error = import_bytes(model.into(), None, &ImportOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("recursion limit"), "{error}");
+}
+
+#[test]
 fn an_open_condition_is_refused() {
     let branch = graph(&[], vec![], vec![node("Relu", &["x"], &["b"])], "b");
     let branch = vdnn_frontends::onnx::proto::GraphProto { input: vec![], ..branch };
