@@ -106,10 +106,7 @@ impl Liveness {
     /// bytes so far, and no other operand and no later node reads them.
     fn may_take(&mut self, graph: &Graph, id: NodeId, p: u32, output: ValueId, input: ValueId) -> bool {
         let (to, from) = (self.sharing.find(output).index(), self.sharing.find(input).index());
-        if graph.ty(output) != graph.ty(input)
-            || self.pinned[from]
-            || self.pinned[to]
-            || self.last[from] != p
+        if graph.ty(output) != graph.ty(input) || self.pinned[from] || self.pinned[to] || self.last[from] != p
         {
             return false;
         }

@@ -171,7 +171,11 @@ fn check(graph: &Graph) -> Result<(), PassError> {
             }
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(PassError::Broke { pass: PASS, errors: VerifyErrors(errors) }) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(PassError::Broke { pass: PASS, errors: VerifyErrors(errors) })
+    }
 }
 
 #[cfg(test)]

@@ -114,6 +114,9 @@ pub enum RunError {
         /// The text of a waiting command.
         command: String,
     },
+    /// The simulator cannot run the plan. The checker excludes this.
+    #[error(transparent)]
+    Sim(#[from] crate::sim::SimError),
     /// A worker thread of the backend ended early.
     #[error("a thread of the executor failed: {0}")]
     Thread(String),
