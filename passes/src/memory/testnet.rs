@@ -98,11 +98,7 @@ impl Net {
     }
     pub(crate) fn global_pool(&mut self, x: ValueId) -> ValueId {
         let name = self.name("gap");
-        let op = Op::Reduce {
-            kind: ReduceKind::Mean,
-            axes: [2, 3].as_slice().into(),
-            keepdims: false,
-        };
+        let op = Op::Reduce { kind: ReduceKind::Mean, axes: [2, 3].as_slice().into(), keepdims: false };
         self.add(name, op, &[x])
     }
     pub(crate) fn sum(&mut self, a: ValueId, b: ValueId) -> ValueId {

@@ -52,7 +52,10 @@ fn probe() {
                         l.host_bytes.mib(),
                         l.host_lower_bound.mib(),
                         s.offload,
-                        match ok { Ok(_) => "OK".to_string(), Err(e) => format!("{e}").chars().take(300).collect() },
+                        match ok {
+                            Ok(_) => "OK".to_string(),
+                            Err(e) => format!("{e}").chars().take(300).collect(),
+                        },
                     );
                 }
             }
