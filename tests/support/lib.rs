@@ -3,3 +3,4 @@
 pub mod data;
 pub mod filetest;
 pub mod harness;
+pub mod mutate;

@@ -7,6 +7,7 @@
 pub mod baseline;
 pub mod pack;
 pub mod storage;
+mod sweep;
 
 #[cfg(test)]
 pub(crate) mod testnet;

@@ -38,6 +38,26 @@ fn probe() {
                     let e = elide(&mut p, &ElideOptions::default());
                     let t3 = t.elapsed();
                     let t = Instant::now();
+                    if let Ok(dir) = std::env::var("DUMP") {
+                        let mut text = String::new();
+                        for st in l.storages.values() {
+                            if st.space == vdnn_ir::Space::Device
+                                && st.kind != crate::memory::StorageKind::Persistent
+                            {
+                                let what = st.values.first().map_or("ws".to_string(), |&v| {
+                                    crate::memory::storage::describe(&s.graph, v)
+                                });
+                                text += &format!(
+                                    "{} {} {} {}\n",
+                                    st.bytes.align_up(256).0,
+                                    st.live.start,
+                                    st.live.end,
+                                    what
+                                );
+                            }
+                        }
+                        std::fs::write(format!("{dir}/{name}-{fastest}-{policy}-{sync}.txt"), text).unwrap();
+                    }
                     let ok = vdnn_plan::check::check(&p);
                     let t4 = t.elapsed();
                     eprintln!(
