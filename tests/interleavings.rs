@@ -42,7 +42,11 @@ fn inputs(plan: &Plan, graph: &Graph, seed: u64) -> BTreeMap<String, Tensor> {
 }
 
 /// Outputs and parameters of one step, as bytes.
-fn step(mut executor: Executor<vdnn_runtime::cpu::CpuBackend>, plan: &Plan, inputs: &BTreeMap<String, Tensor>) -> Option<BTreeMap<String, Vec<u8>>> {
+fn step(
+    mut executor: Executor<vdnn_runtime::cpu::CpuBackend>,
+    plan: &Plan,
+    inputs: &BTreeMap<String, Tensor>,
+) -> Option<BTreeMap<String, Vec<u8>>> {
     let outputs = executor.step(inputs).ok()?;
     let mut all: BTreeMap<String, Vec<u8>> =
         outputs.into_iter().map(|(n, t)| (format!("output {n}"), t.bytes().to_vec())).collect();
@@ -105,7 +109,10 @@ fn random_graphs_give_the_interpreters_bytes_under_every_policy_and_interleaving
                         assert!(w == bytes, "graph {seed}, {policy}, {sync}, {mode:?}: {name} differs");
                     }
                 }
-                assert!(want.keys().all(|k| got.contains_key(k)), "graph {seed}, {policy}: something is missing");
+                assert!(
+                    want.keys().all(|k| got.contains_key(k)),
+                    "graph {seed}, {policy}: something is missing"
+                );
                 runs += 1;
             }
         }
@@ -128,7 +135,11 @@ fn every_mutation_that_changes_meaning_is_rejected() {
         let params = random_params(&graph, seed);
         let inputs = inputs(&plan, &graph, seed);
         let reference = step(
-            harness::executor(plan.clone(), &params, CpuOptions { threads: 1, mode: CpuMode::Serial, poison: true }),
+            harness::executor(
+                plan.clone(),
+                &params,
+                CpuOptions { threads: 1, mode: CpuMode::Serial, poison: true },
+            ),
             &plan,
             &inputs,
         )
@@ -140,7 +151,8 @@ fn every_mutation_that_changes_meaning_is_rejected() {
             let modes = std::iter::once(CpuMode::Serial)
                 .chain((0..INTERLEAVINGS).map(|i| CpuMode::Interleaved { seed: 1000 * k + i }));
             let changes = modes.into_iter().any(|mode| {
-                let backend = vdnn_runtime::cpu::CpuBackend::new(CpuOptions { threads: 1, mode, poison: true });
+                let backend =
+                    vdnn_runtime::cpu::CpuBackend::new(CpuOptions { threads: 1, mode, poison: true });
                 let loader = vdnnc::commands::load::FromTensors(&params);
                 match Executor::load_unchecked_for_tests(mutant.clone(), &loader, backend) {
                     Ok(e) => step(e, &mutant, &inputs).is_none_or(|got| got != reference),

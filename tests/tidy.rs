@@ -134,7 +134,9 @@ fn every_source_file_is_reachable_and_names_its_purpose() {
         );
         let stem = path.file_stem().and_then(|s| s.to_str()).expect("a name");
         let parent = path.parent().expect("a folder");
-        if ["lib", "main", "mod", "build"].contains(&stem) || !path.components().any(|c| c.as_os_str() == "src") {
+        if ["lib", "main", "mod", "build"].contains(&stem)
+            || !path.components().any(|c| c.as_os_str() == "src")
+        {
             continue;
         }
         let declares = |file: PathBuf| {
@@ -160,7 +162,10 @@ fn documents_name_only_files_that_exist() {
                 && ["compiler/", "frontends/", "passes/", "runtime/", "tests/", ".ci/"]
                     .iter()
                     .any(|p| word.starts_with(p));
-            assert!(!looks_like_path || root().join(word).exists(), "{name} names {word}, which is not there");
+            assert!(
+                !looks_like_path || root().join(word).exists(),
+                "{name} names {word}, which is not there"
+            );
         }
     }
 }

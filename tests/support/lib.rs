@@ -1,4 +1,6 @@
 //! Helpers of the tests.
 
 pub mod data;
+pub mod filetest;
 pub mod harness;
+pub mod mutate;

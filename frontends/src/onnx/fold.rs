@@ -41,6 +41,12 @@ pub(super) fn binary(kind: BinaryKind, a: Scalar, b: Scalar) -> Result<Scalar, F
         (Scalar::F32(x), y @ Scalar::I64(_)) if kind == BinaryKind::Pow => {
             Ok(Scalar::F32(x.powf(y.as_f32())))
         }
+        // The result has the type of the base.
+        (Scalar::I64(x), Scalar::F32(y)) if kind == BinaryKind::Pow => {
+            Ok(Scalar::I64((x as f32).powf(y) as i64))
+        }
+        (Scalar::Bool(x), Scalar::Bool(y)) if kind == BinaryKind::Max => Ok(Scalar::Bool(x || y)),
+        (Scalar::Bool(x), Scalar::Bool(y)) if kind == BinaryKind::Min => Ok(Scalar::Bool(x && y)),
         (Scalar::I64(x), Scalar::I64(y)) => int(match kind {
             BinaryKind::Add => x.checked_add(y),
             BinaryKind::Sub => x.checked_sub(y),

@@ -1,6 +1,8 @@
 //! Test data: where it lies, and the external weights that its recipe regenerates.
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub mod build;
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -40,10 +42,14 @@ pub fn mix(seed: u64, i: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// `bias + amp * (2U - 1)` in f64, rounded once.
+/// A number in [-1, 1) from a seed and a position.
+pub fn unit(seed: u64, i: u64) -> f64 {
+    2.0 * ((mix(seed, i) >> 40) as f64 * (1.0 / 16_777_216.0)) - 1.0
+}
+
+/// `bias + amp * unit` in f64, rounded once.
 pub fn uniform(seed: u64, i: u64, amp: f64, bias: f64) -> f32 {
-    let u = (mix(seed, i) >> 40) as f64 * (1.0 / 16_777_216.0);
-    (bias + amp * (2.0 * u - 1.0)) as f32
+    (bias + amp * unit(seed, i)) as f32
 }
 
 /// One line of a `.gen.tsv`: a tensor of the weight file.

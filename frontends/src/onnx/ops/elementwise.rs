@@ -103,6 +103,8 @@ fn clip(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
     if lo.is_nan() || hi.is_nan() {
         return invalid("a bound is not a number");
     }
+    // The upper bound wins over a larger lower one (ONNX: min(max(x, lo), hi)).
+    let lo = lo.min(hi);
     if let Some(c) = foldable(node.input(0)?) {
         let clipped = c.map(&mut cx.budget, |x| {
             Ok(match x {

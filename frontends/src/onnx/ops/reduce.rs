@@ -75,8 +75,10 @@ fn known(
         let neutral = match (kind, c.elem()) {
             (BinaryKind::Mul, Elem::I64) => Scalar::I64(1),
             (BinaryKind::Add, Elem::I64) => Scalar::I64(0),
-            (BinaryKind::Mul, _) => Scalar::F32(1.0),
-            (BinaryKind::Add, _) => Scalar::F32(0.0),
+            (BinaryKind::Mul, Elem::F32) => Scalar::F32(1.0),
+            (BinaryKind::Add, Elem::F32) => Scalar::F32(0.0),
+            (BinaryKind::Max, Elem::F32) => Scalar::F32(f32::NEG_INFINITY),
+            (BinaryKind::Min, Elem::F32) => Scalar::F32(f32::INFINITY),
             _ => return unsupported("a reduction of no elements"),
         };
         return Ok(Constant::uniform(dims, neutral));
