@@ -22,7 +22,8 @@ fn main() {
     let tests: Arc<Vec<FileTest>> = Arc::new(tests.into_iter().flatten().collect());
     let all = Arc::clone(&tests);
     trials.push(Trial::test("every_registered_pass_has_a_file", move || every_pass_has_a_file(&all)));
-    trials.push(Trial::test("every_simplify_rule_is_applied_by_a_file", move || every_rule_is_applied(&tests)));
+    trials
+        .push(Trial::test("every_simplify_rule_is_applied_by_a_file", move || every_rule_is_applied(&tests)));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
@@ -35,8 +36,13 @@ fn every_pass_has_a_file(tests: &[FileTest]) -> Result<(), Failed> {
             _ => None,
         })
         .collect();
-    let missing: Vec<&str> = registry::PASSES.iter().map(|e| e.name).filter(|n| !tested.contains(n)).collect();
-    if missing.is_empty() { Ok(()) } else { Err(format!("passes without a file: {}", missing.join(", ")).into()) }
+    let missing: Vec<&str> =
+        registry::PASSES.iter().map(|e| e.name).filter(|n| !tested.contains(n)).collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("passes without a file: {}", missing.join(", ")).into())
+    }
 }
 
 fn every_rule_is_applied(tests: &[FileTest]) -> Result<(), Failed> {
@@ -45,5 +51,9 @@ fn every_rule_is_applied(tests: &[FileTest]) -> Result<(), Failed> {
         applied.extend(test.output()?.1);
     }
     let missing: Vec<&str> = simplify::rule_names().filter(|n| !applied.contains(n)).collect();
-    if missing.is_empty() { Ok(()) } else { Err(format!("rules no file applies: {}", missing.join(", ")).into()) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("rules no file applies: {}", missing.join(", ")).into())
+    }
 }

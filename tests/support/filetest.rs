@@ -102,7 +102,9 @@ impl FileTest {
         let mut counters = Vec::new();
         let mut graph = match parse_graph(&self.head) {
             Ok(graph) => graph,
-            Err(e) if self.commands == [Command::Parse] => return Ok((error_lines(&e.to_string()), counters)),
+            Err(e) if self.commands == [Command::Parse] => {
+                return Ok((error_lines(&e.to_string()), counters));
+            }
             Err(e) => return Err(format!("the input does not parse: {e}")),
         };
         if self.commands == [Command::Verify] {
@@ -132,14 +134,21 @@ impl FileTest {
                 let before = graph.to_string();
                 let again = run_pass(&*pass, &mut graph, &cx).map_err(|e| e.to_string())?;
                 if graph.to_string() != before || again.changed {
-                    return Err(format!("{} is not idempotent:\n{}", pass.name(), diff(&before, &graph.to_string())));
+                    return Err(format!(
+                        "{} is not idempotent:\n{}",
+                        pass.name(),
+                        diff(&before, &graph.to_string())
+                    ));
                 }
             }
         }
         let printed = graph.to_string();
         let reparsed = parse_graph(&printed).map_err(|e| format!("the output does not parse: {e}"))?;
         if reparsed.to_string() != printed {
-            return Err(format!("the output does not round-trip:\n{}", diff(&printed, &reparsed.to_string())));
+            return Err(format!(
+                "the output does not round-trip:\n{}",
+                diff(&printed, &reparsed.to_string())
+            ));
         }
         out.push_str(&printed);
         out.push_str(&stats);
@@ -197,11 +206,8 @@ pub fn diff(old: &str, new: &str) -> String {
     let mut common = vec![vec![0u32; b.len() + 1]; a.len() + 1];
     for i in (0..a.len()).rev() {
         for j in (0..b.len()).rev() {
-            common[i][j] = if a[i] == b[j] {
-                common[i + 1][j + 1] + 1
-            } else {
-                common[i + 1][j].max(common[i][j + 1])
-            };
+            common[i][j] =
+                if a[i] == b[j] { common[i + 1][j + 1] + 1 } else { common[i + 1][j].max(common[i][j + 1]) };
         }
     }
     let (mut i, mut j, mut out) = (0, 0, String::new());

@@ -187,12 +187,13 @@ impl<'g> Sweep<'g> {
         }
     }
 
-    /// Sums `gradient` down to `dims`, undoing numpy broadcasting.
+    /// Sums `gradient` down to `dims`, undoing numpy broadcasting, in nodes called `suffix`.
     pub fn unbroadcast(
         &mut self,
         at: &Forward,
         gradient: ValueId,
         dims: &Dims,
+        suffix: &str,
     ) -> Result<ValueId, PassError> {
         let from = self.dims(gradient);
         if from == *dims {
@@ -203,17 +204,23 @@ impl<'g> Sweep<'g> {
             (0..from.len()).filter(|&i| i < lead || dims[i - lead] != from[i]).map(|i| i as u64).collect();
         let mut g = gradient;
         if !axes.is_empty() {
-            g = self.emit(at, Op::Reduce { kind: ReduceKind::Sum, axes, keepdims: false }, &[g], "reduce")?;
+            g = self.emit(at, Op::Reduce { kind: ReduceKind::Sum, axes, keepdims: false }, &[g], suffix)?;
         }
-        self.reshape(at, g, dims)
+        self.reshape(at, g, dims, suffix)
     }
 
     /// `v` in shape `dims`, which has as many elements.
-    pub fn reshape(&mut self, at: &Forward, v: ValueId, dims: &Dims) -> Result<ValueId, PassError> {
+    pub fn reshape(
+        &mut self,
+        at: &Forward,
+        v: ValueId,
+        dims: &Dims,
+        suffix: &str,
+    ) -> Result<ValueId, PassError> {
         if self.graph.ty(v).dims == *dims {
             return Ok(v);
         }
-        self.emit(at, Op::Reshape { dims: dims.clone() }, &[v], "reshape")
+        self.emit(at, Op::Reshape { dims: dims.clone() }, &[v], suffix)
     }
 }
 

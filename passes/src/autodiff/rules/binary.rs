@@ -54,7 +54,7 @@ impl Rule<'_, '_> {
             return Ok(());
         }
         let dims = self.s.dims(operand);
-        let g = self.s.unbroadcast(self.at, gradient, &dims)?;
+        let g = self.s.unbroadcast(self.at, gradient, &dims, "grad")?;
         self.s.contribute(self.at, operand, g)
     }
     /// Contributes `-gradient`, negated after the sum, where it is small.
@@ -63,7 +63,7 @@ impl Rule<'_, '_> {
             return Ok(());
         }
         let dims = self.s.dims(operand);
-        let g = self.s.unbroadcast(self.at, gradient, &dims)?;
+        let g = self.s.unbroadcast(self.at, gradient, &dims, "grad")?;
         let g = self.unary(UnaryKind::Neg, g)?;
         self.s.contribute(self.at, operand, g)
     }

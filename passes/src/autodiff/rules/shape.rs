@@ -92,6 +92,6 @@ pub(super) fn transpose(s: &mut Sweep<'_>, at: &Forward, perm: &Dims) -> Result<
 pub(super) fn expand(s: &mut Sweep<'_>, at: &Forward) -> Result<(), PassError> {
     let dy = dy(s, at)?;
     let dims = s.dims(at.inputs[0]);
-    let dx = s.unbroadcast(at, dy, &dims)?;
+    let dx = s.unbroadcast(at, dy, &dims, "grad")?;
     s.contribute(at, at.inputs[0], dx)
 }
