@@ -150,11 +150,14 @@ fn every_source_file_is_reachable_and_names_its_purpose() {
         }
         let declares = |file: PathBuf| {
             std::fs::read_to_string(file)
-                .is_ok_and(|t| t.lines().any(|l| l.trim().ends_with(&format!("mod {stem};"))))
+                .is_ok_and(|t| t.contains(&format!("mod {stem};")) || t.contains(&format!("\"{stem}.rs\"")))
         };
         let up = parent.with_extension("rs");
+        let beside = stem.strip_suffix("_tests").map(|s| parent.join(format!("{s}.rs")));
         assert!(
-            ["mod.rs", "lib.rs", "main.rs"].iter().any(|f| declares(parent.join(f))) || declares(up),
+            ["mod.rs", "lib.rs", "main.rs"].iter().any(|f| declares(parent.join(f)))
+                || declares(up)
+                || beside.is_some_and(declares),
             "{} is in no module",
             path.display()
         );
