@@ -3,7 +3,9 @@
 mod support;
 
 use std::path::Path;
-use vdnn_frontends::onnx::{ImportOptions, Imported, import_file};
+use vdnn_frontends::onnx::{ImportOptions, Imported, import_file, import_model};
+use vdnn_frontends::zoo;
+use vdnn_ir::parse::parse_graph;
 use vdnn_ir::{ParamRole, ValueId, verify};
 
 fn at(batch: Option<u64>) -> ImportOptions {
@@ -12,6 +14,12 @@ fn at(batch: Option<u64>) -> ImportOptions {
 
 fn import(path: &Path, options: &ImportOptions) -> Imported {
     let imported = import_file(path, options).unwrap_or_else(|e| panic!("{e}"));
+    check(path, &imported);
+    imported
+}
+
+/// What holds of every import: the graph verifies and every parameter has a weight of its type.
+fn check(path: &Path, imported: &Imported) {
     let graph = &imported.graph;
     verify::verify(graph).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let size = |v: ValueId| graph.ty(v).bytes().0;
@@ -21,7 +29,13 @@ fn import(path: &Path, options: &ImportOptions) -> Imported {
         assert_eq!(weight.data.len() as u64, size(p), "{}: {}", path.display(), graph.value(p).name);
     }
     assert_eq!(imported.weights.tensors.len(), graph.params().len());
-    imported
+}
+
+/// The text of an imported graph reads back as itself.
+fn check_text(path: &Path, imported: &Imported) {
+    let text = imported.graph.to_string();
+    let again = parse_graph(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    assert_eq!(again.to_string(), text, "{}", path.display());
 }
 
 /// The batch a file is made for, if it is fixed: another one must be refused by naming it.
@@ -55,10 +69,42 @@ fn exported_networks_import_at_every_batch() {
             assert_eq!(dims[..2], [batch, 1000], "{}", path.display());
             assert!(dims[2..].iter().all(|&d| d == 1), "{}", path.display());
         }
-        assert_eq!(import(&path, &at(None)).batch, 1, "{}", path.display());
+        let imported = import(&path, &at(None));
+        assert_eq!(imported.batch, 1, "{}", path.display());
+        check_text(&path, &imported);
         count += 1;
     }
     assert!(count >= 77, "only {count} models");
+}
+
+#[test]
+fn every_network_of_the_zoo_imports() {
+    for name in zoo::names() {
+        let model = zoo::build_zeroed(name, &zoo::ZooOptions::default()).unwrap();
+        let imported = import_model(model, None, &at(Some(256))).unwrap_or_else(|e| panic!("{name}: {e}"));
+        check(Path::new(name), &imported);
+        check_text(Path::new(name), &imported);
+        let classes = if name == "lenet" { 10 } else { 1000 };
+        let output = imported.graph.outputs[0].value;
+        assert_eq!(imported.graph.ty(output).dims.as_slice(), [256, classes], "{name}");
+    }
+}
+
+/// Their weights are one value each, written as ConstantOfShape.
+#[test]
+fn light_models_import_at_their_batch() {
+    let Some(data) = support::data() else { return };
+    let paths = support::models(&data.join("onnx/light"));
+    assert_eq!(paths.len(), 9);
+    for path in paths {
+        assert_eq!(fixed_batch(&path), Some(1), "{}", path.display());
+        let imported = import(&path, &at(None));
+        let output = imported.graph.outputs[0].value;
+        assert_eq!(imported.graph.ty(output).dims[..2], [1, 1000], "{}", path.display());
+        // The large ones are filled when needed, not stored.
+        let stored: u64 = imported.weights.tensors.values().map(|w| w.data.len() as u64).sum();
+        assert!(stored < 1 << 20, "{}: {stored}", path.display());
+    }
 }
 
 #[test]

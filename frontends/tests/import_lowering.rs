@@ -270,6 +270,24 @@ fn losses_take_integer_labels() {
 }
 
 #[test]
+fn constants_of_nodes_are_literals_or_frozen_but_never_trained() {
+    let constant = |n: i64| {
+        let t = floats("", &[1, n], &vec![1.5; n as usize]);
+        attr(node("Constant", &[], &["c"]), "value", Attr::Tensor(t))
+    };
+    let run = |n: i64| {
+        let nodes = vec![constant(n), node("Add", &["x", "c"], &["a"]), node("Mul", &["a", "c"], &["y"])];
+        import_graph(17, graph(&[Dim::N(2), Dim::N(n)], vec![], nodes, "y")).unwrap()
+    };
+    let small = run(1 << 14);
+    assert!(small.graph.params().is_empty() && small.weights.tensors.is_empty());
+    let large = run((1 << 14) + 1);
+    let [param] = large.graph.params() else { panic!("{}", large.graph) };
+    assert_eq!(large.graph.value(*param).def, Def::Param(ParamRole::Frozen));
+    assert_eq!(large.weights.tensors.len(), 1);
+}
+
+#[test]
 fn large_uniform_tensors_are_filled_not_stored() {
     let weights = vec![ints("shape", &[4], &[64, 3, 64, 64])];
     let nodes = vec![

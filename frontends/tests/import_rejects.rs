@@ -67,6 +67,39 @@ fn every_single_byte_change_of_a_real_model_is_survived() {
     }
 }
 
+/// Random edits of real exports: bytes changed, dropped and repeated. `VDNN_FUZZ` multiplies
+/// their number.
+#[test]
+fn random_edits_of_exported_models_are_survived() {
+    let Some(data) = support::data() else { return };
+    let rounds = std::env::var("VDNN_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(1) * 150;
+    let dir = tempfile::tempdir().unwrap();
+    let stems = ["skel/alexnet_orig.ts13", "skel/resnet18.dy20_noopt", "light_seeded/squeezenet.c2op9"];
+    for stem in stems {
+        let path = support::with_holes(&data.join("onnx").join(format!("{stem}.onnx")), dir.path());
+        let bytes = std::fs::read(&path).unwrap();
+        let seed = support::fnv1a64(stem.as_bytes());
+        let mut refused = 0;
+        for round in 0..rounds {
+            let mut random = (0..).map(|i| support::mix(seed ^ round, i));
+            let mut edited = bytes.clone();
+            for _ in 0..1 + random.next().unwrap() % 4 {
+                let at = (random.next().unwrap() % edited.len() as u64) as usize;
+                let value = random.next().unwrap();
+                match value % 8 {
+                    0 => drop(edited.remove(at)),
+                    1 => edited.insert(at, edited[at]),
+                    2 => edited[at] ^= 1 << (value >> 8 & 7),
+                    _ => edited[at] = (value >> 8) as u8,
+                }
+            }
+            refused +=
+                u64::from(import_bytes(edited.into(), Some(dir.path()), &ImportOptions::default()).is_err());
+        }
+        assert!(refused > rounds / 4, "{stem}: {refused} of {rounds} refused");
+    }
+}
+
 #[test]
 fn every_unsupported_node_is_reported_at_once() {
     let mut custom = node("Magic", &["a"], &["b"]);
@@ -270,6 +303,25 @@ fn folding_is_bounded() {
     ];
     let scalars = vec![ints("zero", &[], &[0]), ints("limit", &[], &[i64::MAX]), ints("one", &[], &[1]), big];
     assert!(error(17, graph(&X, scalars, range, "y")).contains("is too large"));
+}
+
+#[test]
+fn nesting_is_bounded() {
+    let field = |number: u8, body: &[u8]| {
+        let mut out = vec![number << 3 | 2];
+        prost::encode_length_delimiter(body.len(), &mut out).unwrap();
+        out.extend(body);
+        out
+    };
+    // A graph's node's attribute's graph, and so on.
+    let mut bytes = Vec::new();
+    for _ in 0..10_000 {
+        bytes = field(1, &field(5, &field(6, &bytes)));
+    }
+    let mut model = vec![8, 8];
+    model.extend(field(7, &bytes));
+    let error = import_bytes(model.into(), None, &ImportOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("recursion limit"), "{error}");
 }
 
 #[test]

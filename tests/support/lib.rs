@@ -1,5 +1,6 @@
 //! Helpers of the tests.
 
+pub mod arbitrary;
 pub mod data;
 pub mod filetest;
 pub mod harness;

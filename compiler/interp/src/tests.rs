@@ -1,3 +1,5 @@
+//! Tests of the kernels and the interpreter, and what they share.
+
 mod gradients;
 mod graphs;
 mod values;

@@ -11,10 +11,10 @@ use super::external::ExternalFiles;
 use super::model::{self, Model};
 use super::node::{Node, domain_name, site};
 use super::params::Made;
-use super::proto::{GraphProto, NodeProto, TensorProto};
+use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
 use super::{inputs, mmap, ops, tensor};
 use bytes::Bytes as Buf;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vdnn_ir::graph::NodeSpec;
@@ -75,11 +75,33 @@ pub fn import_bytes(
     base_dir: Option<&Path>,
     options: &ImportOptions,
 ) -> Result<Imported, ImportErrors> {
-    let model = Model::decode(bytes).map_err(ImportErrors::one)?;
+    import_decoded(&Model::decode(bytes).map_err(ImportErrors::one)?, base_dir, options)
+}
+
+/// Imports a model that is already decoded, such as one just made.
+///
+/// Subgraphs are imported by recursion; the decoder bounds their nesting, a model made by
+/// other means must do so itself.
+///
+/// # Errors
+/// As [`import_file`].
+pub fn import_model(
+    model: ModelProto,
+    base_dir: Option<&Path>,
+    options: &ImportOptions,
+) -> Result<Imported, ImportErrors> {
+    import_decoded(&Model::check(model).map_err(ImportErrors::one)?, base_dir, options)
+}
+
+fn import_decoded(
+    model: &Model,
+    base_dir: Option<&Path>,
+    options: &ImportOptions,
+) -> Result<Imported, ImportErrors> {
     let Some(graph) = &model.proto.graph else {
         return Err(ImportErrors::one(ImportError::Format("it holds no graph".into())));
     };
-    let mut cx = Importer::new(&model, graph, base_dir, options);
+    let mut cx = Importer::new(model, graph, base_dir, options);
     match cx.import_model(graph) {
         Ok(batch) if cx.errors.is_empty() => Ok(cx.finish(batch)),
         Ok(_) => Err(ImportErrors { file: None, errors: cx.errors }),
@@ -133,7 +155,7 @@ impl<'m> Importer<'m> {
         options: &'m ImportOptions,
     ) -> Self {
         Self {
-            graph: Graph::new(graph.name()),
+            graph: Graph::new(if graph.name().is_empty() { "model" } else { graph.name() }),
             budget: Budget::new(),
             options,
             external: ExternalFiles::new(base_dir),
@@ -184,8 +206,7 @@ impl<'m> Importer<'m> {
         self.graph.remove_dead_nodes();
         self.graph.remove_dead_params();
         let graph = self.graph;
-        let kept: std::collections::HashSet<&str> =
-            graph.params().iter().map(|&p| graph.value(p).name.as_str()).collect();
+        let kept: HashSet<&str> = graph.params().iter().map(|&p| graph.value(p).name.as_str()).collect();
         self.made.weights.tensors.retain(|name, _| kept.contains(name.as_str()));
         let files = self.external.files().cloned().collect();
         Imported { batch, weights: self.made.weights, files, warnings: self.warnings, graph }
@@ -255,7 +276,7 @@ impl<'m> Importer<'m> {
     }
 
     /// Imports one node; results that could not be made are `Failed`.
-    fn import_node(&mut self, proto: &'m NodeProto, read: &std::collections::HashSet<&str>) -> Vec<Item> {
+    fn import_node(&mut self, proto: &'m NodeProto, read: &HashSet<&str>) -> Vec<Item> {
         let domain = domain_name(proto.domain());
         let opset = self.model.opsets.get(domain).copied().unwrap_or(0);
         let failed = vec![Item::Failed; proto.output.len()];

@@ -6,7 +6,7 @@ use super::proto::{GraphProto, ModelProto, NodeProto};
 use bytes::Bytes as Buf;
 use prost::Message;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 
 /// Oldest version of the default operator set that is understood.
 pub const MIN_OPSET: i64 = 7;
@@ -32,6 +32,12 @@ impl Model {
         }
         let proto = ModelProto::decode(bytes)
             .map_err(|e| format(format!("it is not a complete protobuf message ({e})")))?;
+        Self::check(proto)
+    }
+
+    /// Checks the versions of a decoded model.
+    pub(super) fn check(proto: ModelProto) -> Result<Self, ImportError> {
+        let format = |text: String| ImportError::Format(text);
         let version = proto.ir_version.unwrap_or(0);
         if proto.graph.is_none() || version < 1 {
             return Err(format("it holds no graph or no format version".into()));
@@ -90,7 +96,7 @@ pub(super) struct Body<'m> {
     /// Needed nodes, definitions before uses; in file order wherever that allows it.
     pub order: Vec<&'m NodeProto>,
     /// Names that something needed reads, graph outputs included.
-    pub read: std::collections::HashSet<&'m str>,
+    pub read: HashSet<&'m str>,
 }
 
 /// Checks that names are defined once and sorts the needed nodes.
@@ -101,7 +107,7 @@ pub(super) fn analyse(graph: &GraphProto) -> Result<Body<'_>, ImportError> {
             return Err(ImportError::Graph(format!("two inputs are named `{}`", input.name())));
         }
     }
-    let mut initializers = std::collections::HashSet::new();
+    let mut initializers = HashSet::new();
     for tensor in &graph.initializer {
         // An initializer of the same name gives an input its default value.
         if !initializers.insert(tensor.name()) {
@@ -120,13 +126,18 @@ pub(super) fn analyse(graph: &GraphProto) -> Result<Body<'_>, ImportError> {
         }
     }
 
+    let mut outputs = HashSet::new();
+    if let Some(twice) = graph.output.iter().find(|o| !outputs.insert(o.name())) {
+        return Err(ImportError::Graph(format!("two outputs are named `{}`", twice.name())));
+    }
+
     let producers = |names: &[&str]| -> Vec<usize> {
         let mut found: Vec<usize> = names.iter().filter_map(|n| defined.get(n).copied().flatten()).collect();
         found.sort_unstable();
         found.dedup();
         found
     };
-    let mut read: std::collections::HashSet<&str> = graph.output.iter().map(|o| o.name()).collect();
+    let mut read: HashSet<&str> = graph.output.iter().map(|o| o.name()).collect();
     let mut operands: Vec<Option<Vec<usize>>> = vec![None; graph.node.len()];
     let mut pending = producers(&graph.output.iter().map(|o| o.name()).collect::<Vec<_>>());
     while let Some(i) = pending.pop() {

@@ -1,6 +1,5 @@
 //! Small models made by hand.
 
-use prost::Message;
 use vdnn_frontends::onnx::proto::attribute_proto::AttributeType;
 use vdnn_frontends::onnx::proto::tensor_proto::DataType;
 use vdnn_frontends::onnx::proto::tensor_shape_proto::{Dimension, dimension};
@@ -8,7 +7,7 @@ use vdnn_frontends::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
     TypeProto, ValueInfoProto, type_proto,
 };
-use vdnn_frontends::onnx::{ImportErrors, ImportOptions, Imported, import_bytes};
+use vdnn_frontends::onnx::{ImportErrors, ImportOptions, Imported, import_model};
 
 /// A node named after its first output.
 pub fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
@@ -137,7 +136,7 @@ pub fn model(opset: i64, graph: GraphProto) -> ModelProto {
 }
 
 pub fn import(model: &ModelProto, options: &ImportOptions) -> Result<Imported, ImportErrors> {
-    import_bytes(model.encode_to_vec().into(), None, options)
+    import_model(model.clone(), None, options)
 }
 
 /// Imports a graph at the file's batch.

@@ -1,3 +1,5 @@
+//! Tests of autodiff.
+
 use super::*;
 use vdnn_ir::op::{PoolAttrs, UnaryKind};
 use vdnn_ir::{TensorType, types::Dims};

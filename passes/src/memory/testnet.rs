@@ -115,6 +115,10 @@ impl Net {
         let (n, rest) = (dims[0], dims[1..].iter().product());
         self.add(name, Op::Reshape { dims: [n, rest].as_slice().into() }, &[x])
     }
+    pub(crate) fn reshape(&mut self, x: ValueId, dims: [u64; 4]) -> ValueId {
+        let name = self.name("reshape");
+        self.add(name, Op::Reshape { dims: dims.as_slice().into() }, &[x])
+    }
     pub(crate) fn dense(&mut self, x: ValueId, m: u64) -> ValueId {
         let name = self.name("fc");
         let k = self.graph.ty(x).dims[1];

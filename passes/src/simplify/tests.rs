@@ -1,3 +1,5 @@
+//! Tests of simplification.
+
 use super::*;
 use vdnn_cost::{CostModel, Precision};
 use vdnn_ir::graph::NodeSpec;

@@ -1,3 +1,5 @@
+//! Each invariant, broken.
+
 use super::*;
 use crate::graph::{NodeSpec, Output, Update};
 use crate::op::{Op, UnaryKind};

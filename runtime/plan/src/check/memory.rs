@@ -1,6 +1,7 @@
 //! Part 2 of the statement: bounds, alignment, budget, and the bytes of parameters and inputs.
 
-use super::error::{Place, PlanError, Report, Site};
+use super::error::{Place, PlanError, Site};
+use super::report::Report;
 use crate::plan::{ALIGNMENT, BufId, Plan};
 use std::collections::BTreeMap;
 use vdnn_ir::Space;

@@ -70,15 +70,17 @@ mod launch;
 mod memory;
 mod races;
 mod ranges;
+mod report;
 mod setup;
 mod structure;
 #[cfg(test)]
 mod tests;
 
-pub use error::{AccessKind, Found, Place, PlanError, PlanErrors, Site};
+pub use error::{AccessKind, Found, Place, PlanError, Site};
+pub use report::PlanErrors;
 
 use crate::plan::{BufId, Command, Plan, StreamKind};
-use error::Report;
+use report::Report;
 use vdnn_ir::{Bytes, Space};
 
 /// What a plan that passed contains.

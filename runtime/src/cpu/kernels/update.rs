@@ -1,0 +1,40 @@
+//! The optimizer step.
+
+use super::args::Call;
+use super::par::{CHUNK, Disjoint, simd};
+use vdnn_ir::kernel::{KernelError, TensorMut};
+
+/// [`vdnn_ir::Op::SgdUpdate`]: stochastic gradient descent with momentum and weight decay in
+/// PyTorch's form (velocity without dampening, decay added to the gradient).
+pub(super) fn sgd(call: &Call<'_>, outputs: &mut [TensorMut<'_>]) -> Result<(), KernelError> {
+    let (w_in, v_in) = (call.f32_or_in_place(0)?, call.f32_or_in_place(1)?);
+    let g = call.f32(2)?;
+    let &[lr, momentum, decay] = call.f32(3)? else {
+        return Err(call.unsupported("hyperparameters other than (lr, momentum, weight decay)"));
+    };
+    let [w, v] = outputs else {
+        return Err(call.unsupported(format!("{} outputs", outputs.len())));
+    };
+    let (w, v) = (call.f32_out(w)?, call.f32_out(v)?);
+    if let Some(from) = w_in {
+        w.copy_from_slice(from);
+    }
+    if let Some(from) = v_in {
+        v.copy_from_slice(from);
+    }
+    let v = Disjoint::new(v);
+    call.par.chunks(w, CHUNK, 2, |i, w| {
+        let range = i * CHUNK..i * CHUNK + w.len();
+        let g = &g[range.clone()];
+        // SAFETY: chunk i of w and chunk i of v are taken by task i alone.
+        #[expect(unsafe_code, reason = "two outputs written by the same tasks")]
+        let v = unsafe { v.get(range) };
+        simd(|| {
+            for ((w, v), &g) in w.iter_mut().zip(v).zip(g) {
+                *v = momentum * *v + (g + decay * *w);
+                *w -= lr * *v;
+            }
+        });
+    });
+    Ok(())
+}
