@@ -1,12 +1,16 @@
 //! Max and average pooling and their gradients, one task per plane.
 //!
 //! Loops run tap by tap over whole rows, so that they vectorise; taps come in row-major
-//! order, which makes the first maximum the recorded one.
+//! order, which makes the first maximum the recorded one. The average of a row of one
+//! output is a plain sum.
 
 use super::args::{Call, shape};
-use super::geometry::{self, Space, inputs, outputs, taps};
-use super::par::{Disjoint, simd};
+use super::geometry::{self, Dim, Space, inputs, outputs, taps};
+use super::loops;
+use super::par::{Disjoint, simd_fn};
+use super::phases::{self, Phases};
 use super::scratch;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vdnn_ir::DType;
 use vdnn_ir::kernel::{KernelError, TensorMut};
@@ -20,20 +24,31 @@ fn window_rows(s: &Space, od: usize, oh: usize, mut f: impl FnMut(usize, usize))
     for kd in d.taps(od) {
         for kh in h.taps(oh) {
             if let (Some(id), Some(ih)) = (d.at(od, kd), h.at(oh, kh)) {
-                f((id * h.input + ih) * w.input, (kd * h.kernel + kh) * w.kernel);
+                f(id * h.input + ih, (kd * h.kernel + kh) * w.kernel);
             }
         }
     }
 }
 
-/// Largest element and its tap per output of a row; NaN wins over numbers.
+/// Calls `f(tap, outputs, input)` for every tap of a window row that some output reads;
+/// `input` is the position in the row of the first such output's input.
 #[inline(always)]
-fn max_row(s: &Space, x: &[f32], od: usize, oh: usize, y: &mut [f32], best: &mut [i32]) {
+fn row_taps(w: &Dim, mut f: impl FnMut(usize, Range<usize>, usize)) {
+    for kw in 0..w.kernel {
+        let valid = w.valid(kw);
+        if !valid.is_empty() {
+            let first = ((valid.start * w.stride) as isize + w.origin(kw)) as usize;
+            f(kw, valid, first);
+        }
+    }
+}
+
+/// Largest element and its tap per output of a row.
+fn max_row(s: &Space, x: Phases<'_>, od: usize, oh: usize, y: &mut [f32], best: &mut [i32]) {
     let w = &s[2];
     y.fill(f32::NEG_INFINITY);
     let mut first = true;
     window_rows(s, od, oh, |row, tap| {
-        let x = &x[row..row + w.input];
         if first {
             // Should nothing exceed minus infinity, the first tap inside the input it is.
             for (o, best) in best.iter_mut().enumerate() {
@@ -41,29 +56,21 @@ fn max_row(s: &Space, x: &[f32], od: usize, oh: usize, y: &mut [f32], best: &mut
             }
             first = false;
         }
-        for kw in 0..w.kernel {
-            let valid = w.valid(kw);
-            if valid.is_empty() {
-                continue;
-            }
-            let from = ((valid.start * w.stride) as isize + w.origin(kw)) as usize;
-            let (x, tap) = (&x[from..], (tap + kw) as i32);
-            let (y, best) = (&mut y[valid.clone()], &mut best[valid]);
-            match w.stride {
-                1 => max_tap(y, best, x.iter(), tap),
-                2 => max_tap(y, best, x.iter().step_by(2), tap),
-                s => max_tap(y, best, x.iter().step_by(s), tap),
-            }
-        }
+        row_taps(w, |kw, valid, from| {
+            let x = x.run(row, from, valid.len());
+            max_tap(&mut y[valid.clone()], &mut best[valid], x, (tap + kw) as i32);
+        });
     });
 }
 
-#[inline(always)]
-fn max_tap<'a>(y: &mut [f32], best: &mut [i32], x: impl Iterator<Item = &'a f32>, tap: i32) {
-    for ((y, best), &x) in y.iter_mut().zip(best).zip(x) {
-        let take = (x > *y) | (x.is_nan() & !y.is_nan());
-        *y = if take { x } else { *y };
-        *best = if take { tap } else { *best };
+simd_fn! {
+    /// Takes the elements of `x` that are larger; NaN is larger than numbers.
+    fn max_tap(y: &mut [f32], best: &mut [i32], x: &[f32], tap: i32) {
+        for ((y, best), &x) in y.iter_mut().zip(best).zip(x) {
+            let take = (x > *y) | (x.is_nan() & !y.is_nan());
+            *y = if take { x } else { *y };
+            *best = if take { tap } else { *best };
+        }
     }
 }
 
@@ -122,13 +129,15 @@ fn max_into<I: Index>(call: &Call<'_>, s: &Space, x: &[f32], y: &mut [f32], idx:
         scratch::with(w.output, |best| {
             let best: &mut [i32] = bytemuck::cast_slice_mut(best);
             best.fill(0);
-            for (row, y) in y.chunks_exact_mut(w.output).enumerate() {
-                simd(|| max_row(s, x, row / h.output, row % h.output, y, best));
-                if let Some(idx) = &mut idx {
-                    let idx = &mut idx[row * w.output..][..w.output];
-                    idx.iter_mut().zip(&*best).for_each(|(i, &b)| *i = I::from_tap(b));
+            phases::with(x, w.input, w.stride, |x| {
+                for (row, y) in y.chunks_exact_mut(w.output).enumerate() {
+                    max_row(s, x, row / h.output, row % h.output, y, best);
+                    if let Some(idx) = &mut idx {
+                        let idx = &mut idx[row * w.output..][..w.output];
+                        idx.iter_mut().zip(&*best).for_each(|(i, &b)| *i = I::from_tap(b));
+                    }
                 }
-            }
+            });
         });
     });
 }
@@ -191,7 +200,7 @@ fn scatter<I: Index>(call: &Call<'_>, s: &Space, dy: &[f32], idx: &[I], dx: &mut
 /// `1 / divisor` of every output of a row.
 fn divisors(s: &Space, od: usize, oh: usize, include_pad: bool, out: &mut [f64]) {
     let [d, h, w] = s;
-    let count = |dim: &geometry::Dim, o: usize| {
+    let count = |dim: &Dim, o: usize| {
         if include_pad { dim.padded_taps(o) } else { dim.taps(o).len() }
     };
     let outer = count(d, od) * count(h, oh);
@@ -216,44 +225,36 @@ pub(super) fn avg(
         let x = &x[p * size..][..size];
         scratch::with(4 * w.output, |buffer| {
             let (sum, factor) = bytemuck::cast_slice_mut::<_, f64>(buffer).split_at_mut(w.output);
-            for (row, y) in y.chunks_exact_mut(w.output).enumerate() {
-                let (od, oh) = (row / h.output, row % h.output);
-                divisors(&s, od, oh, include_pad, factor);
-                sum.fill(0.0);
-                simd(|| {
-                    window_rows(&s, od, oh, |from, _| avg_row(&w, &x[from..from + w.input], sum));
+            phases::with(x, w.input, w.stride, |x| {
+                for (row, y) in y.chunks_exact_mut(w.output).enumerate() {
+                    let (od, oh) = (row / h.output, row % h.output);
+                    divisors(&s, od, oh, include_pad, factor);
+                    sum.fill(0.0);
+                    window_rows(&s, od, oh, |row, _| sum_row(&w, x, row, sum));
                     for ((y, &s), &f) in y.iter_mut().zip(&*sum).zip(&*factor) {
                         *y = (s * f) as f32;
                     }
-                });
-            }
+                }
+            });
         });
     });
     Ok(())
 }
 
-#[inline(always)]
-fn avg_row(w: &geometry::Dim, x: &[f32], sum: &mut [f64]) {
-    if let [sum] = sum {
-        // One output: its taps are the row (or what of it lies in the window).
+/// Adds one input row to the sums of an output row.
+fn sum_row(w: &Dim, x: Phases<'_>, row: usize, sum: &mut [f64]) {
+    if let ([sum], 1, 1) = (&mut *sum, w.dilation, w.stride) {
+        // One output: its taps lie side by side.
         let taps = w.taps(0);
-        if let (1, Some(from)) = (w.dilation, w.at(0, taps.start)) {
-            *sum += super::math::sum_by(&x[from..from + taps.len()], f64::from);
-            return;
+        if let Some(from) = w.at(0, taps.start) {
+            *sum += loops::sum_by(x.run(row, from, taps.len()), f64::from);
         }
+        return;
     }
-    for kw in 0..w.kernel {
-        let valid = w.valid(kw);
-        if valid.is_empty() {
-            continue;
-        }
-        let x = &x[((valid.start * w.stride) as isize + w.origin(kw)) as usize..];
-        let sum = &mut sum[valid];
-        match w.stride {
-            1 => sum.iter_mut().zip(x).for_each(|(s, &x)| *s += f64::from(x)),
-            n => sum.iter_mut().zip(x.iter().step_by(n)).for_each(|(s, &x)| *s += f64::from(x)),
-        }
-    }
+    row_taps(w, |_, valid, from| {
+        let x = x.run(row, from, valid.len());
+        loops::accumulate(&mut sum[valid], x);
+    });
 }
 
 /// [`vdnn_ir::Op::AvgPoolGrad`].
@@ -283,27 +284,18 @@ pub(super) fn avg_grad(
                 for ((s, &f), &dy) in share.iter_mut().zip(&*factor).zip(dy) {
                     *s = (f64::from(dy) * f) as f32;
                 }
-                simd(|| {
-                    window_rows(&s, od, oh, |from, _| spread(&w, share, &mut dx[from..from + w.input]));
+                window_rows(&s, od, oh, |row, _| {
+                    let dx = &mut dx[row * w.input..][..w.input];
+                    row_taps(&w, |_, valid, from| {
+                        let (dx, share) = (&mut dx[from..], &share[valid]);
+                        match w.stride {
+                            1 => loops::map2_in_place(share, &mut dx[..share.len()], |d, s| d + s),
+                            n => dx.iter_mut().step_by(n).zip(share).for_each(|(d, &s)| *d += s),
+                        }
+                    });
                 });
             }
         });
     });
     Ok(())
-}
-
-#[inline(always)]
-fn spread(w: &geometry::Dim, share: &[f32], dx: &mut [f32]) {
-    for kw in 0..w.kernel {
-        let valid = w.valid(kw);
-        if valid.is_empty() {
-            continue;
-        }
-        let dx = &mut dx[((valid.start * w.stride) as isize + w.origin(kw)) as usize..];
-        let share = &share[valid];
-        match w.stride {
-            1 => dx.iter_mut().zip(share).for_each(|(d, &s)| *d += s),
-            n => dx.iter_mut().step_by(n).zip(share).for_each(|(d, &s)| *d += s),
-        }
-    }
 }
