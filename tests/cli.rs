@@ -39,7 +39,9 @@ fn compiling_prints_every_promised_key() {
     for key in ["step_ns", "compute_ns", "stall_ns"] {
         assert!(v["time"][key].is_u64(), "time.{key}");
     }
-    assert!(v["passes"].as_array().is_some_and(|p| p.iter().all(|r| r["name"].is_string() && r["ns"].is_u64())));
+    assert!(
+        v["passes"].as_array().is_some_and(|p| p.iter().all(|r| r["name"].is_string() && r["ns"].is_u64()))
+    );
     assert_eq!(v["batch"], 16);
     // LeNet's convolutions read the image and the first pool's output.
     assert_eq!(v["transfer"]["offload_bytes"], 16 * 4 * (28 * 28 + 6 * 14 * 14));

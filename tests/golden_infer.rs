@@ -32,7 +32,8 @@ fn check_folder(folder: &str, part: usize, parts: usize) {
         let skeleton = data::Skeleton::new(&folder, &stem);
         let path = skeleton.path();
         let import = |batch| {
-            let options = vdnn_frontends::onnx::ImportOptions { batch, dims: BTreeMap::new(), training: false };
+            let options =
+                vdnn_frontends::onnx::ImportOptions { batch, dims: BTreeMap::new(), training: false };
             vdnn_frontends::onnx::import_file(&path, &options)
         };
         let own = import(None).unwrap_or_else(|e| panic!("{stem}: {e}")).batch;
@@ -41,7 +42,11 @@ fn check_folder(folder: &str, part: usize, parts: usize) {
         for &batch in batches {
             let imported = import(Some(batch)).unwrap_or_else(|e| panic!("{stem} at batch {batch}: {e}"));
             for mode in [Mode::Infer, Mode::Train] {
-                harness::compile(&imported.graph, batch, &harness::options(mode, Policy::Dyn, AlgoMode::Dynamic));
+                harness::compile(
+                    &imported.graph,
+                    batch,
+                    &harness::options(mode, Policy::Dyn, AlgoMode::Dynamic),
+                );
             }
         }
         let Some((dims, want)) = golden.get(&stem) else { continue };
@@ -94,7 +99,8 @@ fn check_pretrained(name: &str, preprocess: fn(u8, usize) -> f32, bgr: bool, rig
     };
     let reference = vdnn_frontends::tensors::npz::read(&reference).expect("the reference");
     let images = vdnn_frontends::tensors::npz::read(&images).expect("the images");
-    let (rgb, label) = (&images["rgb"], vdnnc::commands::dataset::integers(&images["label"]).expect("labels"));
+    let (rgb, label) =
+        (&images["rgb"], vdnnc::commands::dataset::integers(&images["label"]).expect("labels"));
     let [n, h, w, _] = rgb.ty().dims.as_slice().try_into().expect("N,H,W,3");
     let mut x = Vec::with_capacity((n * h * w * 3) as usize);
     for image in rgb.bytes().chunks_exact((h * w * 3) as usize) {
@@ -113,8 +119,7 @@ fn check_pretrained(name: &str, preprocess: fn(u8, usize) -> f32, bgr: bool, rig
     for policy in [Policy::None, Policy::All] {
         let options = harness::options(Mode::Infer, policy, AlgoMode::Dynamic);
         let plan = harness::compile(&imported.graph, n, &options).plan;
-        let inputs =
-            BTreeMap::from([(plan.inputs[0].name.clone(), Tensor::from_f32([n, 3, h, w], &x))]);
+        let inputs = BTreeMap::from([(plan.inputs[0].name.clone(), Tensor::from_f32([n, 3, h, w], &x))]);
         let output = plan.outputs.iter().find(|o| o.name == "logits").map_or(0, |_| 0);
         let output = plan.outputs[output].name.clone();
         let mut executor = harness::executor(plan, &harness::params(&imported), CpuOptions::default());

@@ -77,7 +77,10 @@ fn check_small_net(net: &str) {
             continue;
         }
         for (i, (got, want)) in run.losses.iter().zip(&golden["f64.loss"].1).enumerate() {
-            assert!((f64::from(*got) - want).abs() <= 1e-5 * want.abs(), "{net}: loss {i} is {got}, not {want}");
+            assert!(
+                (f64::from(*got) - want).abs() <= 1e-5 * want.abs(),
+                "{net}: loss {i} is {got}, not {want}"
+            );
         }
         let largest = golden
             .iter()
@@ -86,7 +89,10 @@ fn check_small_net(net: &str) {
         let mut compared = 0;
         for (key, (_, want)) in &golden {
             let (got, atol) = if let Some(name) = key.strip_prefix("f64.grad.") {
-                (run.gradients.get(name).unwrap_or_else(|| panic!("{net}: no gradient of {name}")), 1e-6 * largest)
+                (
+                    run.gradients.get(name).unwrap_or_else(|| panic!("{net}: no gradient of {name}")),
+                    1e-6 * largest,
+                )
             } else if let Some(name) = key.strip_prefix("f64.step5.") {
                 (&run.last[name], 0.0)
             } else if let Some(name) = key.strip_prefix("f64.step1.") {

@@ -7,7 +7,7 @@ use vdnn_ir::{Graph, Mode, Tensor};
 use vdnn_passes::{AlgoMode, Policy, SyncMode};
 use vdnn_plan::Plan;
 use vdnn_runtime::cpu::kernels::CpuKernels;
-use vdnn_runtime::cpu::{CpuOptions, Order};
+use vdnn_runtime::cpu::{CpuMode, CpuOptions};
 use vdnn_runtime::executor::Executor;
 use vdnn_tests::arbitrary::{random_cnn, random_inputs, random_params};
 use vdnn_tests::harness::{self, POLICIES};
@@ -17,6 +17,8 @@ use vdnn_tests::mutate::mutate;
 const GRAPHS: u64 = 120;
 /// Mutations tried in all.
 const MUTATIONS: u64 = 1500;
+/// Interleavings a mutant is run in, besides issue order.
+const INTERLEAVINGS: u64 = 8;
 
 fn inputs(plan: &Plan, graph: &Graph, seed: u64) -> BTreeMap<String, Tensor> {
     let mut inputs = random_inputs(graph, seed);
@@ -40,7 +42,11 @@ fn inputs(plan: &Plan, graph: &Graph, seed: u64) -> BTreeMap<String, Tensor> {
 }
 
 /// Outputs and parameters of one step, as bytes.
-fn step(mut executor: Executor<vdnn_runtime::cpu::CpuBackend>, plan: &Plan, inputs: &BTreeMap<String, Tensor>) -> Option<BTreeMap<String, Vec<u8>>> {
+fn step(
+    mut executor: Executor<vdnn_runtime::cpu::CpuBackend>,
+    plan: &Plan,
+    inputs: &BTreeMap<String, Tensor>,
+) -> Option<BTreeMap<String, Vec<u8>>> {
     let outputs = executor.step(inputs).ok()?;
     let mut all: BTreeMap<String, Vec<u8>> =
         outputs.into_iter().map(|(n, t)| (format!("output {n}"), t.bytes().to_vec())).collect();
@@ -87,19 +93,26 @@ fn random_graphs_give_the_interpreters_bytes_under_every_policy_and_interleaving
                 let params = e.params.into_iter().map(|(n, t)| (format!("param {n}"), t.bytes().to_vec()));
                 outputs.chain(params).collect()
             });
-            let orders =
-                [Order::Serial, Order::Interleaved { seed }, Order::Interleaved { seed: seed + 7919 }, Order::Threads];
-            for order in orders {
-                let cpu = CpuOptions { threads: 1, order, poison: true };
+            let modes = [
+                CpuMode::Serial,
+                CpuMode::Interleaved { seed },
+                CpuMode::Interleaved { seed: seed + 7919 },
+                CpuMode::Threads,
+            ];
+            for mode in modes {
+                let cpu = CpuOptions { threads: 1, mode, poison: true };
                 let executor = harness::executor(plan.clone(), &params, cpu);
                 let got = step(executor, &plan, &inputs).expect("a step");
                 for (name, bytes) in &got {
                     // Literals of the graph become parameters of the plan that the oracle does not list.
                     if let Some(w) = want.get(name) {
-                        assert!(w == bytes, "graph {seed}, {policy}, {sync}, {order:?}: {name} differs");
+                        assert!(w == bytes, "graph {seed}, {policy}, {sync}, {mode:?}: {name} differs");
                     }
                 }
-                assert!(want.keys().all(|k| got.contains_key(k)), "graph {seed}, {policy}: something is missing");
+                assert!(
+                    want.keys().all(|k| got.contains_key(k)),
+                    "graph {seed}, {policy}: something is missing"
+                );
                 runs += 1;
             }
         }
@@ -122,7 +135,11 @@ fn every_mutation_that_changes_meaning_is_rejected() {
         let params = random_params(&graph, seed);
         let inputs = inputs(&plan, &graph, seed);
         let reference = step(
-            harness::executor(plan.clone(), &params, CpuOptions { threads: 1, order: Order::Serial, poison: true }),
+            harness::executor(
+                plan.clone(),
+                &params,
+                CpuOptions { threads: 1, mode: CpuMode::Serial, poison: true },
+            ),
             &plan,
             &inputs,
         )
@@ -131,16 +148,11 @@ fn every_mutation_that_changes_meaning_is_rejected() {
             let Some((mutant, what)) = mutate(&plan, attempt * 1000 + k) else { continue };
             mutated += 1;
             let accepted = vdnn_plan::check::check(&mutant).is_ok();
-            let orders = [
-                Order::Serial,
-                Order::CopiesFirst,
-                Order::ComputeFirst,
-                Order::Interleaved { seed: k },
-                Order::Interleaved { seed: k + 100 },
-                Order::Interleaved { seed: k + 200 },
-            ];
-            let changes = orders.into_iter().any(|order| {
-                let backend = vdnn_runtime::cpu::CpuBackend::new(CpuOptions { threads: 1, order, poison: true });
+            let modes = std::iter::once(CpuMode::Serial)
+                .chain((0..INTERLEAVINGS).map(|i| CpuMode::Interleaved { seed: 1000 * k + i }));
+            let changes = modes.into_iter().any(|mode| {
+                let backend =
+                    vdnn_runtime::cpu::CpuBackend::new(CpuOptions { threads: 1, mode, poison: true });
                 let loader = vdnnc::commands::load::FromTensors(&params);
                 match Executor::load_unchecked_for_tests(mutant.clone(), &loader, backend) {
                     Ok(e) => step(e, &mutant, &inputs).is_none_or(|got| got != reference),

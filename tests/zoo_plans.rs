@@ -14,7 +14,8 @@ use vdnn_tests::harness::{self, POLICIES};
 const BATCH: u64 = 16;
 
 fn import(name: &str) -> Imported {
-    let model = zoo::build_zeroed(name, &ZooOptions { batch: None, classes: None, seed: 0 }).expect("a zoo net");
+    let model =
+        zoo::build_zeroed(name, &ZooOptions { batch: None, classes: None, seed: 0 }).expect("a zoo net");
     let options = ImportOptions { batch: Some(BATCH), dims: Default::default(), training: true };
     onnx::import_bytes(model.encode_to_vec().into(), None, &options).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
@@ -36,7 +37,10 @@ fn check(name: &str) {
                     let text = compiled.plan.to_string();
                     assert!(parse_plan(&text).as_ref() == Ok(&compiled.plan), "{name} {policy}: plan text");
                     let bytes = codec::encode(&compiled.plan);
-                    assert!(codec::load(&bytes).ok().as_ref() == Some(&compiled.plan), "{name} {policy}: binary");
+                    assert!(
+                        codec::load(&bytes).ok().as_ref() == Some(&compiled.plan),
+                        "{name} {policy}: binary"
+                    );
                     assert!(
                         harness::compile(&imported.graph, BATCH, &options).plan == compiled.plan,
                         "{name} {policy}: not deterministic"

@@ -138,7 +138,11 @@ pub fn stop_after(
     Ok(graph)
 }
 
-fn choose(search: &Search<'_>, options: &CompileOptions, timings: &mut Timings) -> Result<Candidate, PassError> {
+fn choose(
+    search: &Search<'_>,
+    options: &CompileOptions,
+    timings: &mut Timings,
+) -> Result<Candidate, PassError> {
     match (options.mode, options.policy) {
         // Nothing moves in inference; only the algorithms are left to choose.
         (Mode::Infer, Policy::Dyn | Policy::All | Policy::Conv) => {
@@ -171,7 +175,11 @@ pub fn compile(
     let baseline_peak = if chosen.policy == Policy::Baseline {
         chosen.layout.device_bytes
     } else {
-        baseline_peak(&graph, &chosen, cost, &mut timings)?
+        timings.step(
+            "baseline",
+            || baseline_peak(&graph, &chosen, cost, &mut Timings::default()),
+            |b| Stats::from([("device_bytes", b.0)]),
+        )?
     };
     let header = Header {
         model_name: graph.name.clone(),

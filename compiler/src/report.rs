@@ -80,7 +80,11 @@ pub fn table(request: &Request<'_>, s: &Summary) -> String {
         s.peak.to_string(),
         format!("{:.1} % of baseline's {}", percent(s.peak, s.baseline_peak), s.baseline_peak),
     );
-    row("  lower bound", s.lower_bound.to_string(), format!("arena / bound {:.4}", ratio(s.peak, s.lower_bound)));
+    row(
+        "  lower bound",
+        s.lower_bound.to_string(),
+        format!("arena / bound {:.4}", ratio(s.peak, s.lower_bound)),
+    );
     row(
         "  average",
         s.average.to_string(),
@@ -93,7 +97,8 @@ pub fn table(request: &Request<'_>, s: &Summary) -> String {
     row("  kernels", s.compute.to_string(), format!("stall {}", s.stall));
     let _ = writeln!(t, "  compiled in {}:", s.compile);
     for r in &s.timings.rows {
-        let stats: Vec<String> = r.stats.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let stats: Vec<String> =
+            r.stats.iter().filter(|s| *s.1 > 0).map(|(k, v)| format!("{k}={v}")).collect();
         let line = format!("    {:<16}{:>10}  {}", r.name, r.time.to_string(), stats.join(" "));
         let _ = writeln!(t, "{}", line.trim_end());
     }

@@ -11,6 +11,9 @@ use vdnn_ir::graph::{Def, Graph, NodeId, Stage, ValueId};
 use vdnn_ir::id::EntityId;
 use vdnn_ir::{Op, Phase};
 
+/// Pairs (output, input).
+type Pairs = SmallVec<[(u32, u32); 2]>;
+
 /// Sets [`vdnn_ir::Node::inplace`] on every node, greedily in program order. The order must
 /// be final.
 ///
@@ -31,10 +34,10 @@ impl Pass for Inplace {
     }
     fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
         let mut state = Liveness::new(graph);
-        let mut chosen: Vec<(NodeId, SmallVec<[(u32, u32); 2]>)> = Vec::new();
+        let mut chosen: Vec<(NodeId, Pairs)> = Vec::new();
         let mut stats = Stats::from([("inplace", 0), ("updates", 0)]);
         for (p, (id, node)) in graph.nodes().enumerate() {
-            let mut pairs: SmallVec<[(u32, u32); 2]> = SmallVec::new();
+            let mut pairs = Pairs::new();
             for &(o, i) in node.op.inplace() {
                 if node.stage == Stage::Setup || o >= node.outputs.len() || i >= node.inputs.len() {
                     continue;
@@ -106,10 +109,7 @@ impl Liveness {
     /// bytes so far, and no other operand and no later node reads them.
     fn may_take(&mut self, graph: &Graph, id: NodeId, p: u32, output: ValueId, input: ValueId) -> bool {
         let (to, from) = (self.sharing.find(output).index(), self.sharing.find(input).index());
-        if graph.ty(output) != graph.ty(input)
-            || self.pinned[from]
-            || self.pinned[to]
-            || self.last[from] != p
+        if graph.ty(output) != graph.ty(input) || self.pinned[from] || self.pinned[to] || self.last[from] != p
         {
             return false;
         }

@@ -315,7 +315,8 @@ impl SetupProgram {
             let mut inputs = SmallVec::new();
             for &v in &node.inputs {
                 let id = this.id_of[v];
-                inputs.push(id.ok_or_else(|| LowerError::SetupDepends { value: v, node: node.name.clone() })?);
+                inputs
+                    .push(id.ok_or_else(|| LowerError::SetupDepends { value: v, node: node.name.clone() })?);
             }
             let mut outputs = SmallVec::new();
             for &v in &node.outputs {

@@ -1,1 +1,173 @@
 //! Names of passes, for text tests and tools.
+//!
+//! A pass is written as its name and options: `autodiff keep_gradients=true`. To register one,
+//! add a line to [`PASSES`].
+
+use crate::autodiff::Autodiff;
+use crate::inplace::Inplace;
+use crate::offload::InsertOffload;
+use crate::pass::Pass;
+use crate::schedule::Schedule;
+use crate::select_conv::SelectConv;
+use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
+use crate::{AlgoMode, Policy, SyncMode};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+/// A registered pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// [`Pass::name`].
+    pub name: &'static str,
+    /// Makes the pass from its options.
+    pub make: fn(&Options<'_>) -> Result<Box<dyn Pass>, RegistryError>,
+}
+
+/// Every pass, in the order of the pipeline.
+pub const PASSES: &[Entry] = &[
+    Entry { name: "simplify", make: |_| Ok(Box::new(Simplify)) },
+    Entry {
+        name: "autodiff",
+        make: |o| Ok(Box::new(Autodiff { keep_gradients: o.or("keep_gradients", false)? })),
+    },
+    Entry { name: "fold-batch-norm", make: |_| Ok(Box::new(FoldBatchNorm)) },
+    Entry { name: "mark-setup", make: |_| Ok(Box::new(MarkSetup)) },
+    Entry {
+        name: "select-conv",
+        make: |o| {
+            let (mode, workspace_limit) = (o.or("mode", AlgoMode::Memory)?, o.get("workspace_limit")?);
+            Ok(Box::new(SelectConv { mode, overrides: BTreeMap::new(), workspace_limit }))
+        },
+    },
+    Entry {
+        name: "insert-offload",
+        make: |o| {
+            let (policy, sync) = (o.or("policy", Policy::All)?, o.or("sync", SyncMode::Event)?);
+            Ok(Box::new(InsertOffload { policy, sync, lag: o.or("lag", 1)? }))
+        },
+    },
+    Entry { name: "schedule", make: |_| Ok(Box::new(Schedule)) },
+    Entry { name: "inplace", make: |_| Ok(Box::new(Inplace)) },
+];
+
+/// Why a text is not a pass.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// No pass has this name.
+    #[error("there is no pass `{name}`; passes are {}", names())]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// An option is not of the form `key=value`, or is given twice.
+    #[error("`{text}` is not an option of the form key=value, given once")]
+    Malformed {
+        /// The word.
+        text: String,
+    },
+    /// The pass has no such option.
+    #[error("pass `{pass}` has no option `{key}`")]
+    NoOption {
+        /// The pass.
+        pass: String,
+        /// The option.
+        key: String,
+    },
+    /// The option cannot have this value.
+    #[error("option `{key}` cannot be `{value}`: {why}")]
+    Value {
+        /// The option.
+        key: String,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The options of one pass; remembers which were asked for.
+#[derive(Debug, Default)]
+pub struct Options<'a> {
+    given: BTreeMap<&'a str, &'a str>,
+    known: RefCell<Vec<&'static str>>,
+}
+
+impl Options<'_> {
+    /// The value of an option, if it is given.
+    ///
+    /// # Errors
+    /// If the value does not parse.
+    pub fn get<T: FromStr<Err: ToString>>(&self, key: &'static str) -> Result<Option<T>, RegistryError> {
+        self.known.borrow_mut().push(key);
+        let Some(text) = self.given.get(key) else { return Ok(None) };
+        text.parse().map(Some).map_err(|e: T::Err| RegistryError::Value {
+            key: key.to_owned(),
+            value: (*text).to_owned(),
+            why: e.to_string(),
+        })
+    }
+
+    /// The value of an option, or `default` if it is not given.
+    ///
+    /// # Errors
+    /// If the value does not parse.
+    pub fn or<T: FromStr<Err: ToString>>(&self, key: &'static str, default: T) -> Result<T, RegistryError> {
+        Ok(self.get(key)?.unwrap_or(default))
+    }
+}
+
+/// Makes the pass that `text` describes: a name, then `key=value` words.
+///
+/// # Errors
+/// If the name, an option or a value is not known.
+pub fn make(text: &str) -> Result<Box<dyn Pass>, RegistryError> {
+    let mut words = text.split_whitespace();
+    let name = words.next().unwrap_or_default();
+    let entry = PASSES
+        .iter()
+        .find(|e| e.name == name)
+        .ok_or_else(|| RegistryError::Unknown { name: name.to_owned() })?;
+    let mut options = Options::default();
+    for word in words {
+        let malformed = || RegistryError::Malformed { text: word.to_owned() };
+        let (key, value) = word.split_once('=').ok_or_else(malformed)?;
+        if options.given.insert(key, value).is_some() {
+            return Err(malformed());
+        }
+    }
+    let pass = (entry.make)(&options)?;
+    let known = options.known.borrow();
+    match options.given.keys().find(|k| !known.contains(k)) {
+        Some(key) => Err(RegistryError::NoOption { pass: name.to_owned(), key: (*key).to_owned() }),
+        None => Ok(pass),
+    }
+}
+
+fn names() -> String {
+    PASSES.iter().map(|e| e.name).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_makes_the_pass_of_its_name() {
+        for entry in PASSES {
+            let pass = make(entry.name).expect(entry.name);
+            assert_eq!(pass.name(), entry.name);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = |text: &str| make(text).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error("autodif").contains("passes are simplify, autodiff"));
+        assert!(error("autodiff keep_gradients").contains("key=value"));
+        assert!(error("autodiff keep_gradients=true keep_gradients=true").contains("once"));
+        assert!(error("autodiff keep=true").contains("no option `keep`"));
+        assert!(error("autodiff keep_gradients=maybe").contains("cannot be `maybe`"));
+        assert_eq!(error("autodiff keep_gradients=true"), "");
+    }
+}

@@ -17,8 +17,9 @@ const PASS: &str = "schedule";
 /// Fixes the program order.
 ///
 /// * A convolution's weight gradient moves before its data gradient if it is the last reader
-///   of X and X is on the device anyway: then X and dX need not be live together. (An X that
-///   is being fetched gains from the later place: the data gradient hides the copy.)
+///   of X, X is larger than dW, and X is on the device anyway: then X and dX need not be live
+///   together, only dW and dX. (An X that is being fetched gains from the later place: the
+///   data gradient hides the copy.)
 /// * An optimizer step moves to the earliest place after its gradient is complete and after
 ///   every other reader of the weight and its momentum, because it overwrites both.
 ///
@@ -79,7 +80,9 @@ fn weight_gradients_first(graph: &mut Graph) -> u64 {
                     Some(def) => at[def.index()] < at[dgrad.index()],
                     None => true,
                 });
-                if last_read[x.index()] == p && !fetched && ready {
+                let dw = node.outputs[0];
+                let pays = graph.ty(x).bytes() >= graph.ty(dw).bytes();
+                if last_read[x.index()] == p && !fetched && ready && pays {
                     moves.insert(dgrad, id);
                 }
             }
@@ -171,7 +174,11 @@ fn check(graph: &Graph) -> Result<(), PassError> {
             }
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(PassError::Broke { pass: PASS, errors: VerifyErrors(errors) }) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(PassError::Broke { pass: PASS, errors: VerifyErrors(errors) })
+    }
 }
 
 #[cfg(test)]

@@ -1,1 +1,237 @@
-//! The executor.
+//! The executor: loads a plan, keeps its parameters, runs its steps. The same code drives
+//! every backend.
+
+use crate::backend::Backend;
+pub use crate::error::{LoadParamError, RunError};
+use crate::program::Program;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use vdnn_ir::id::EntityId;
+use vdnn_ir::kernel::{Kernels, Operand, TensorMut};
+use vdnn_ir::{Tensor, TensorType};
+use vdnn_plan::{CmdId, Param, ParamSource, Plan, SetupId};
+
+/// Where initializers come from.
+pub trait ParamLoader {
+    /// The initializer `name`, which must have type `ty`.
+    ///
+    /// # Errors
+    /// If there is none, or it has another type, or reading fails.
+    fn load(&self, name: &str, ty: &TensorType) -> Result<Tensor, LoadParamError>;
+}
+
+/// A loaded plan on a backend.
+#[derive(Debug)]
+pub struct Executor<B> {
+    program: Arc<Program>,
+    backend: B,
+    failed: bool,
+}
+
+impl<B: Backend> Executor<B> {
+    /// Checks a plan, takes its arenas, runs its setup program on the host and fills its
+    /// parameters.
+    ///
+    /// # Errors
+    /// If the plan is not sound, memory is short, or a parameter cannot be loaded.
+    pub fn load(plan: Plan, source: &dyn ParamLoader, backend: B) -> Result<Self, RunError> {
+        Self::start(Program::checked(plan)?, source, backend)
+    }
+
+    /// Loads a plan that the checker may refuse: only ids, types and bounds are checked.
+    /// For tests that compare what the checker says with what happens. Results may be
+    /// garbage, but stay memory-safe: such plans run on one thread only, and a launch whose
+    /// operands overlap where they may not sees its outputs clobbered first.
+    ///
+    /// # Errors
+    /// As [`Self::load`], but for races and contents.
+    pub fn load_unchecked_for_tests(
+        plan: Plan,
+        source: &dyn ParamLoader,
+        backend: B,
+    ) -> Result<Self, RunError> {
+        Self::start(Program::unchecked(plan)?, source, backend)
+    }
+
+    fn start(program: Program, source: &dyn ParamLoader, mut backend: B) -> Result<Self, RunError> {
+        let program = Arc::new(program);
+        backend.prepare(Arc::clone(&program))?;
+        let setup = run_setup(program.plan(), source, backend.host_kernels())?;
+        let mut executor = Self { program, backend, failed: false };
+        let program = Arc::clone(&executor.program);
+        for p in &program.plan().params {
+            let ty = &program.plan().buffers[p.buf].ty;
+            let span = program.span(p.buf);
+            match &p.source {
+                ParamSource::Setup(id) => executor.backend.write(span, setup[id].bytes()),
+                ParamSource::Inline(bytes) => executor.backend.write(span, bytes),
+                source_kind => {
+                    let tensor = fetch(source_kind, &p.name, ty, source)?;
+                    executor.backend.write(span, tensor.bytes());
+                }
+            }
+        }
+        Ok(executor)
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        self.program.plan()
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The parameters, in the plan's order.
+    pub fn params(&self) -> &[Param] {
+        &self.plan().params
+    }
+
+    /// Runs one step: binds every input by name, runs all commands, returns every output
+    /// by name. Parameters are updated in place.
+    ///
+    /// # Errors
+    /// If an input is missing, unknown or of the wrong type (nothing has run then), or a
+    /// kernel fails (parameters are undefined then, and later steps are refused).
+    pub fn step(&mut self, inputs: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, RunError> {
+        if self.failed {
+            return Err(RunError::Poisoned);
+        }
+        let program = Arc::clone(&self.program);
+        let plan = program.plan();
+        validate(plan, inputs)?;
+        self.backend.begin();
+        for b in &plan.inputs {
+            self.backend.write(program.span(b.buf), inputs[&b.name].bytes());
+        }
+        let issued = (0..plan.commands.len()).try_for_each(|i| self.backend.issue(CmdId::from_index(i)));
+        // Also after an error: no command may run on when this returns.
+        let done = self.backend.synchronize();
+        if let Err(e) = issued.and(done) {
+            self.failed = true;
+            return Err(e);
+        }
+        Ok(plan
+            .outputs
+            .iter()
+            .map(|o| {
+                let mut t = Tensor::zeros(plan.buffers[o.buf].ty.clone());
+                self.backend.read(program.span(o.buf), t.bytes_mut());
+                (o.name.clone(), t)
+            })
+            .collect())
+    }
+
+    /// A parameter's present content.
+    ///
+    /// # Errors
+    /// If there is no parameter of that name.
+    pub fn read_param(&self, name: &str) -> Result<Tensor, RunError> {
+        let buf = self.param(name)?.buf;
+        let mut t = Tensor::zeros(self.plan().buffers[buf].ty.clone());
+        self.backend.read(self.program.span(buf), t.bytes_mut());
+        Ok(t)
+    }
+
+    /// Replaces a parameter's content.
+    ///
+    /// # Errors
+    /// If there is no parameter of that name, or its type is another.
+    pub fn write_param(&mut self, name: &str, value: &Tensor) -> Result<(), RunError> {
+        let buf = self.param(name)?.buf;
+        let expected = &self.plan().buffers[buf].ty;
+        if expected != value.ty() {
+            return Err(RunError::ParamType {
+                name: name.to_owned(),
+                expected: expected.clone(),
+                found: value.ty().clone(),
+            });
+        }
+        let span = self.program.span(buf);
+        self.backend.write(span, value.bytes());
+        Ok(())
+    }
+
+    fn param(&self, name: &str) -> Result<&Param, RunError> {
+        self.params().iter().find(|p| p.name == name).ok_or_else(|| RunError::NoSuchParam(name.to_owned()))
+    }
+}
+
+fn validate(plan: &Plan, inputs: &BTreeMap<String, Tensor>) -> Result<(), RunError> {
+    let error = |name: &str, why: String| Err(RunError::Input { name: name.to_owned(), why });
+    for b in &plan.inputs {
+        let expected = &plan.buffers[b.buf].ty;
+        match inputs.get(&b.name) {
+            None => return error(&b.name, format!("missing; the plan needs {expected}")),
+            Some(t) if t.ty() != expected => {
+                return error(&b.name, format!("it is {}, but the plan needs {expected}", t.ty()));
+            }
+            Some(_) => {}
+        }
+    }
+    if inputs.len() > plan.inputs.len()
+        && let Some(name) = inputs.keys().find(|n| plan.inputs.iter().all(|b| b.name != **n))
+    {
+        let known: Vec<_> = plan.inputs.iter().map(|b| b.name.as_str()).collect();
+        return error(name, format!("the plan has no such input; its inputs are {}", known.join(", ")));
+    }
+    Ok(())
+}
+
+fn fetch(
+    kind: &ParamSource,
+    name: &str,
+    ty: &TensorType,
+    source: &dyn ParamLoader,
+) -> Result<Tensor, LoadParamError> {
+    match kind {
+        ParamSource::Zero => Ok(Tensor::zeros(ty.clone())),
+        ParamSource::Inline(bytes) => Tensor::from_bytes(ty.clone(), bytes).ok_or_else(|| {
+            LoadParamError::Failed { name: name.to_owned(), why: "inline bytes of the wrong length".into() }
+        }),
+        ParamSource::Initializer | ParamSource::Setup(_) => {
+            let tensor = source.load(name, ty)?;
+            if tensor.ty() == ty {
+                Ok(tensor)
+            } else {
+                Err(LoadParamError::wrong_type(name, ty, tensor.ty()))
+            }
+        }
+    }
+}
+
+/// Runs the setup program in host memory.
+fn run_setup(
+    plan: &Plan,
+    source: &dyn ParamLoader,
+    kernels: &dyn Kernels,
+) -> Result<BTreeMap<SetupId, Tensor>, RunError> {
+    let mut values: BTreeMap<SetupId, Tensor> = BTreeMap::new();
+    for load in &plan.setup_loads {
+        values.insert(load.id, fetch(&load.source, &load.name, &load.ty, source)?);
+    }
+    for (index, op) in plan.setup.iter().enumerate() {
+        let mut results: Vec<Tensor> = op.outputs.iter().map(|(_, ty)| Tensor::zeros(ty.clone())).collect();
+        if op.op.views().contains(&(0, 0)) {
+            results[0].bytes_mut().copy_from_slice(values[&op.inputs[0]].bytes());
+        } else {
+            let inputs: Vec<Operand<'_>> =
+                op.inputs.iter().map(|id| Operand::Ref(values[id].view())).collect();
+            let types: Vec<TensorType> = op.outputs.iter().map(|(_, ty)| ty.clone()).collect();
+            let mut outputs: Vec<TensorMut<'_>> = results
+                .iter_mut()
+                .zip(&types)
+                .map(|(t, ty)| TensorMut { ty, bytes: t.bytes_mut() })
+                .collect();
+            kernels.launch(&op.op, &inputs, &mut outputs).map_err(|error| RunError::Setup {
+                index,
+                op: op.op.to_string(),
+                error,
+            })?;
+        }
+        values.extend(op.outputs.iter().map(|(id, _)| *id).zip(results));
+    }
+    Ok(values)
+}

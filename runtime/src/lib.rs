@@ -4,5 +4,6 @@ pub mod backend;
 pub mod cpu;
 pub mod error;
 pub mod executor;
+pub mod program;
 pub mod sim;
 pub mod trace;

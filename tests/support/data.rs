@@ -93,7 +93,8 @@ impl Skeleton {
         std::fs::copy(folder.join(format!("{stem}.onnx")), dir.path().join(format!("{stem}.onnx")))
             .expect("the skeleton");
         let tsv = std::fs::read_to_string(folder.join(format!("{stem}.gen.tsv"))).expect("the recipe");
-        let file = std::fs::File::create(dir.path().join(format!("{stem}.weights.bin"))).expect("weights file");
+        let file =
+            std::fs::File::create(dir.path().join(format!("{stem}.weights.bin"))).expect("weights file");
         let mut out = BufWriter::with_capacity(1 << 20, file);
         let mut at = 0u64;
         for line in tsv.lines().filter(|l| !l.starts_with('#') && !l.is_empty()) {

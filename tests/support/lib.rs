@@ -1,4 +1,7 @@
 //! Helpers of the tests.
 
+pub mod arbitrary;
 pub mod data;
+pub mod filetest;
 pub mod harness;
+pub mod mutate;

@@ -249,22 +249,15 @@ impl<'a> ConvShape<'a> {
         }
     }
 
-    /// Work done over useful work, because channels come in tiles: a result with few
-    /// channels or a short reduction leaves part of every tile idle. At least 1.
-    pub(crate) fn tile_waste(&self, algo: ConvAlgo, tile: u64) -> f64 {
-        let waste = |extent: u64| {
-            let extent = extent.max(1);
-            extent.div_ceil(tile).saturating_mul(tile) as f64 / extent as f64
+    /// Work done over useful work, because channels come in tiles: few channels leave part
+    /// of every tile idle. At least 1.
+    pub(crate) fn tile_waste(&self, result_tile: u64, reduction_tile: u64) -> f64 {
+        let waste = |channels: u64, tile: u64| {
+            let channels = channels.max(1);
+            channels.div_ceil(tile).saturating_mul(tile) as f64 / channels as f64
         };
-        let (c, k, taps) = (self.group_c(), self.group_k(), self.taps());
-        match algo {
-            ConvAlgo::Fft | ConvAlgo::FftTiling | ConvAlgo::Winograd | ConvAlgo::WinogradNonfused => {
-                waste(c) * waste(k)
-            }
-            _ => match self.dir {
-                ConvDir::Dgrad => waste(k.saturating_mul(taps)) * waste(c),
-                _ => waste(c.saturating_mul(taps)) * waste(k),
-            },
-        }
+        let (c, k) = (self.group_c(), self.group_k());
+        let (result, reduction) = if self.dir == ConvDir::Dgrad { (c, k) } else { (k, c) };
+        waste(result, result_tile) * waste(reduction, reduction_tile)
     }
 }

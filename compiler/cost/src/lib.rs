@@ -3,7 +3,7 @@
 //!
 //! A time is a roofline over a device profile (`devices/*.toml`, each number with its
 //! source). All results are whole nanoseconds, rounded once, and depend on nothing but the
-//! profile, the op and its types; they never decrease when a tensor grows.
+//! profile, the op and its types; with one algorithm they never decrease when a tensor grows.
 
 mod conv;
 mod profile;

@@ -139,8 +139,8 @@ pub(crate) struct Gemm {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Conv {
-    /// Channels are worked on in multiples of this.
-    pub channel_tile: u64,
+    /// Fraction of the memory's rate that convolutions reach.
+    pub bandwidth: f64,
     /// Fraction of the f32 peak when a group has one input and one output channel.
     pub depthwise: f64,
     pub f32: Directions,
@@ -153,6 +153,10 @@ pub(crate) struct Conv {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Directions {
+    /// Channels of the result are worked on in multiples of this.
+    pub result_tile: u64,
+    /// Channels that are summed over are worked on in multiples of this.
+    pub reduction_tile: u64,
     pub fprop: BTreeMap<ConvAlgo, f64>,
     pub dgrad: BTreeMap<ConvAlgo, f64>,
     pub wgrad: BTreeMap<ConvAlgo, f64>,
@@ -203,8 +207,7 @@ impl Profile {
         {
             self.efficiency(field, e)?;
         }
-        let tile = self.conv.channel_tile;
-        self.check("conv.channel_tile", tile as f64, (1..=256).contains(&tile), "between 1 and 256")?;
+        self.efficiency("conv.bandwidth", Some(self.conv.bandwidth))?;
         self.efficiency("conv.depthwise", Some(self.conv.depthwise))?;
         let tables = [
             ("f32", Some(&self.conv.f32)),
@@ -213,6 +216,12 @@ impl Profile {
         ];
         for (precision, table) in tables {
             let Some(table) = table else { continue };
+            for (field, tile) in
+                [("result_tile", table.result_tile), ("reduction_tile", table.reduction_tile)]
+            {
+                let field = format!("conv.{precision}.{field}");
+                self.check(&field, tile as f64, (1..=256).contains(&tile), "between 1 and 256")?;
+            }
             for (direction, list) in
                 [("fprop", &table.fprop), ("dgrad", &table.dgrad), ("wgrad", &table.wgrad)]
             {

@@ -22,8 +22,9 @@ pub(crate) struct Roofline {
     gemm_peak: f64,
     /// Convolutions, before the algorithm's efficiency.
     conv_peak: f64,
+    /// Fraction of `bandwidth` that convolutions reach.
+    conv_bandwidth: f64,
     depthwise: f64,
-    channel_tile: u64,
     directions: Directions,
 }
 
@@ -47,8 +48,8 @@ impl Roofline {
             f32_peak,
             gemm_peak,
             conv_peak,
+            conv_bandwidth: profile.conv.bandwidth,
             depthwise: profile.conv.depthwise,
-            channel_tile: profile.conv.channel_tile,
             directions: directions.clone(),
         }
     }
@@ -85,7 +86,7 @@ impl Roofline {
         if !shape.legal(algo) {
             return None;
         }
-        let traffic = traffic.saturating_add(shape.workspace_traffic(algo)).as_f64();
+        let traffic = traffic.saturating_add(shape.workspace_traffic(algo)).as_f64() / self.conv_bandwidth;
         let launches = shape.launches(algo);
         if shape.is_depthwise() {
             // No reduction over channels, so no matrix product: all implicit algorithms run
@@ -93,7 +94,8 @@ impl Roofline {
             let flops = shape.arithmetic(ConvAlgo::ImplicitGemm);
             return Some(self.time(launches, flops, self.f32_peak * self.depthwise, traffic));
         }
-        let work = shape.arithmetic(algo) * shape.tile_waste(algo, self.channel_tile);
+        let work = shape.arithmetic(algo)
+            * shape.tile_waste(self.directions.result_tile, self.directions.reduction_tile);
         Some(self.time(launches, work, self.conv_peak * efficiency, traffic))
     }
 

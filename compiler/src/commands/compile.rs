@@ -5,6 +5,7 @@ use crate::cli::{CompileCommand, Emit};
 use crate::driver::{self, NoPlan, Summary};
 use crate::error::Failure;
 use crate::{emit, html, report};
+use std::io::Write;
 use std::path::Path;
 use vdnn_frontends::safe_file::write_atomic;
 use vdnn_ir::{Mode, Phase};

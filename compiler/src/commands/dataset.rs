@@ -38,7 +38,9 @@ impl Dataset {
             match (images, labels) {
                 (Some(i), Some(l)) => (i, l),
                 _ => {
-                    return Err(fail(&"needs an image array of rank 3 or 4 and an integer label array of rank 1"));
+                    return Err(fail(
+                        &"needs an image array of rank 3 or 4 and an integer label array of rank 1",
+                    ));
                 }
             }
         };

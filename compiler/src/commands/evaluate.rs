@@ -32,8 +32,7 @@ pub fn accuracy(
         let mut padded = chunk.to_vec();
         padded.resize(batch, chunk[0]);
         let (images, _) = data.batch(&padded);
-        let outputs =
-            executor.step(&BTreeMap::from([(input.clone(), images)])).map_err(Failure::internal)?;
+        let outputs = executor.step(&BTreeMap::from([(input.clone(), images)])).map_err(Failure::internal)?;
         let logits = outputs[&output].f32();
         let classes = logits.len() / batch;
         for (row, &i) in logits.chunks_exact(classes).zip(chunk) {

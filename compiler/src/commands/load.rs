@@ -32,8 +32,8 @@ pub fn model(
     training: bool,
 ) -> Result<Model, Failure> {
     let options = ImportOptions { batch, dims: dims.clone(), training };
-    let imported = onnx::import_file(path, &options)
-        .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
+    let imported =
+        onnx::import_file(path, &options).map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
     for w in &imported.warnings {
         super::warn(w);
     }
@@ -133,30 +133,25 @@ pub fn model_of_plan(plan: &Plan, plan_path: &Path) -> Result<Weights, Failure> 
     };
     let given = PathBuf::from(&reference.path);
     let beside = plan_path.parent().map(|d| d.join(&given));
-    let path = [Some(given.clone()), beside, given.file_name().and_then(|n| Some(plan_path.parent()?.join(n)))]
-        .into_iter()
-        .flatten()
-        .find(|p| p.is_file())
-        .ok_or_else(|| {
-            Failure::user(format!("the plan's model {} is not there", given.display()))
-                .hint("put the ONNX file back, or compile the plan again")
-        })?;
-    let options =
-        ImportOptions { batch: onnx_batch(plan), dims: BTreeMap::new(), training: false };
-    // Shapes were bound when the plan was made; only names and bytes matter now.
-    let weights = onnx::load_weights(&path, &options)
-        .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
-    let sha256 = onnx::content_sha256(&weights.files)
+    let path =
+        [Some(given.clone()), beside, given.file_name().and_then(|n| Some(plan_path.parent()?.join(n)))]
+            .into_iter()
+            .flatten()
+            .find(|p| p.is_file())
+            .ok_or_else(|| {
+                Failure::user(format!("the plan's model {} is not there", given.display()))
+                    .hint("put the ONNX file back, or compile the plan again")
+            })?;
+    let options = ImportOptions { batch: Some(plan.header.batch), dims: BTreeMap::new(), training: false };
+    let imported =
+        onnx::import_file(&path, &options).map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
+    let sha256 = onnx::content_sha256(&imported.files)
         .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
     if sha256 != reference.sha256 {
         return Err(Failure::user(format!("{} is not the model the plan was made from", path.display()))
             .hint("compile the plan again"));
     }
-    Ok(weights.weights)
-}
-
-fn onnx_batch(plan: &Plan) -> Option<u64> {
-    Some(plan.header.batch)
+    Ok(imported.weights)
 }
 
 /// Parameters from the model's initializers.

@@ -50,9 +50,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
             return Err(Failure::user("--plain interprets a model, not a plan"));
         }
         let plan = load::plan(&args.target)?;
-        vdnn_plan::check::check(&plan).map_err(|e| {
-            Failure::user(format!("{} is not a valid plan:\n{e}", args.target.display()))
-        })?;
+        vdnn_plan::check::check(&plan)
+            .map_err(|e| Failure::user(format!("{} is not a valid plan:\n{e}", args.target.display())))?;
         let weights = load::model_of_plan(&plan, &args.target)?;
         return execute(args, plan, &weights, given, labels);
     }
@@ -66,7 +65,13 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if args.plain {
         let mut graph = model.imported.graph.clone();
         if args.mode == Mode::Train {
-            pipeline::to_joint(&mut graph, Mode::Train, options.keep_gradients, &cost, &mut Timings::default())?;
+            pipeline::to_joint(
+                &mut graph,
+                Mode::Train,
+                options.keep_gradients,
+                &cost,
+                &mut Timings::default(),
+            )?;
         }
         let produced = interpret_steps(args, &graph, &model.imported.weights, given, labels)?;
         return deliver(args, &produced);
@@ -169,10 +174,7 @@ fn rows(t: &Tensor, start: u64, n: u64) -> Tensor {
 }
 
 /// How many whole batches the bound inputs hold; every input must hold the same number.
-fn slices(
-    bound: &BTreeMap<String, Tensor>,
-    wanted: &[(String, TensorType)],
-) -> Result<u64, Failure> {
+fn slices(bound: &BTreeMap<String, Tensor>, wanted: &[(String, TensorType)]) -> Result<u64, Failure> {
     let mut count = 1;
     for (name, ty) in wanted {
         let Some(t) = bound.get(name) else { continue };
@@ -197,7 +199,9 @@ fn slices(
             && !ty.dims.is_empty()
             && t.ty().dims[0] != ty.dims[0] * count
         {
-            return Err(Failure::user(format!("input `{name}` holds another number of batches than the others")));
+            return Err(Failure::user(format!(
+                "input `{name}` holds another number of batches than the others"
+            )));
         }
     }
     Ok(count)
@@ -263,7 +267,9 @@ fn execute(
         return Ok(());
     }
     if args.save_gradients.is_some() && !plan.outputs.iter().any(|o| o.name.starts_with("grad:")) {
-        return Err(Failure::user("this plan does not keep gradients").hint("compile it with --keep-gradients"));
+        return Err(
+            Failure::user("this plan does not keep gradients").hint("compile it with --keep-gradients")
+        );
     }
     let wanted: Vec<(String, TensorType)> =
         plan.inputs.iter().map(|i| (i.name.clone(), plan.buffers[i.buf].ty.clone())).collect();
@@ -361,7 +367,7 @@ fn interpret_steps(
 fn deliver(args: &RunArgs, produced: &Produced) -> Result<(), Failure> {
     let fail = |p: &Path, e: &dyn std::fmt::Display| Failure::user(format!("{}: {e}", p.display()));
     if let Some(path) = &args.output {
-        npz::write(path, &produced.outputs).map_err(|e| fail(path, &e))?;
+        npz::write(path, &produced.outputs, npz::Compression::Stored).map_err(|e| fail(path, &e))?;
     }
     if let Some(path) = &args.save_weights {
         safetensors::write(path, &produced.params).map_err(|e| fail(path, &e))?;

@@ -63,12 +63,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     {
         at = read_checkpoint(dir, &mut params)?;
     }
-    let names: Vec<String> = plan
-        .params
-        .iter()
-        .filter(|p| p.role != vdnn_ir::ParamRole::Frozen)
-        .map(|p| p.name.clone())
-        .collect();
+    let names: Vec<String> =
+        plan.params.iter().filter(|p| p.role != vdnn_ir::ParamRole::Frozen).map(|p| p.name.clone()).collect();
     let threads = args.threads.unwrap_or_else(default_threads);
     let wanted: Vec<String> = plan.inputs.iter().map(|i| i.name.clone()).collect();
     let backend = CpuBackend::new(CpuOptions { threads, ..CpuOptions::default() });
@@ -95,8 +91,9 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
             let outputs = executor.step(&inputs).map_err(Failure::user)?;
             let loss = outputs["loss"].f32()[0];
             if !loss.is_finite() {
-                return Err(Failure::user(format!("the loss is {loss} at step {}", at.step))
-                    .hint("lower --lr"));
+                return Err(
+                    Failure::user(format!("the loss is {loss} at step {}", at.step)).hint("lower --lr")
+                );
             }
             sum += f64::from(loss);
             at.step += 1;
@@ -131,9 +128,12 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         }
     }
     if let Some(output) = &args.output {
-        let trained: BTreeMap<String, Tensor> =
-            params.iter().filter(|(n, _)| !n.starts_with("momentum:")).map(|(n, t)| (n.clone(), t.clone())).collect();
-        onnx::export::write_with_weights(&args.model, &trained, output)
+        let trained: BTreeMap<String, Tensor> = params
+            .iter()
+            .filter(|(n, _)| !n.starts_with("momentum:"))
+            .map(|(n, t)| (n.clone(), t.clone()))
+            .collect();
+        onnx::write_with_weights(&args.model, &trained, output)
             .map_err(|e| Failure::user(format!("{}: {e}", output.display())))?;
     }
     report(args, &rows, &compiled.summary, train_len, held_out);

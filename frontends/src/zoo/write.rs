@@ -124,11 +124,8 @@ fn encode(
     };
     let tensors = std::mem::take(&mut graph.initializer);
     let heads: Vec<_> = tensors.iter().map(Message::encode_to_vec).collect();
-    let lengths: Vec<u64> = heads
-        .iter()
-        .zip(sizes)
-        .map(|(head, size)| head.len() as u64 + size.map_or(0, |bytes| field(bytes)))
-        .collect();
+    let lengths: Vec<u64> =
+        heads.iter().zip(sizes).map(|(head, size)| head.len() as u64 + size.map_or(0, field)).collect();
     let graph = graph.encode_to_vec();
     let graph_length = graph.len() as u64 + lengths.iter().map(|&n| field(n)).sum::<u64>();
 

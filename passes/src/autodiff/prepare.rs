@@ -93,7 +93,8 @@ fn add_loss(graph: &mut Graph, logits: ValueId, output_name: &str) -> Result<Val
 
 /// The model computes its own scalar loss: keep it, and call its labels by the usual name.
 fn adopt_loss(graph: &mut Graph, loss: ValueId) -> Result<ValueId, PassError> {
-    let def = graph.def_node(loss).ok_or_else(|| PassError::Unsupported("the loss is not computed".into()))?;
+    let def =
+        graph.def_node(loss).ok_or_else(|| PassError::Unsupported("the loss is not computed".into()))?;
     let node = graph.node(def);
     let labels = node.inputs[1];
     if graph.value(labels).def != Def::Input {
@@ -102,13 +103,8 @@ fn adopt_loss(graph: &mut Graph, loss: ValueId) -> Result<ValueId, PassError> {
             node.name
         )));
     }
-    let (op, inputs, saves) = (node.op.clone(), node.inputs.clone(), node.outputs.len() == 2);
     graph.set_name(labels, LABELS);
-    if saves {
-        return Ok(loss);
-    }
-    let new = replace_node(graph, def, op, &inputs, 2)?;
-    Ok(graph.node(new).outputs[0])
+    Ok(loss)
 }
 
 /// Training normalises by the statistics of the batch.
@@ -116,15 +112,8 @@ fn batch_statistics(graph: &mut Graph) -> Result<(), PassError> {
     for id in graph.order().to_vec() {
         let node = graph.node(id);
         let inputs = node.inputs.clone();
-        match node.op {
-            Op::BatchNormInfer { eps, momentum } => {
-                replace_node(graph, id, Op::BatchNormTrain { eps, momentum }, &inputs, 5)?;
-            }
-            Op::BatchNormTrain { .. } if node.outputs.len() < 5 => {
-                let op = node.op.clone();
-                replace_node(graph, id, op, &inputs, 5)?;
-            }
-            _ => {}
+        if let Op::BatchNormInfer { eps, momentum } = node.op {
+            replace_node(graph, id, Op::BatchNormTrain { eps, momentum }, &inputs, 5)?;
         }
     }
     Ok(())
@@ -148,10 +137,7 @@ fn activate_dropout(graph: &mut Graph) -> Result<(), PassError> {
 
 /// Re-adds every MaxPool whose input needs a gradient with its index output, which is all its
 /// gradient reads. Returns the replaced values, old and new.
-pub(super) fn pool_indices(
-    graph: &mut Graph,
-    wrt: &[ValueId],
-) -> Result<Vec<(ValueId, ValueId)>, PassError> {
+pub(super) fn pool_indices(graph: &mut Graph, wrt: &[ValueId]) -> Result<Vec<(ValueId, ValueId)>, PassError> {
     use vdnn_ir::id::EntityId;
     let needs = needed(graph, wrt);
     let mut replaced = Vec::new();

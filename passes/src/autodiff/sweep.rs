@@ -187,8 +187,14 @@ impl<'g> Sweep<'g> {
         }
     }
 
-    /// Sums `gradient` down to `dims`, undoing numpy broadcasting.
-    pub fn unbroadcast(&mut self, at: &Forward, gradient: ValueId, dims: &Dims) -> Result<ValueId, PassError> {
+    /// Sums `gradient` down to `dims`, undoing numpy broadcasting, in nodes called `suffix`.
+    pub fn unbroadcast(
+        &mut self,
+        at: &Forward,
+        gradient: ValueId,
+        dims: &Dims,
+        suffix: &str,
+    ) -> Result<ValueId, PassError> {
         let from = self.dims(gradient);
         if from == *dims {
             return Ok(gradient);
@@ -198,17 +204,23 @@ impl<'g> Sweep<'g> {
             (0..from.len()).filter(|&i| i < lead || dims[i - lead] != from[i]).map(|i| i as u64).collect();
         let mut g = gradient;
         if !axes.is_empty() {
-            g = self.emit(at, Op::Reduce { kind: ReduceKind::Sum, axes, keepdims: false }, &[g], "reduce")?;
+            g = self.emit(at, Op::Reduce { kind: ReduceKind::Sum, axes, keepdims: false }, &[g], suffix)?;
         }
-        self.reshape(at, g, dims)
+        self.reshape(at, g, dims, suffix)
     }
 
     /// `v` in shape `dims`, which has as many elements.
-    pub fn reshape(&mut self, at: &Forward, v: ValueId, dims: &Dims) -> Result<ValueId, PassError> {
+    pub fn reshape(
+        &mut self,
+        at: &Forward,
+        v: ValueId,
+        dims: &Dims,
+        suffix: &str,
+    ) -> Result<ValueId, PassError> {
         if self.graph.ty(v).dims == *dims {
             return Ok(v);
         }
-        self.emit(at, Op::Reshape { dims: dims.clone() }, &[v], "reshape")
+        self.emit(at, Op::Reshape { dims: dims.clone() }, &[v], suffix)
     }
 }
 
@@ -219,8 +231,11 @@ pub(super) fn needed(graph: &Graph, wrt: &[ValueId]) -> Vec<bool> {
         needs[v.index()] = true;
     }
     for (_, node) in graph.nodes() {
-        let depends =
-            node.inputs.iter().enumerate().any(|(i, &v)| needs[v.index()] && differentiable_input(&node.op, i));
+        let depends = node
+            .inputs
+            .iter()
+            .enumerate()
+            .any(|(i, &v)| needs[v.index()] && differentiable_input(&node.op, i));
         if depends {
             for (i, &v) in node.outputs.iter().enumerate() {
                 if graph.ty(v).dtype.is_float() && differentiable_output(&node.op, i) {

@@ -2,8 +2,8 @@
 
 use crate::memory::storage::persistent_values;
 use std::collections::BTreeMap;
-use vdnn_ir::graph::{Def, Graph, Stage, ValueId};
 use vdnn_ir::TensorType;
+use vdnn_ir::graph::{Def, Graph, Stage, ValueId};
 use vdnn_ir::id::EntityId;
 use vdnn_plan::Sig;
 
@@ -67,8 +67,7 @@ pub fn expected_terms(graph: &Graph) -> ExpectedTerms {
         let keeps = !node.op.views().is_empty() || node.op.is_transfer();
         let text = if keeps { String::new() } else { node.op.to_string() };
         for (i, &v) in node.outputs.iter().enumerate() {
-            terms[v.index()] =
-                Some(if keeps { operands[0].0 } else { Sig::apply_text(&text, &operands, i) });
+            terms[v.index()] = Some(if keeps { operands[0].0 } else { Sig::apply_text(&text, &operands, i) });
         }
     }
     let updated: BTreeMap<ValueId, ValueId> = graph.updates.iter().map(|u| (u.param, u.value)).collect();

@@ -17,10 +17,7 @@ pub(super) fn place(storages: &mut PrimaryMap<StorageId, Storage>, base: Bytes) 
         offset
     };
     for s in storages.values_mut().filter(|s| s.space == Space::Device) {
-        if matches!(
-            s.kind,
-            StorageKind::Input | StorageKind::Activation | StorageKind::WeightGradient
-        ) {
+        if matches!(s.kind, StorageKind::Input | StorageKind::Activation | StorageKind::WeightGradient) {
             s.offset = take(s.bytes);
         }
     }
@@ -48,10 +45,7 @@ pub(super) fn place(storages: &mut PrimaryMap<StorageId, Storage>, base: Bytes) 
 /// start, each into a buffer that is free; optimal in number because interval graphs are
 /// perfect). Among the free buffers the one whose size grows or is exceeded least is taken.
 /// Returns the colour of each storage and the size of each colour.
-fn colours(
-    storages: &PrimaryMap<StorageId, Storage>,
-    ids: &[StorageId],
-) -> (Vec<usize>, Vec<Bytes>) {
+fn colours(storages: &PrimaryMap<StorageId, Storage>, ids: &[StorageId]) -> (Vec<usize>, Vec<Bytes>) {
     let mut by_start: Vec<usize> = (0..ids.len()).collect();
     by_start.sort_by_key(|&i| (storages[ids[i]].live.start, ids[i].index()));
     let mut colour = vec![0; ids.len()];
@@ -62,9 +56,7 @@ fn colours(
             .iter()
             .enumerate()
             .filter(|(_, (end, _))| *end <= s.live.start)
-            .min_by_key(|(at, (_, size))| {
-                (s.bytes.saturating_sub(*size), size.saturating_sub(s.bytes), *at)
-            })
+            .min_by_key(|(at, (_, size))| (s.bytes.saturating_sub(*size), size.saturating_sub(s.bytes), *at))
             .map(|(at, _)| at);
         let at = free.unwrap_or_else(|| {
             buffers.push((0, Bytes::ZERO));

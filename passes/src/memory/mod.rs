@@ -7,7 +7,10 @@
 pub mod baseline;
 pub mod pack;
 pub mod storage;
+mod sweep;
 
+#[cfg(test)]
+pub(crate) mod testnet;
 #[cfg(test)]
 mod tests;
 
@@ -155,8 +158,7 @@ pub fn layout(graph: &Graph, options: &LayoutOptions) -> Result<Layout, LayoutEr
         live_profile = profile(&storages, positions, persistent_bytes);
         debug_assert_eq!(live_profile.iter().max(), Some(&lower_bound));
     }
-    let peak_position =
-        live_profile.iter().position(|&b| b == lower_bound).map_or(0, |p| p as u32);
+    let peak_position = live_profile.iter().position(|&b| b == lower_bound).map_or(0, |p| p as u32);
     Ok(Layout {
         storages,
         storage_of: of,
@@ -174,11 +176,7 @@ pub fn layout(graph: &Graph, options: &LayoutOptions) -> Result<Layout, LayoutEr
 
 /// Packs the transient storages of one arena above `base`; returns the arena's size and
 /// its lower bound.
-fn pack_space(
-    storages: &mut PrimaryMap<StorageId, Storage>,
-    space: Space,
-    base: Bytes,
-) -> (Bytes, Bytes) {
+fn pack_space(storages: &mut PrimaryMap<StorageId, Storage>, space: Space, base: Bytes) -> (Bytes, Bytes) {
     let ids: Vec<StorageId> = storages
         .iter()
         .filter(|(_, s)| s.space == space && s.kind != StorageKind::Persistent)
@@ -186,10 +184,7 @@ fn pack_space(
         .collect();
     let blocks: Vec<Block> = ids
         .iter()
-        .map(|&id| Block {
-            size: storages[id].bytes.align_up(ALIGNMENT),
-            live: storages[id].live.clone(),
-        })
+        .map(|&id| Block { size: storages[id].bytes.align_up(ALIGNMENT), live: storages[id].live.clone() })
         .collect();
     let packing = pack::pack(&blocks);
     for (&id, &offset) in ids.iter().zip(&packing.offsets) {

@@ -1,13 +1,16 @@
 //! Packs blocks with known lifetimes into one arena: dynamic storage allocation, offline.
 //!
-//! Several deterministic orders of greedy placement are tried (by size, by lifetime, by
-//! time, from both ends), then the best is improved by moving the blocks that stick out
-//! above the lower bound to the front of the order and placing again ("squeaky wheel"
-//! optimisation, Joslin and Clements, JAIR 10, 1999). Greedy placement by size is the
-//! method of Pisarchyk and Lee, "Efficient memory management for deep neural net
-//! inference", MLSys 2020. The search stops at the lower bound, so most inputs take one or
-//! two placements; it never depends on a clock.
+//! 1. Greedy placement, each block at the lowest offset it fits, in the order of the fullest
+//!    moment each block lives through. For most networks that meets the lower bound.
+//! 2. Else the blocks that live through nearly full moments (the *core*, few) are packed
+//!    first: by several greedy orders (by size as in Pisarchyk and Lee, "Efficient memory
+//!    management for deep neural net inference", MLSys 2020, by lifetime, by time), and if none
+//!    of them is close to the bound by a backtracking search ([`super::sweep`]). The others
+//!    are placed around the core. If some do not fit, a larger core is tried.
+//!
+//! Work is counted in steps, never in time, so the result is the same on every machine.
 
+use super::sweep;
 use std::cmp::Reverse;
 use std::ops::Range;
 use vdnn_ir::Bytes;
@@ -33,10 +36,7 @@ pub struct Packing {
 }
 
 /// The sum of live sizes at each time in `0..positions`.
-pub fn live_profile(
-    blocks: impl IntoIterator<Item = (Bytes, Range<u32>)>,
-    positions: usize,
-) -> Vec<Bytes> {
+pub fn live_profile(blocks: impl IntoIterator<Item = (Bytes, Range<u32>)>, positions: usize) -> Vec<Bytes> {
     let mut rise = vec![0u64; positions + 1];
     let mut fall = vec![0u64; positions + 1];
     for (size, live) in blocks {
@@ -54,23 +54,25 @@ pub fn live_profile(
         .collect()
 }
 
-/// Work allowed to the improvement phase, in pairs of blocks compared: about 50 ms.
-const IMPROVE_WORK: u64 = 60_000_000;
-/// Most rounds of improvement from one starting order.
-const IMPROVE_ROUNDS: u64 = 200;
-
 /// Packs blocks. The same blocks give the same packing.
 pub fn pack(blocks: &[Block]) -> Packing {
     let positions = blocks.iter().map(|b| b.live.end).max().unwrap_or(0) as usize;
     let profile = live_profile(blocks.iter().map(|b| (b.size, b.live.clone())), positions);
     let bound = profile.iter().copied().max().unwrap_or_default().0;
+    let peaks = RangeMax::new(&profile);
     let items: Vec<Item> = blocks
         .iter()
         .enumerate()
         .filter(|(_, b)| b.size.0 > 0 && !b.live.is_empty())
-        .map(|(id, b)| Item { id, size: b.size.0, t0: b.live.start, t1: b.live.end })
+        .map(|(id, b)| Item {
+            id,
+            size: b.size.0,
+            t0: b.live.start,
+            t1: b.live.end,
+            crest: peaks.max(b.live.start, b.live.end),
+        })
         .collect();
-    let best = Search { items: &items, profile: &profile, bound }.run();
+    let best = Search::new(&items, bound).run();
     let mut offsets = vec![Bytes::ZERO; blocks.len()];
     for (item, &offset) in items.iter().zip(&best.offsets) {
         offsets[item.id] = Bytes(offset);
@@ -78,12 +80,16 @@ pub fn pack(blocks: &[Block]) -> Packing {
     Packing { offsets, height: Bytes(best.height), lower_bound: Bytes(bound) }
 }
 
+/// A block in plain numbers.
 #[derive(Clone, Copy, Debug)]
-struct Item {
+pub(super) struct Item {
     id: usize,
-    size: u64,
-    t0: u32,
-    t1: u32,
+    pub(super) size: u64,
+    pub(super) t0: u32,
+    pub(super) t1: u32,
+    /// The largest profile value the block meets. Blocks that meet the peak must tile it
+    /// exactly, so they are placed first.
+    crest: u64,
 }
 
 impl Item {
@@ -92,144 +98,167 @@ impl Item {
     }
 }
 
-/// How a block chooses among the gaps it fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fit {
-    /// The lowest.
-    First,
-    /// The tightest, then the lowest.
-    Best,
-    /// Blocks that live shorter than the limit: the highest below the bound; others the lowest.
-    TwoEnded {
-        /// The limit, in positions.
-        short: u32,
-    },
-}
+/// Work allowed in total, in pairs of blocks compared.
+const WORK: u64 = 40_000_000;
+/// Work of one backtracking search, in live blocks visited. Searches that succeed usually
+/// need a few thousand.
+const SWEEP_WORK: u64 = 400_000;
+/// A result this close to the bound (one part in so many) is not improved further.
+const CLOSE: u64 = 1024;
+/// Blocks smaller than this part of the bound never belong to the core.
+const SMALL: u64 = 4096;
+/// A core is the blocks that meet more than this percentage of the bound.
+const CORES: [u64; 3] = [75, 50, 25];
+/// Heights the backtracking search aims at: the bound and one part in so many above.
+const GOALS: [u64; 4] = [u64::MAX, CLOSE, 128, 64];
+/// Number of heuristics of [`Search::sorted`].
+const KEYS: usize = 7;
 
-struct Placement {
+/// The best packing so far: offsets by item.
+struct Best {
     offsets: Vec<u64>,
     height: u64,
 }
 
 struct Search<'a> {
     items: &'a [Item],
-    profile: &'a [Bytes],
     bound: u64,
+    work: u64,
+    best: Best,
 }
 
-impl Search<'_> {
-    fn run(&self) -> Placement {
-        let n = self.items.len();
-        let mut best = Placement { offsets: vec![0; n], height: if n == 0 { 0 } else { u64::MAX } };
-        let mut starts: Vec<(u64, Vec<u32>, Fit)> = Vec::new();
-        for (order, fit) in self.orders() {
-            if best.height <= self.bound {
-                return best;
-            }
-            let p = self.place(&order, fit);
-            starts.push((p.height, order, fit));
-            if p.height < best.height {
-                best = p;
-            }
-        }
-        // Stable: ties keep the order of the list above.
-        starts.sort_by_key(|s| s.0);
-        let pairs = (n as u64).pow(2) / 4 + 1;
-        let rounds = (IMPROVE_WORK / pairs).min(3 * IMPROVE_ROUNDS);
-        for (i, (_, order, fit)) in starts.into_iter().take(3).enumerate() {
-            // The best start gets half of the rounds.
-            let share = if i == 0 { rounds / 2 } else { rounds / 4 };
-            self.improve(order, fit, share.min(IMPROVE_ROUNDS), &mut best);
-            if best.height <= self.bound {
+impl<'a> Search<'a> {
+    fn new(items: &'a [Item], bound: u64) -> Self {
+        let height = if items.is_empty() { 0 } else { u64::MAX };
+        let best = Best { offsets: vec![0; items.len()], height };
+        Self { items, bound, work: WORK, best }
+    }
+
+    fn close(&self, height: u64) -> bool {
+        height <= self.bound + self.bound / CLOSE
+    }
+
+    fn run(mut self) -> Best {
+        let all: Vec<u32> = (0..self.items.len() as u32).collect();
+        let order = self.sorted(&all, 0);
+        self.complete(&Placed::default(), &order);
+        for percent in CORES {
+            if self.close(self.best.height) || self.work == 0 {
                 break;
             }
-        }
-        best
-    }
-
-    fn improve(&self, mut order: Vec<u32>, fit: Fit, rounds: u64, best: &mut Placement) {
-        for _ in 0..rounds {
-            if best.height <= self.bound {
-                return;
-            }
-            let p = self.place(&order, fit);
-            let sticks_out =
-                |i: u32| p.offsets[i as usize] + self.items[i as usize].size > self.bound;
-            let (mut front, rest): (Vec<u32>, Vec<u32>) =
-                order.iter().partition(|&&i| sticks_out(i));
-            front.extend(rest);
-            let stuck = front == order;
-            order = front;
-            if p.height < best.height {
-                *best = p;
-            }
-            if stuck {
-                return;
+            let in_core = |i: &u32| {
+                let b = &self.items[*i as usize];
+                b.crest > self.bound / 100 * percent && b.size > self.bound / SMALL
+            };
+            let (core, rest): (Vec<u32>, Vec<u32>) = all.iter().partition(|i| in_core(i));
+            let order = self.search(&core);
+            let mut placed = Placed::default();
+            self.place(&mut placed, &order);
+            for key in [0, 1] {
+                if !self.close(self.best.height) && placed.height < self.best.height {
+                    let order = self.sorted(&rest, key);
+                    self.complete(&placed, &order);
+                }
             }
         }
+        self.best
     }
 
-    /// The starting orders, most promising first.
-    fn orders(&self) -> impl Iterator<Item = (Vec<u32>, Fit)> + '_ {
-        let items = self.items;
-        // The largest profile value a block meets: those at the peak must tile it exactly.
-        let peaks = RangeMax::new(self.profile);
-        let crest: Vec<u64> = items.iter().map(|b| peaks.max(b.t0, b.t1)).collect();
-        let all = 0..items.len() as u32;
-        let horizon = self.profile.len() as u32;
-        let sorted = move |key: &dyn Fn(&Item, u64) -> (Reverse<u64>, Reverse<u64>, u64)| {
-            let mut order: Vec<u32> = all.clone().collect();
-            order.sort_by_cached_key(|&i| (key(&items[i as usize], crest[i as usize]), i));
-            order
-        };
-        (0..9).map(move |k| match k {
-            0 => (sorted(&|b, c| (Reverse(c), Reverse(b.span()), 0)), Fit::First),
-            1 => (sorted(&|b, _| (Reverse(b.size), Reverse(b.span()), 0)), Fit::First),
-            2 => (sorted(&|b, _| (Reverse(b.size), Reverse(b.span()), 0)), Fit::Best),
-            3 => (sorted(&|b, _| (Reverse(b.span()), Reverse(b.size), 0)), Fit::First),
-            4 => (
-                sorted(&|b, _| (Reverse(b.span().saturating_mul(b.size)), Reverse(b.size), 0)),
-                Fit::First,
-            ),
-            5 => (
-                sorted(&|b, _| (Reverse(0), Reverse(0), u64::from(b.t0))),
-                Fit::TwoEnded { short: horizon / 16 + 2 },
-            ),
-            6 => (
-                sorted(&|b, c| (Reverse(c), Reverse(b.size), 0)),
-                Fit::TwoEnded { short: horizon / 16 + 2 },
-            ),
-            7 => (
-                sorted(&|b, _| (Reverse(b.span()), Reverse(b.size), 0)),
-                Fit::TwoEnded { short: horizon / 16 + 2 },
-            ),
-            _ => (sorted(&|b, _| (Reverse(u64::from(b.t1)), Reverse(b.span()), 0)), Fit::First),
-        })
+    /// Places `order` after what is placed; keeps the result if it is the best.
+    fn complete(&mut self, placed: &Placed, order: &[u32]) {
+        let mut placed = placed.clone();
+        self.place(&mut placed, order);
+        if placed.height < self.best.height {
+            self.best.height = placed.height;
+            for s in &placed.slots {
+                self.best.offsets[s.item as usize] = s.offset;
+            }
+        }
     }
 
-    /// Places blocks one by one in the given order.
-    fn place(&self, order: &[u32], fit: Fit) -> Placement {
-        let mut offsets = vec![0; self.items.len()];
-        let mut height = 0;
-        // Placed blocks by offset.
-        let mut placed: Vec<Slot> = Vec::with_capacity(order.len());
+    /// Finds a good order for a core. Groups of blocks that no lifetime connects do not
+    /// interact, so each is searched alone.
+    fn search(&mut self, core: &[u32]) -> Vec<u32> {
+        let mut by_start = core.to_vec();
+        by_start.sort_by_key(|&i| (self.items[i as usize].t0, i));
+        let mut groups: Vec<(u32, Vec<u32>)> = Vec::new();
+        for i in by_start {
+            let b = &self.items[i as usize];
+            match groups.last_mut().filter(|(end, _)| b.t0 < *end) {
+                Some((end, group)) => {
+                    *end = b.t1.max(*end);
+                    group.push(i);
+                }
+                None => groups.push((b.t1, vec![i])),
+            }
+        }
+        groups.iter().flat_map(|(_, group)| self.search_group(group)).collect()
+    }
+
+    /// Greedy orders first, then the backtracking search for something lower. Returns the
+    /// blocks by offset: in that order greedy placement gives the same packing or a lower one.
+    fn search_group(&mut self, group: &[u32]) -> Vec<u32> {
+        let mut order = self.sorted(group, 0);
+        let mut height = self.height_of(&order);
+        for key in 1..KEYS {
+            if self.close(height) {
+                return order;
+            }
+            let candidate = self.sorted(group, key);
+            let h = self.height_of(&candidate);
+            if h < height {
+                (height, order) = (h, candidate);
+            }
+        }
+        let items: Vec<Item> = group.iter().map(|&i| self.items[i as usize]).collect();
+        for part in GOALS {
+            let goal = self.bound + self.bound / part;
+            if goal >= height {
+                break;
+            }
+            if let Some(offsets) = sweep::search(&items, goal, SWEEP_WORK) {
+                let mut by_offset: Vec<(u64, u32)> = offsets.into_iter().zip(group.iter().copied()).collect();
+                by_offset.sort_unstable();
+                return by_offset.into_iter().map(|(_, i)| i).collect();
+            }
+        }
+        order
+    }
+
+    fn height_of(&mut self, order: &[u32]) -> u64 {
+        let mut placed = Placed::default();
+        self.place(&mut placed, order);
+        placed.height
+    }
+
+    /// The items by the `key`-th heuristic.
+    fn sorted(&self, items: &[u32], key: usize) -> Vec<u32> {
+        let mut order = items.to_vec();
+        order.sort_by_cached_key(|&i| {
+            let b = &self.items[i as usize];
+            let (first, second) = match key {
+                0 => (b.crest, b.span()),
+                1 => (b.size, b.span()),
+                2 => (b.span(), b.size),
+                3 => (b.span().saturating_mul(b.size), b.size),
+                4 => (b.crest, b.size),
+                5 => (u64::from(u32::MAX - b.t0), b.span()),
+                _ => (u64::from(b.t1), b.span()),
+            };
+            (Reverse((first, second)), i)
+        });
+        order
+    }
+
+    /// Places blocks one by one in the given order, each at the lowest offset it fits.
+    fn place(&mut self, placed: &mut Placed, order: &[u32]) {
         for &i in order {
             let item = &self.items[i as usize];
-            let offset = match fit {
-                Fit::First => lowest(&placed, item),
-                Fit::Best => tightest(&placed, item),
-                Fit::TwoEnded { short } if item.t1 - item.t0 < short => {
-                    highest(&placed, item, self.bound)
-                }
-                Fit::TwoEnded { .. } => lowest(&placed, item),
-            };
-            offsets[i as usize] = offset;
-            let end = offset + item.size;
-            height = height.max(end);
-            let at = placed.partition_point(|s| s.offset <= offset);
-            placed.insert(at, Slot { offset, end, t0: item.t0, t1: item.t1 });
+            let offset = placed.lowest(item);
+            placed.insert(Slot { offset, end: offset + item.size, t0: item.t0, t1: item.t1, item: i });
         }
-        Placement { offsets, height }
+        let n = placed.slots.len() as u64;
+        self.work = self.work.saturating_sub(n * order.len() as u64 / 4);
     }
 }
 
@@ -239,57 +268,36 @@ struct Slot {
     end: u64,
     t0: u32,
     t1: u32,
+    item: u32,
 }
 
-impl Slot {
-    fn meets(&self, item: &Item) -> bool {
-        self.t0 < item.t1 && item.t0 < self.t1
+/// Placed blocks, by offset.
+#[derive(Clone, Debug, Default)]
+struct Placed {
+    slots: Vec<Slot>,
+    height: u64,
+}
+
+impl Placed {
+    fn insert(&mut self, slot: Slot) {
+        self.height = self.height.max(slot.end);
+        let at = self.slots.partition_point(|s| s.offset <= slot.offset);
+        self.slots.insert(at, slot);
     }
-}
 
-/// The lowest offset at which the item fits.
-fn lowest(placed: &[Slot], item: &Item) -> u64 {
-    let mut cursor = 0;
-    for s in placed {
-        if s.meets(item) {
-            if s.offset >= cursor + item.size {
-                return cursor;
+    /// The lowest offset at which the item fits.
+    fn lowest(&self, item: &Item) -> u64 {
+        let mut cursor = 0;
+        for s in &self.slots {
+            if s.t0 < item.t1 && item.t0 < s.t1 {
+                if s.offset >= cursor + item.size {
+                    return cursor;
+                }
+                cursor = cursor.max(s.end);
             }
-            cursor = cursor.max(s.end);
         }
+        cursor
     }
-    cursor
-}
-
-/// The offset of the smallest gap the item fits, or on top of everything it meets.
-fn tightest(placed: &[Slot], item: &Item) -> u64 {
-    let mut cursor = 0;
-    let mut best: Option<(u64, u64)> = None;
-    for s in placed.iter().filter(|s| s.meets(item)) {
-        if s.offset >= cursor + item.size {
-            let gap = (s.offset - cursor, cursor);
-            best = Some(best.map_or(gap, |b| b.min(gap)));
-        }
-        cursor = cursor.max(s.end);
-    }
-    best.map_or(cursor, |(_, at)| at)
-}
-
-/// The highest offset at which the item fits below the ceiling; above it the lowest.
-fn highest(placed: &[Slot], item: &Item, ceiling: u64) -> u64 {
-    let mut cursor = 0;
-    let mut best = None;
-    for s in placed.iter().filter(|s| s.meets(item)) {
-        let end = s.offset.min(ceiling);
-        if end >= cursor + item.size {
-            best = Some(end - item.size);
-        }
-        cursor = cursor.max(s.end);
-    }
-    if ceiling >= cursor + item.size {
-        best = Some(ceiling - item.size);
-    }
-    best.unwrap_or(cursor)
 }
 
 /// Maximum over ranges of a fixed sequence: a sparse table.

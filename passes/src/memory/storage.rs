@@ -118,8 +118,7 @@ impl Sharing {
 
 /// True if a node that is part of the step reads the value, or the graph names it.
 fn used_by_step(graph: &Graph, named: &[bool], value: ValueId) -> bool {
-    named[value.index()]
-        || graph.value(value).users().iter().any(|&u| graph.node(u).stage != Stage::Setup)
+    named[value.index()] || graph.value(value).users().iter().any(|&u| graph.node(u).stage != Stage::Setup)
 }
 
 /// Which values the graph names as outputs or updates, by value index.
@@ -284,13 +283,7 @@ pub fn storages(graph: &Graph) -> Result<Storages, LayoutError> {
     Ok(out)
 }
 
-fn new_storage(
-    graph: &Graph,
-    v: ValueId,
-    kind: StorageKind,
-    live: Range<u32>,
-    kept: bool,
-) -> Storage {
+fn new_storage(graph: &Graph, v: ValueId, kind: StorageKind, live: Range<u32>, kept: bool) -> Storage {
     Storage {
         space: graph.value(v).space,
         bytes: graph.ty(v).bytes(),

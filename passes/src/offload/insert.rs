@@ -135,7 +135,13 @@ impl<'g> Inserter<'g> {
         Self { graph, options, order, split, around, readers }
     }
 
-    fn add(&mut self, op: Op, inputs: &[ValueId], layer: NodeId, what: &str) -> Result<(NodeId, ValueId), PassError> {
+    fn add(
+        &mut self,
+        op: Op,
+        inputs: &[ValueId],
+        layer: NodeId,
+        what: &str,
+    ) -> Result<(NodeId, ValueId), PassError> {
         let stage = match op {
             Op::OffloadStart | Op::OffloadDone => Stage::Forward,
             _ => Stage::Backward,
@@ -194,10 +200,7 @@ impl<'g> Inserter<'g> {
             let reads = self.readers[o.value.index()].iter().map(|r| r.0);
             if let Some(first_reader) = reads.filter(|&p| p >= self.split).min() {
                 first_reads.entry(first_reader).or_default().push(o.value);
-                pending.insert(
-                    o.value,
-                    Pending { host, layer: o.layer, first_reader, state: State::Away },
-                );
+                pending.insert(o.value, Pending { host, layer: o.layer, first_reader, state: State::Away });
             }
         }
         let x_of: BTreeMap<NodeId, ValueId> = chosen.layers.iter().copied().collect();

@@ -55,7 +55,10 @@ impl<'a> Cursor<'a> {
 
     /// An id: a prefix and a decimal number without sign or leading zeros.
     pub(crate) fn id(&mut self, prefix: &str) -> Result<u32, Fail> {
-        self.map(&format!("an id such as {prefix}0"), |w| id(w, prefix))
+        self.skip_space();
+        let at = self.at;
+        let number = self.word().ok().and_then(|word| id(word, prefix));
+        number.ok_or_else(|| (at, format!("expected an id such as {prefix}0")))
     }
 
     /// True, and past it, if the text goes on with `token`.

@@ -14,9 +14,12 @@
 //! The simulator obeys the plan's events and nothing else: layer-end synchronisation, for
 //! example, is a property of the plan.
 
+mod backend;
 mod live;
 #[cfg(test)]
 mod tests;
+
+pub use backend::SimBackend;
 
 use crate::trace::{Span, SpanKind, Trace};
 use live::LiveBytes;

@@ -1,3 +1,5 @@
+//! Tests of the simulator.
+
 use super::*;
 use vdnn_cost::Precision;
 use vdnn_ir::graph::{NodeId, Stage};
@@ -19,9 +21,11 @@ fn unit_device(both_ways: f64, kernel_loss: f64) -> CostModel {
         copy = {{ d2h_gbps = 1.0, h2d_gbps = 1.0, latency_us = 0.0, both_ways = {both_ways}, kernel_loss = {kernel_loss} }}
         gemm = {{ f32 = 1.0 }}
         [conv]
-        channel_tile = 1
+        bandwidth = 1.0
         depthwise = 1.0
         [conv.f32]
+        result_tile = 1
+        reduction_tile = 1
         fprop = {{ implicit_gemm = 1.0 }}
         dgrad = {{ implicit_gemm = 1.0 }}
         wgrad = {{ implicit_gemm = 1.0 }}
@@ -361,9 +365,11 @@ fn twenty_layers_with_layer_end_synchronisation() {
             gemm = { f32 = 1.0 }
             COPY
             [conv]
-            channel_tile = 1
+            bandwidth = 1.0
             depthwise = 1.0
             [conv.f32]
+            result_tile = 1
+            reduction_tile = 1
             fprop = { implicit_gemm = 1.0 }
             dgrad = { implicit_gemm = 1.0 }
             wgrad = { implicit_gemm = 1.0 }
@@ -447,4 +453,51 @@ fn unknown_ids_and_impossible_waits_are_refused() {
         b.command(Command::Record { stream: COMPUTE, event: EventId(1) });
     });
     assert_eq!(error, SimError::Deadlock { cmd: CmdId(0), event: EventId(0), record: CmdId(2) });
+}
+
+/// Kernels of a plan without a setup program.
+#[derive(Debug)]
+struct NoKernels;
+
+impl vdnn_ir::kernel::Kernels for NoKernels {
+    fn launch(
+        &self,
+        op: &Op,
+        _: &[vdnn_ir::kernel::Operand<'_>],
+        _: &mut [vdnn_ir::kernel::TensorMut<'_>],
+    ) -> Result<(), vdnn_ir::kernel::KernelError> {
+        Err(vdnn_ir::kernel::KernelError::Unsupported { op: op.to_string(), why: "none".into() })
+    }
+}
+
+struct NoParams;
+
+impl crate::executor::ParamLoader for NoParams {
+    fn load(&self, name: &str, _: &TensorType) -> Result<vdnn_ir::Tensor, crate::error::LoadParamError> {
+        Err(crate::error::LoadParamError::missing(name))
+    }
+}
+
+#[test]
+fn the_executor_drives_it_and_outputs_are_zeros() {
+    let mut b = Builder::new();
+    let (x, y) = (b.input(256), b.device(256));
+    for buf in [x, y] {
+        b.0.buffers[buf].ty = TensorType::f32([64]);
+    }
+    b.launch(x, y);
+    b.0.outputs.push(vdnn_plan::Output { name: "y".into(), buf: y, expect: Sig::input("x") });
+    let cost = unit_device(1.0, 0.0);
+    let load = |plan: Plan| {
+        let backend = SimBackend::new(cost.clone(), NoKernels);
+        crate::executor::Executor::load_unchecked_for_tests(plan, &NoParams, backend)
+    };
+    let mut executor = load(b.0.clone()).expect("loads");
+    assert_eq!(executor.backend().result(), Some(&b.simulate(&cost)));
+    let input = vdnn_ir::Tensor::from_f32([64], &[1.0; 64]);
+    let outputs = executor.step(&[("x".to_owned(), input)].into_iter().collect()).expect("runs");
+    assert!(outputs["y"].bytes().iter().all(|&byte| byte == 0));
+
+    b.0.device.bytes = Bytes(2 << 30);
+    assert!(matches!(load(b.0), Err(crate::error::RunError::OutOfMemory { arena: "device", .. })));
 }

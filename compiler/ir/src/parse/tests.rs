@@ -1,3 +1,5 @@
+//! Round trips, error places, and texts that are not graphs.
+
 use super::*;
 
 const TEXT: &str = r#"graph "a \"b\"\n" phase=selected mode=train values=60 nodes=30 {

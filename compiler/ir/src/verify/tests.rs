@@ -1,3 +1,5 @@
+//! Each invariant, broken.
+
 use super::*;
 use crate::graph::{NodeSpec, Output, Update};
 use crate::op::{Op, UnaryKind};
@@ -88,7 +90,7 @@ fn phases_and_algorithms() {
 const PAIRS: &str = r#"input %0 "x" : f32[2]
     n0: %1 : f32[2] = unary(relu) (%0) forward "r"
     n1: %2 : f32[2] host = offload_start (%1) forward "os"
-    n2: %3 : f32[2] host = offload_done (%1, %2) forward "od"
+    n2: %3 : f32[2] host = offload_done (%2, %1) forward "od"
     n3: %4 : f32[2] = prefetch_start (%3) backward "ps"
     n4: %5 : f32[2] = prefetch_done (%4, %3) backward "pd"
     output "y" = %5"#;
@@ -102,7 +104,7 @@ fn transfers_come_in_pairs() {
         assert!(PAIRS.contains(from));
         PAIRS.replace(from, to)
     };
-    expect(placed, &cut("(%1, %2)", "(%0, %2)"), &["operand 0 is not what its offload_start read"]);
+    expect(placed, &cut("(%2, %1)", "(%2, %0)"), &["operand 1 is not what its offload_start read"]);
     expect(
         placed,
         &cut("(%3) backward \"ps\"", "(%2) backward \"ps\""),
@@ -117,7 +119,7 @@ fn transfers_come_in_pairs() {
     expect(
         placed,
         &cut("%2 : f32[2] host", "%2 : f32[2]"),
-        &["n1: output 0 is on the device", "operand 1, %2"],
+        &["n1: output 0 is on the device", "operand 0, %2"],
     );
     expect(placed, &cut("%5 : f32[2]", "%5 : f32[2] host"), &["n4: output 0 is on the host", "output y"]);
     let no_done: String =

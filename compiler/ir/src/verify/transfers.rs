@@ -20,8 +20,8 @@ pub(super) fn check(cx: &mut Checker<'_>) {
         }
         for (i, &v) in node.inputs.iter().enumerate() {
             let host = match node.op {
-                Op::OffloadDone | Op::PrefetchDone => i == 1,
-                Op::PrefetchStart => i == 0,
+                Op::OffloadDone | Op::PrefetchStart => i == 0,
+                Op::PrefetchDone => i == 1,
                 _ => false,
             };
             if (graph.value(v).space == Space::Host) != host {
@@ -31,15 +31,15 @@ pub(super) fn check(cx: &mut Checker<'_>) {
             }
         }
         match node.op {
-            Op::OffloadStart => start(cx, id, node, &Op::OffloadDone, 1),
+            Op::OffloadStart => start(cx, id, node, &Op::OffloadDone),
             Op::PrefetchStart => {
-                start(cx, id, node, &Op::PrefetchDone, 0);
+                start(cx, id, node, &Op::PrefetchDone);
                 if defining(cx, node.inputs.first()).is_none_or(|(_, n)| n.op != Op::OffloadDone) {
                     cx.fail_node(id, node, "a prefetch must read the result of an offload_done");
                 }
             }
-            Op::OffloadDone => done(cx, id, node, &Op::OffloadStart, 1, 0),
-            Op::PrefetchDone => done(cx, id, node, &Op::PrefetchStart, 0, 1),
+            Op::OffloadDone => done(cx, id, node, &Op::OffloadStart),
+            Op::PrefetchDone => done(cx, id, node, &Op::PrefetchStart),
             _ => {}
         }
     }
@@ -62,13 +62,12 @@ fn defining<'a>(cx: &Checker<'a>, v: Option<&ValueId>) -> Option<(NodeId, &'a No
     Some((id, cx.graph.node(id)))
 }
 
-/// The result of a start is read by its one done, at `operand`, and by nothing else.
-fn start(cx: &mut Checker<'_>, id: NodeId, node: &Node, done: &Op, operand: usize) {
+/// The result of a start is read by its one done, as the first operand, and by nothing else.
+fn start(cx: &mut Checker<'_>, id: NodeId, node: &Node, done: &Op) {
     let graph = cx.graph;
     let Some(&result) = node.outputs.first() else { return };
     let users = graph.value(result).users();
-    let is_done =
-        |&u: &NodeId| graph.node(u).op == *done && graph.node(u).inputs.get(operand) == Some(&result);
+    let is_done = |&u: &NodeId| graph.node(u).op == *done && graph.node(u).inputs.first() == Some(&result);
     if users.len() != 1 || !users.iter().all(is_done) {
         let what =
             format!("exactly one {} must read its result, and nothing else; read by {users:?}", done.name());
@@ -76,14 +75,14 @@ fn start(cx: &mut Checker<'_>, id: NodeId, node: &Node, done: &Op, operand: usiz
     }
 }
 
-/// A done reads the result of its start at `from` and the start's operand at `source`.
-fn done(cx: &mut Checker<'_>, id: NodeId, node: &Node, start: &Op, from: usize, source: usize) {
-    match defining(cx, node.inputs.get(from)) {
+/// A done reads the result of its start and then what the start read.
+fn done(cx: &mut Checker<'_>, id: NodeId, node: &Node, start: &Op) {
+    match defining(cx, node.inputs.first()) {
         Some((_, s)) if s.op == *start => {
-            if s.inputs.first() != node.inputs.get(source) {
-                cx.fail_node(id, node, &format!("operand {source} is not what its {} read", start.name()));
+            if s.inputs.first() != node.inputs.get(1) {
+                cx.fail_node(id, node, &format!("operand 1 is not what its {} read", start.name()));
             }
         }
-        _ => cx.fail_node(id, node, &format!("operand {from} is not the result of a {}", start.name())),
+        _ => cx.fail_node(id, node, &format!("operand 0 is not the result of a {}", start.name())),
     }
 }

@@ -1,3 +1,5 @@
+//! Gradients of the two-operand elementwise ops.
+
 use super::super::sweep::{Forward, Sweep};
 use super::dy;
 use crate::pass::PassError;
@@ -54,7 +56,7 @@ impl Rule<'_, '_> {
             return Ok(());
         }
         let dims = self.s.dims(operand);
-        let g = self.s.unbroadcast(self.at, gradient, &dims)?;
+        let g = self.s.unbroadcast(self.at, gradient, &dims, "grad")?;
         self.s.contribute(self.at, operand, g)
     }
     /// Contributes `-gradient`, negated after the sum, where it is small.
@@ -63,7 +65,7 @@ impl Rule<'_, '_> {
             return Ok(());
         }
         let dims = self.s.dims(operand);
-        let g = self.s.unbroadcast(self.at, gradient, &dims)?;
+        let g = self.s.unbroadcast(self.at, gradient, &dims, "grad")?;
         let g = self.unary(UnaryKind::Neg, g)?;
         self.s.contribute(self.at, operand, g)
     }

@@ -1,3 +1,5 @@
+//! Gradient of the loss.
+
 use super::super::sweep::{Forward, Sweep};
 use super::dy;
 use crate::pass::PassError;
@@ -27,22 +29,16 @@ pub(super) fn softmax_cross_entropy(
     ignore_index: Option<i64>,
 ) -> Result<(), PassError> {
     let logits = at.inputs[0];
-    let log_prob = at.outputs.get(1).copied();
+    let log_prob = at.outputs[1];
     if let Some(dloss) = s.grad(at.outputs[0]) {
-        let Some(log_prob) = log_prob else {
-            return Err(PassError::Unsupported(format!(
-                "the loss `{}` does not give its log-probabilities",
-                at.name
-            )));
-        };
         let mut operands = vec![dloss, log_prob, at.inputs[1]];
         operands.extend(at.inputs.get(2));
         let op = Op::SoftmaxCrossEntropyGrad { reduction, ignore_index };
         let dx = s.emit(at, op, &operands, "grad")?;
         s.contribute(at, logits, dx)?;
     }
-    if let Some((y, d)) = log_prob.and_then(|y| Some((y, s.grad(y)?))) {
-        let dx = s.emit(at, Op::LogSoftmaxGrad { axis: 1 }, &[d, y], "grad")?;
+    if let Some(dlog_prob) = s.grad(log_prob) {
+        let dx = s.emit(at, Op::LogSoftmaxGrad { axis: 1 }, &[dlog_prob, log_prob], "grad")?;
         s.contribute(at, logits, dx)?;
     }
     Ok(())

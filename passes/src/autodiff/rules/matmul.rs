@@ -1,3 +1,5 @@
+//! Gradients of matrix products.
+
 use super::super::sweep::{Forward, Sweep};
 use super::dy;
 use crate::pass::PassError;
@@ -23,7 +25,7 @@ pub(super) fn gemm(s: &mut Sweep<'_>, at: &Forward, attrs: GemmAttrs) -> Result<
     let (a, b) = (at.inputs[0], at.inputs[1]);
     if let Some(&c) = at.inputs.get(2).filter(|&&c| s.needs(c)) {
         let dims = s.dims(c);
-        let mut dc = s.unbroadcast(at, dy, &dims)?;
+        let mut dc = s.unbroadcast(at, dy, &dims, "bias_grad")?;
         if beta != Real(1.0) {
             let scaled = Op::Unary(UnaryKind::Affine { scale: beta, shift: Real(0.0) });
             dc = s.emit(at, scaled, &[dc], "bias_grad")?;
@@ -64,7 +66,7 @@ pub(super) fn matmul(s: &mut Sweep<'_>, at: &Forward, ta: bool, tb: bool) -> Res
             None if tb => s.emit(at, product(true, ta), &[dy, a], "wgrad")?,
             None => s.emit(at, product(!ta, false), &[a, dy], "wgrad")?,
         };
-        let db = s.unbroadcast(at, db, &dims)?;
+        let db = s.unbroadcast(at, db, &dims, "wgrad")?;
         s.contribute(at, b, db)?;
     }
     if s.needs(a) {
@@ -74,7 +76,7 @@ pub(super) fn matmul(s: &mut Sweep<'_>, at: &Forward, ta: bool, tb: bool) -> Res
         } else {
             s.emit(at, product(false, !tb), &[dy, b], "dgrad")?
         };
-        let da = s.unbroadcast(at, da, &dims)?;
+        let da = s.unbroadcast(at, da, &dims, "dgrad")?;
         s.contribute(at, a, da)?;
     }
     Ok(())
@@ -96,7 +98,7 @@ fn folded(
     }
     let rows: u64 = a_dims[..a_dims.len() - 1].iter().product();
     let flat = |dims: &Dims| -> Dims { [rows, dims[dims.len() - 1]].as_slice().into() };
-    let a = s.reshape(at, a, &flat(&a_dims))?;
-    let dy = s.reshape(at, dy, &flat(&dy_dims))?;
+    let a = s.reshape(at, a, &flat(&a_dims), "rows")?;
+    let dy = s.reshape(at, dy, &flat(&dy_dims), "rows")?;
     Ok(Some((a, dy)))
 }

@@ -2,8 +2,9 @@
 //!
 //! A rule appends, for a forward node whose output gradients are known, the nodes that compute
 //! the gradients of the inputs that need one, and contributes them. It must not read any
-//! forward value it can do without; what each rule reads is stated on the rule. Parameter
-//! gradients come before the input gradient, so the forward input dies as early as it can.
+//! forward value it can do without; what each rule reads is stated on the rule. Except for
+//! convolutions, parameter gradients come before the input gradient, so that the forward input
+//! can die first.
 
 mod binary;
 mod conv;

@@ -1,3 +1,5 @@
+//! Gradients of the normalisations.
+
 use super::super::sweep::{Forward, Sweep};
 use super::dy;
 use crate::pass::PassError;
@@ -9,12 +11,7 @@ use vdnn_ir::{Op, Real};
 pub(super) fn batch_norm_train(s: &mut Sweep<'_>, at: &Forward) -> Result<(), PassError> {
     let dy = dy(s, at)?;
     let (x, scale, bias) = (at.inputs[0], at.inputs[1], at.inputs[2]);
-    let [_, _, _, batch_mean, batch_invstd] = at.outputs[..] else {
-        return Err(PassError::Unsupported(format!(
-            "batch norm `{}` does not save its batch statistics",
-            at.name
-        )));
-    };
+    let (batch_mean, batch_invstd) = (at.outputs[3], at.outputs[4]);
     let outs = s.emit_n(at, Op::BatchNormGrad, &[dy, x, scale, batch_mean, batch_invstd], "grad", 3)?;
     s.contribute(at, scale, outs[1])?;
     s.contribute(at, bias, outs[2])?;

@@ -1,3 +1,5 @@
+//! Gradients of reductions.
+
 use super::super::fill;
 use super::super::sweep::{Forward, Sweep};
 use super::dy;
@@ -17,7 +19,7 @@ pub(super) fn reduce(
     let x = at.inputs[0];
     let x_dims = s.dims(x);
     let kept: Dims = (0u64..).zip(&x_dims).map(|(i, &d)| if axes.contains(&i) { 1 } else { d }).collect();
-    let dy = s.reshape(at, dy, &kept)?;
+    let dy = s.reshape(at, dy, &kept, "grad")?;
     let dx = match kind {
         ReduceKind::Sum => expand(s, at, dy, &x_dims)?,
         ReduceKind::Mean => {
@@ -40,15 +42,9 @@ fn expand(s: &mut Sweep<'_>, at: &Forward, v: ValueId, dims: &Dims) -> Result<Va
 }
 
 /// Shares dy evenly among the elements that equal the maximum (as torch's `amax`).
-fn max(
-    s: &mut Sweep<'_>,
-    at: &Forward,
-    dy: ValueId,
-    axes: &Dims,
-    kept: &Dims,
-) -> Result<ValueId, PassError> {
+fn max(s: &mut Sweep<'_>, at: &Forward, dy: ValueId, axes: &Dims, kept: &Dims) -> Result<ValueId, PassError> {
     let (x, y) = (at.inputs[0], at.outputs[0]);
-    let y = s.reshape(at, y, kept)?;
+    let y = s.reshape(at, y, kept, "maximum")?;
     let one: Dims = kept.iter().map(|_| 1).collect();
     let one = s.emit(at, fill(1.0, &one), &[], "one")?;
     // `below` is 1 where x is less than the maximum; the mask is its complement.

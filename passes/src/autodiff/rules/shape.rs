@@ -30,8 +30,7 @@ pub(super) fn concat(s: &mut Sweep<'_>, at: &Forward, axis: u64) -> Result<(), P
 /// scattered instead.
 pub(super) fn split(s: &mut Sweep<'_>, at: &Forward, axis: u64) -> Result<(), PassError> {
     let x = at.inputs[0];
-    let present: Vec<usize> =
-        (0..at.outputs.len()).filter(|&i| s.grad(at.outputs[i]).is_some()).collect();
+    let present: Vec<usize> = (0..at.outputs.len()).filter(|&i| s.grad(at.outputs[i]).is_some()).collect();
     let dx = match present[..] {
         [only] if at.outputs.len() > 1 => {
             let mut offset = 0;
@@ -93,6 +92,6 @@ pub(super) fn transpose(s: &mut Sweep<'_>, at: &Forward, perm: &Dims) -> Result<
 pub(super) fn expand(s: &mut Sweep<'_>, at: &Forward) -> Result<(), PassError> {
     let dy = dy(s, at)?;
     let dims = s.dims(at.inputs[0]);
-    let dx = s.unbroadcast(at, dy, &dims)?;
+    let dx = s.unbroadcast(at, dy, &dims, "grad")?;
     s.contribute(at, at.inputs[0], dx)
 }

@@ -1,7 +1,8 @@
 //! Part 5 of the statement: symbolic execution in issue order.
 
-use super::error::{Found, PlanError, Report, Site};
+use super::error::{Found, PlanError, Site};
 use super::ranges::RangeMap;
+use super::report::Report;
 use crate::plan::{BufId, CmdId, Command, Plan};
 use crate::sig::Sig;
 use smallvec::SmallVec;

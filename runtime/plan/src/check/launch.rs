@@ -1,6 +1,7 @@
 //! Part 4 of the statement: the buffers of one launch do not clobber each other.
 
-use super::error::{PlanError, Report, Site};
+use super::error::{PlanError, Site};
+use super::report::Report;
 use crate::plan::{BufId, CmdId, Command, Plan};
 use smallvec::SmallVec;
 use vdnn_ir::Op;

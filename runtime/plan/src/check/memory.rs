@@ -1,11 +1,13 @@
 //! Part 2 of the statement: bounds, alignment, budget, and the bytes of parameters and inputs.
 
-use super::error::{Place, PlanError, Report, Site};
+use super::error::{Place, PlanError, Site};
+use super::report::Report;
 use crate::plan::{ALIGNMENT, BufId, Plan};
 use std::collections::BTreeMap;
 use vdnn_ir::Space;
 
-pub(super) fn check(plan: &Plan, report: &mut Report) {
+/// Size, alignment, bounds and budget.
+pub(super) fn bounds(plan: &Plan, report: &mut Report) {
     for (space, arena) in [(Space::Device, plan.device), (Space::Host, plan.host)] {
         if let Some(budget) = arena.budget
             && budget < arena.bytes
@@ -31,14 +33,10 @@ pub(super) fn check(plan: &Plan, report: &mut Report) {
             report.push(PlanError::OutOfBounds { site, arena });
         }
     }
-    // The rest compares ranges, which must exist and be sound for that.
-    if report.is_clean() {
-        exclusive(plan, report);
-    }
 }
 
-/// Parameters own their bytes; inputs are disjoint.
-fn exclusive(plan: &Plan, report: &mut Report) {
+/// Parameters own their bytes; inputs are disjoint. Ids and bounds are sound.
+pub(super) fn exclusive(plan: &Plan, report: &mut Report) {
     // Start of each parameter to (its index, its site).
     let mut params: BTreeMap<u64, (usize, Site)> = BTreeMap::new();
     for (i, p) in plan.params.iter().enumerate() {

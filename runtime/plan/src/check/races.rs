@@ -5,8 +5,9 @@
 //! plan is rejected already), and happens-before is transitive.
 
 use super::clock::HappensBefore;
-use super::error::{AccessKind, PlanError, Report, Site};
+use super::error::{AccessKind, PlanError, Site};
 use super::ranges::RangeMap;
+use super::report::Report;
 use crate::plan::{CmdId, Plan};
 use smallvec::SmallVec;
 use vdnn_ir::id::EntityId;

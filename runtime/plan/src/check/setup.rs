@@ -1,6 +1,7 @@
 //! The setup program and the first contents of parameters.
 
-use super::error::{Place, PlanError, Report};
+use super::error::{Place, PlanError};
+use super::report::Report;
 use crate::plan::{ParamSource, Plan, SetupId};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! Part 1 of the statement: ids, streams, events, types.
 
-use super::error::{Place, PlanError, Report};
+use super::error::{Place, PlanError};
+use super::report::Report;
 use crate::plan::{BufId, CmdId, Command, EventId, Plan, StreamKind};
 use smallvec::SmallVec;
 use std::collections::{BTreeSet, HashMap};

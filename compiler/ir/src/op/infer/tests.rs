@@ -1,3 +1,5 @@
+//! Rules and refusals of shape inference.
+
 use super::*;
 use crate::op::{LossReduction, LrnAttrs, PoolAttrs, ReduceKind, SliceAttrs};
 use crate::types::Real;

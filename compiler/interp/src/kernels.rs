@@ -1,0 +1,136 @@
+//! One plain function per op. Data is f32; sums run in f64 in the order of the loops and
+//! are rounded once. Nothing here is shared with the fast kernels.
+
+mod conv;
+mod elementwise;
+mod loss;
+mod matrix;
+mod movement;
+mod norm;
+mod pool;
+mod reduce;
+mod walk;
+mod window;
+
+use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
+use vdnn_ir::op::Op;
+use vdnn_ir::op::infer::infer;
+use vdnn_ir::{DType, Tensor, TensorType};
+
+/// Kernels for every op, single-threaded, with scalar loops. An in-place input is copied first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NaiveKernels;
+
+impl Kernels for NaiveKernels {
+    fn launch(
+        &self,
+        op: &Op,
+        inputs: &[Operand<'_>],
+        outputs: &mut [TensorMut<'_>],
+    ) -> Result<(), KernelError> {
+        let copies = inputs
+            .iter()
+            .map(|operand| match operand {
+                Operand::Ref(_) => Ok(None),
+                Operand::InPlace(n) => outputs
+                    .get(*n)
+                    .and_then(|y| Tensor::from_bytes(y.ty.clone(), y.bytes))
+                    .map(Some)
+                    .ok_or_else(|| KernelError::BadData(format!("{op}: no output {n} to read in place"))),
+            })
+            .collect::<Result<Vec<Option<Tensor>>, _>>()?;
+        let inputs: Vec<TensorRef<'_>> = inputs
+            .iter()
+            .zip(&copies)
+            .filter_map(|(operand, copy)| match operand {
+                Operand::Ref(x) => Some(*x),
+                Operand::InPlace(_) => copy.as_ref().map(Tensor::view),
+            })
+            .collect();
+        check(op, &inputs, outputs)?;
+        dispatch(op, &inputs, outputs)
+    }
+}
+
+/// The loops below index freely, so types and sizes are checked once, here.
+fn check(op: &Op, inputs: &[TensorRef<'_>], outputs: &[TensorMut<'_>]) -> Result<(), KernelError> {
+    let types: Vec<&TensorType> = inputs.iter().map(|x| x.ty).collect();
+    let results = infer(op, &types, outputs.len()).map_err(|e| KernelError::BadData(e.0))?;
+    if !results.iter().eq(outputs.iter().map(|y| y.ty)) {
+        return Err(KernelError::BadData(format!("{op}: outputs of other types than inferred")));
+    }
+    let whole = |ty: &TensorType, n: usize| ty.bytes().0 == n as u64;
+    if !inputs.iter().all(|x| whole(x.ty, x.bytes.len()))
+        || !outputs.iter().all(|y| whole(y.ty, y.bytes.len()))
+    {
+        return Err(KernelError::BadData(format!("{op}: a buffer of another size than its type")));
+    }
+    Ok(())
+}
+
+fn dispatch(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -> Result<(), KernelError> {
+    match op {
+        Op::Conv(attrs) => conv::forward(attrs, x, &mut y[0]),
+        Op::ConvDgrad { conv, .. } => conv::dgrad(conv, x, &mut y[0]),
+        Op::ConvWgrad { conv, .. } => conv::wgrad(conv, x, &mut y[0]),
+        Op::MaxPool(pool) => pool::max(pool, x[0], y),
+        Op::MaxPoolGrad { pool, .. } => pool::max_grad(pool, x, &mut y[0]),
+        Op::AvgPool { pool, count_include_pad } => pool::average(pool, *count_include_pad, x[0], &mut y[0]),
+        Op::AvgPoolGrad { pool, count_include_pad, .. } => {
+            pool::average_grad(pool, *count_include_pad, x[0], &mut y[0]);
+        }
+        Op::BatchNormInfer { eps, .. } => norm::infer(eps.0, x, &mut y[0]),
+        Op::BatchNormTrain { eps, momentum } => norm::train(eps.0, momentum.0, x, y),
+        Op::BatchNormGrad => norm::grad(x, y),
+        Op::BatchNormInferGrad { eps } => norm::infer_grad(eps.0, x, y),
+        Op::Lrn(lrn) => norm::lrn(lrn, x[0], &mut y[0]),
+        Op::LrnGrad(lrn) => norm::lrn_grad(lrn, x, &mut y[0]),
+        Op::Gemm { trans_a, trans_b, alpha, beta } => {
+            matrix::gemm(*trans_a, *trans_b, alpha.0, beta.0, x, &mut y[0]);
+        }
+        Op::MatMul { trans_a, trans_b } => matrix::matmul(*trans_a, *trans_b, x, &mut y[0]),
+        Op::Unary(kind) => return elementwise::unary(op, *kind, x[0], &mut y[0]),
+        Op::UnaryGrad(kind) => elementwise::unary_grad(*kind, x, &mut y[0]),
+        Op::Binary(kind) => return elementwise::binary(op, *kind, x, &mut y[0]),
+        Op::Dropout { ratio, seed } => elementwise::dropout(ratio.0, *seed, x, &mut y[0]),
+        Op::SgdUpdate => elementwise::sgd(x, y),
+        Op::Fill { value, .. } => y[0].f32().fill(value.0),
+        Op::Reduce { kind, axes, .. } => return reduce::reduce(op, *kind, axes, x[0], &mut y[0]),
+        Op::Softmax { axis } => reduce::softmax(*axis, x[0], &mut y[0], false),
+        Op::LogSoftmax { axis } => reduce::softmax(*axis, x[0], &mut y[0], true),
+        Op::SoftmaxGrad { axis } => reduce::softmax_grad(*axis, x, &mut y[0]),
+        Op::LogSoftmaxGrad { axis } => reduce::log_softmax_grad(*axis, x, &mut y[0]),
+        Op::SoftmaxCrossEntropy { reduction, ignore_index } => {
+            return loss::forward(*reduction, *ignore_index, x, y);
+        }
+        Op::SoftmaxCrossEntropyGrad { reduction, ignore_index } => {
+            return loss::grad(*reduction, *ignore_index, x, &mut y[0]);
+        }
+        Op::Concat { axis } => movement::concat(*axis as usize, x, &mut y[0]),
+        Op::Split { axis, .. } => movement::split(*axis as usize, x[0], y),
+        Op::Slice(slice) => movement::slice(slice, x[0], &mut y[0]),
+        Op::SliceGrad { slice, .. } => movement::slice_grad(slice, x[0], &mut y[0]),
+        Op::Pad { before, value, .. } => return movement::pad(op, before, value.0, x[0], &mut y[0]),
+        Op::Transpose { perm } => movement::transpose(perm, x[0], &mut y[0]),
+        Op::Expand { .. } => movement::expand(x[0], &mut y[0]),
+        Op::Reshape { .. } | Op::OffloadStart | Op::OffloadDone | Op::PrefetchStart | Op::PrefetchDone => {
+            y[0].bytes.copy_from_slice(x[0].bytes);
+        }
+    }
+    Ok(())
+}
+
+fn unsupported(op: &Op, dtype: DType) -> KernelError {
+    KernelError::Unsupported { op: op.to_string(), why: format!("elements of type {dtype}") }
+}
+
+/// The extents of a type as indices.
+fn dims(ty: &TensorType) -> Vec<usize> {
+    ty.dims.iter().map(|&d| d as usize).collect()
+}
+
+/// Splits extents into those before, at and after an axis, as products.
+fn around(ty: &TensorType, axis: usize) -> [usize; 3] {
+    let d = dims(ty);
+    [d[..axis].iter().product(), d[axis], d[axis + 1..].iter().product()]
+}

@@ -1,0 +1,95 @@
+//! Softmax cross-entropy and its gradient.
+
+use super::{around, reduce};
+use vdnn_ir::DType;
+use vdnn_ir::kernel::{KernelError, TensorMut, TensorRef};
+use vdnn_ir::op::LossReduction;
+
+/// The class and weight of each position; `None` where the label is ignored.
+fn targets(
+    labels: TensorRef<'_>,
+    weight: Option<&TensorRef<'_>>,
+    classes: usize,
+    ignore_index: Option<i64>,
+) -> Result<Vec<Option<(usize, f64)>>, KernelError> {
+    let labels: Vec<i64> = match labels.ty.dtype {
+        DType::I32 => bytemuck::cast_slice(labels.bytes).iter().map(|&l: &i32| i64::from(l)).collect(),
+        _ => labels.i64().to_vec(),
+    };
+    labels
+        .iter()
+        .enumerate()
+        .map(|(i, &label)| {
+            if Some(label) == ignore_index {
+                return Ok(None);
+            }
+            match usize::try_from(label) {
+                Ok(class) if class < classes => {
+                    Ok(Some((class, weight.map_or(1.0, |w| f64::from(w.f32()[class])))))
+                }
+                _ => Err(KernelError::BadData(format!(
+                    "label {label} at position {i} is outside the {classes} classes; \
+                     pass labels in 0..{classes}"
+                ))),
+            }
+        })
+        .collect()
+}
+
+fn total(targets: &[Option<(usize, f64)>]) -> f64 {
+    targets.iter().flatten().map(|t| t.1).sum()
+}
+
+pub(super) fn forward(
+    reduction: LossReduction,
+    ignore_index: Option<i64>,
+    x: &[TensorRef<'_>],
+    outputs: &mut [TensorMut<'_>],
+) -> Result<(), KernelError> {
+    let [_, classes, inner] = around(x[0].ty, 1);
+    let targets = targets(x[1], x.get(2), classes, ignore_index)?;
+    reduce::softmax(1, x[0], &mut outputs[1], true);
+    let log_prob = outputs[1].f32();
+    let losses: Vec<f64> = targets
+        .iter()
+        .enumerate()
+        .map(|(p, target)| {
+            target.map_or(0.0, |(class, weight)| {
+                let at = (p / inner * classes + class) * inner + p % inner;
+                -weight * f64::from(log_prob[at])
+            })
+        })
+        .collect();
+    let loss = outputs[0].f32();
+    match reduction {
+        LossReduction::Mean => loss[0] = (losses.iter().sum::<f64>() / total(&targets)) as f32,
+        LossReduction::Sum => loss[0] = losses.iter().sum::<f64>() as f32,
+        LossReduction::None => loss.iter_mut().zip(&losses).for_each(|(l, &v)| *l = v as f32),
+    }
+    Ok(())
+}
+
+/// `dlogits = dloss * weight * (softmax - onehot)`, over the sum of weights for a mean.
+pub(super) fn grad(
+    reduction: LossReduction,
+    ignore_index: Option<i64>,
+    x: &[TensorRef<'_>],
+    dlogits: &mut TensorMut<'_>,
+) -> Result<(), KernelError> {
+    let (dloss, log_prob) = (x[0].f32(), x[1].f32());
+    let [_, classes, inner] = around(x[1].ty, 1);
+    let targets = targets(x[2], x.get(3), classes, ignore_index)?;
+    let divisor = if reduction == LossReduction::Mean { total(&targets) } else { 1.0 };
+    let dlogits = dlogits.f32();
+    for (p, target) in targets.iter().enumerate() {
+        let upstream = if reduction == LossReduction::None { dloss[p] } else { dloss[0] };
+        for c in 0..classes {
+            let at = (p / inner * classes + c) * inner + p % inner;
+            dlogits[at] = target.map_or(0.0, |(class, weight)| {
+                let hot = if c == class { 1.0 } else { 0.0 };
+                (f64::from(upstream) * weight / divisor * (f64::from(log_prob[at]).exp() - hot)) as f32
+            });
+        }
+    }
+    Ok(())
+}
