@@ -1,7 +1,7 @@
 //! Gradients of convolutions with respect to the input and to the weights.
 
 use super::args::{Call, shape};
-use super::conv::{self, PANEL};
+use super::conv::{self, Filter, PANEL};
 use super::depthwise;
 use super::gemm::{MACS_PER_VISIT, Mat, product_into};
 use super::geometry::Conv;
@@ -29,13 +29,18 @@ pub(super) fn dgrad(
         depthwise::dgrad(call.par, &g, dy, w, dx);
         return Ok(());
     }
+    if let (Some(t), true) = (g.transposed(), g.is_pointwise()) {
+        // The weights serve as they are.
+        conv::run(call.par, &t, dy, Filter::Columns(w), None, dx);
+        return Ok(());
+    }
     // Unfolding dy moves m * inputs elements per tap; folding dx back moves c * outputs,
     // twice.
     let unfold = 2 * g.c * g.outputs() >= g.m * g.inputs();
     scratch::with(w.len(), |wt| match g.transposed().filter(|_| unfold) {
         Some(t) => {
             transpose_weights(call.par, &g, w, wt, true);
-            conv::run(call.par, &t, dy, wt, None, dx);
+            conv::run(call.par, &t, dy, Filter::Rows(wt), None, dx);
         }
         None => {
             transpose_weights(call.par, &g, w, wt, false);

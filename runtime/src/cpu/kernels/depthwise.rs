@@ -105,7 +105,7 @@ pub(super) fn wgrad(par: &Par, g: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) 
                         rows(g, tap, |r| {
                             let x = x.run(r.input, r.first, r.valid.len());
                             let dy = &dy[r.output..][r.valid];
-                            *sum += loops::sum2_by(dy, x, |a, b| (f64::from(a) * f64::from(b), 0.0)).0;
+                            *sum += loops::dot(dy, x);
                         });
                     }
                 });

@@ -66,21 +66,25 @@ fn shifted_row(h: &Dim, w: &Dim, x: &[f32], [_, kh, kw]: [usize; 3], cols: Range
 fn general_row(s: &Space, x: &[f32], [kd, kh, kw]: [usize; 3], cols: Range<usize>, out: &mut [f32]) {
     let [d, h, w] = s;
     let (valid, origin) = (w.valid(kw), w.origin(kw));
-    let mut at = cols.start;
+    let (mut at, mut ow) = (cols.start, cols.start % w.output);
+    let line = cols.start / w.output;
+    let (mut od, mut oh) = (line / h.output, line % h.output);
     while at < cols.end {
-        let (line, ow) = (at / w.output, at % w.output);
         let run = at - cols.start..(at - ow + w.output).min(cols.end) - cols.start;
-        at += run.len();
-        let (Some(id), Some(ih)) = (d.at(line / h.output, kd), h.at(line % h.output, kh)) else {
+        let (from, place_d, place_h) = (ow, d.at(od, kd), h.at(oh, kh));
+        (at, ow, oh) = (at + run.len(), 0, oh + 1);
+        if oh == h.output {
+            (od, oh) = (od + 1, 0);
+        }
+        let (Some(id), Some(ih)) = (place_d, place_h) else {
             out[run].fill(0.0);
             continue;
         };
         // Outputs of this run whose input exists, as positions in `out`.
-        let place = |o: usize| run.start + o.clamp(ow, ow + run.len()) - ow;
+        let place = |o: usize| run.start + o.clamp(from, from + run.len()) - from;
         let (lo, hi) = (place(valid.start), place(valid.end));
         if lo < hi {
-            let first = ow + lo - run.start;
-            let first = ((first * w.stride) as isize + origin) as usize;
+            let first = (((from + lo - run.start) * w.stride) as isize + origin) as usize;
             let x = &x[(id * h.input + ih) * w.input + first..];
             let n = hi - lo;
             let out = &mut out[lo..];

@@ -38,8 +38,18 @@ simd_fn! {
     }
 
     /// As [`math::sum2_by`].
-    pub(super) fn sum2_by<F: Fn(f32, f32) -> (f64, f64)>(x: &[f32], y: &[f32], f: F) -> (f64, f64) {
-        math::sum2_by(x, y, f)
+    pub(super) fn sum2_by<F: Fn(f32, f32) -> f64, G: Fn(f32, f32) -> f64>(
+        x: &[f32],
+        y: &[f32],
+        f: F,
+        g: G,
+    ) -> (f64, f64) {
+        math::sum2_by(x, y, f, g)
+    }
+
+    /// As [`math::dot`].
+    pub(super) fn dot(x: &[f32], y: &[f32]) -> f64 {
+        math::dot(x, y)
     }
 
     /// `sums[i] += x[i]`.

@@ -102,10 +102,12 @@ pub(super) fn train(
         let (mut s, mut q) = (0f64, 0f64);
         for range in view.planes(c) {
             let x = &x[range];
-            let (a, b) = loops::sum2_by(x, x, |x, _| {
-                let d = f64::from(x) - first;
-                (d, d * d)
-            });
+            let (a, b) = loops::sum2_by(
+                x,
+                x,
+                |x, _| f64::from(x) - first,
+                |x, _| (f64::from(x) - first) * (f64::from(x) - first),
+            );
             s += a;
             q += b;
         }
@@ -113,7 +115,10 @@ pub(super) fn train(
         let m = (first + shift) as f32;
         let var = (q / count - shift * shift).max(if q.is_nan() { f64::NAN } else { 0.0 });
         let inv = 1.0 / (var + f64::from(eps)).sqrt();
-        let (a, b) = ((f64::from(scale[c]) * inv) as f32, bias[c]);
+        // What rounding the mean to f32 lost goes into the bias.
+        let a = f64::from(scale[c]) * inv;
+        let b = (f64::from(bias[c]) - a * (first + shift - f64::from(m))) as f32;
+        let a = a as f32;
         for range in view.planes(c) {
             let x = &x[range.clone()];
             // SAFETY: the planes of channel c are written by task c alone.
@@ -168,10 +173,8 @@ fn grads(
             // SAFETY: the planes of channel c are touched by task c alone.
             #[expect(unsafe_code, reason = "a channel's planes are not contiguous")]
             let dy = dy.map_or_else(|| &*unsafe { dx.get(range.clone()) }, |dy| &dy[range.clone()]);
-            let (a, b) = loops::sum2_by(dy, x, |dy, x| {
-                let dy = f64::from(dy);
-                (dy, dy * (f64::from(x) - m))
-            });
+            let (a, b) =
+                loops::sum2_by(dy, x, |dy, _| f64::from(dy), |dy, x| f64::from(dy) * (f64::from(x) - m));
             s += a;
             q += b;
         }
