@@ -5,6 +5,7 @@
 //! lifetimes overlap never share a byte. The pinned host arena is packed the same way.
 
 pub mod baseline;
+mod greedy;
 pub mod pack;
 pub mod storage;
 mod sweep;
