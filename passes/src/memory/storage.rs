@@ -7,6 +7,7 @@
 
 use super::LayoutError;
 use smallvec::SmallVec;
+use std::fmt;
 use std::ops::Range;
 use vdnn_ir::graph::{Def, Graph, NodeId, Stage, ValueId};
 use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
@@ -34,6 +35,20 @@ pub enum StorageKind {
     Workspace,
     /// A copy in the host arena.
     HostCopy,
+}
+
+impl fmt::Display for StorageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Persistent => "persistent",
+            Self::Input => "input",
+            Self::Activation => "activation",
+            Self::WeightGradient => "weight_gradient",
+            Self::Gradient => "gradient",
+            Self::Workspace => "workspace",
+            Self::HostCopy => "host_copy",
+        })
+    }
 }
 
 /// One byte range of an arena.
