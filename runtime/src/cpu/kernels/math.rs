@@ -116,9 +116,11 @@ pub(super) fn sum2_by(
         s = std::array::from_fn(|i| s[i] + f(x[i], y[i]));
         t = std::array::from_fn(|i| t[i] + g(x[i], y[i]));
     }
-    for (i, (&x, &y)) in x_rest.iter().zip(y_rest).enumerate() {
-        s[i] += f(x, y);
-        t[i] += g(x, y);
+    for (s, (&x, &y)) in s.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *s += f(x, y);
+    }
+    for (t, (&x, &y)) in t.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *t += g(x, y);
     }
     (fold(s), fold(t))
 }
