@@ -53,7 +53,8 @@ pub(super) fn search(items: &[Item], height: u64, long: u32, work: &mut u64) -> 
         let mut hasher = FxHasher::default();
         (k, &live).hash(&mut hasher);
         let state = hasher.finish();
-        let choices = if failed.contains(&state) { Vec::new() } else { choices(&live, &obstacles[k], item, height) };
+        let choices =
+            if failed.contains(&state) { Vec::new() } else { choices(&live, &obstacles[k], item, height) };
         frames.push(Frame { live: std::mem::take(&mut live), choices, state });
         // Take the next choice of the last frame that has one.
         loop {

@@ -269,27 +269,3 @@ fn impossible_layouts_say_why() {
     let error = layout(&g, &LayoutOptions::default()).expect_err("two parameters, one place");
     assert!(error.to_string().contains("`p` and `q`"), "{error}");
 }
-
-#[test]
-#[ignore]
-fn probe2() {
-    let text = std::fs::read_to_string(std::env::var("GRAPH").unwrap()).unwrap();
-    let g = vdnn_ir::parse::parse_graph(&text).unwrap();
-    let t = std::time::Instant::now();
-    let l = layout(&g, &LayoutOptions::default()).unwrap();
-    eprintln!("{:?} ratio {}", t.elapsed(), l.device_bytes.as_f64() / l.lower_bound.as_f64());
-    for st in l.storages.values() {
-        if st.space == Space::Device && st.kind != StorageKind::Persistent {
-            let what = st.values.first().map_or("ws".to_string(), |&v| crate::memory::storage::describe(&g, v));
-            eprintln!("D {} {} {} {} @{}", st.bytes.align_up(256).0, st.live.start, st.live.end, what, (st.offset - l.persistent_bytes).0);
-        }
-    }
-}
-
-#[test]
-#[ignore]
-fn probe3() {
-    let net = selected(inception(64, 128, 9), true, std::env::var("FAST").is_ok());
-    let s = scheduled(net, Policy::Conv, SyncMode::Event);
-    eprintln!("{}", s.graph);
-}
