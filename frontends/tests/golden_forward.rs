@@ -122,7 +122,7 @@ fn exported_networks() {
 }
 
 #[test]
-#[ignore = "half an hour on the naive interpreter"]
+#[ignore = "twenty minutes on the naive interpreter"]
 fn every_exported_network() {
     let Some(data) = support::data() else { return };
     let golden = safetensors::read(&data.join("golden/infer/logits.safetensors")).unwrap();

@@ -8,8 +8,9 @@ use crate::inplace::Inplace;
 use crate::offload::InsertOffload;
 use crate::pass::Pass;
 use crate::schedule::Schedule;
+use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
-use crate::{Policy, SyncMode};
+use crate::{AlgoMode, Policy, SyncMode};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -32,6 +33,13 @@ pub const PASSES: &[Entry] = &[
     },
     Entry { name: "fold-batch-norm", make: |_| Ok(Box::new(FoldBatchNorm)) },
     Entry { name: "mark-setup", make: |_| Ok(Box::new(MarkSetup)) },
+    Entry {
+        name: "select-conv",
+        make: |o| {
+            let (mode, workspace_limit) = (o.or("mode", AlgoMode::Memory)?, o.get("workspace_limit")?);
+            Ok(Box::new(SelectConv { mode, overrides: BTreeMap::new(), workspace_limit }))
+        },
+    },
     Entry {
         name: "insert-offload",
         make: |o| {
@@ -86,19 +94,26 @@ pub struct Options<'a> {
 }
 
 impl Options<'_> {
+    /// The value of an option, if it is given.
+    ///
+    /// # Errors
+    /// If the value does not parse.
+    pub fn get<T: FromStr<Err: ToString>>(&self, key: &'static str) -> Result<Option<T>, RegistryError> {
+        self.known.borrow_mut().push(key);
+        let Some(text) = self.given.get(key) else { return Ok(None) };
+        text.parse().map(Some).map_err(|e: T::Err| RegistryError::Value {
+            key: key.to_owned(),
+            value: (*text).to_owned(),
+            why: e.to_string(),
+        })
+    }
+
     /// The value of an option, or `default` if it is not given.
     ///
     /// # Errors
     /// If the value does not parse.
     pub fn or<T: FromStr<Err: ToString>>(&self, key: &'static str, default: T) -> Result<T, RegistryError> {
-        self.known.borrow_mut().push(key);
-        self.given.get(key).map_or(Ok(default), |text| {
-            text.parse().map_err(|e: T::Err| RegistryError::Value {
-                key: key.to_owned(),
-                value: (*text).to_owned(),
-                why: e.to_string(),
-            })
-        })
+        Ok(self.get(key)?.unwrap_or(default))
     }
 }
 

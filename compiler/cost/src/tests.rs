@@ -1,3 +1,5 @@
+//! Tests of the cost model.
+
 use super::*;
 use vdnn_ir::op::{ConvAttrs, UnaryKind};
 use vdnn_ir::{DType, Real};

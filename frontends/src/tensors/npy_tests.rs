@@ -1,3 +1,5 @@
+//! Tests of the npy reader and writer.
+
 use super::*;
 use std::fs;
 

@@ -1,3 +1,5 @@
+//! Tests of the elisions.
+
 use super::*;
 use crate::memory::testnet::*;
 use crate::{Policy, SyncMode};

@@ -1,3 +1,5 @@
+//! Tests of in-place reuse.
+
 use super::Inplace;
 use crate::memory::testnet::*;
 use crate::pass::{PassCtx, Stats, run_pass};

@@ -1,3 +1,5 @@
+//! Tests of lowering.
+
 use super::*;
 use crate::memory::testnet::*;
 use crate::{Policy, SyncMode};

@@ -1,3 +1,5 @@
+//! Tests of the memory layout.
+
 use super::pack::{Block, pack};
 use super::testnet::*;
 use super::{Layout, LayoutError, LayoutOptions, StorageKind, layout};

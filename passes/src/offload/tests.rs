@@ -1,3 +1,5 @@
+//! Tests of offload and prefetch.
+
 use super::{InsertOffload, selection};
 use crate::memory::testnet::*;
 use crate::pass::{PassCtx, PassError, run_pass};

@@ -1,3 +1,5 @@
+//! Tests of the schedule.
+
 use super::{PASS, Schedule};
 use crate::memory::testnet::*;
 use crate::offload::InsertOffload;

@@ -1,3 +1,5 @@
+//! Tests of the simulator.
+
 use super::*;
 use vdnn_cost::Precision;
 use vdnn_ir::graph::{NodeId, Stage};

@@ -1,3 +1,5 @@
+//! Gradients of the two-operand elementwise ops.
+
 use super::super::sweep::{Forward, Sweep};
 use super::dy;
 use crate::pass::PassError;

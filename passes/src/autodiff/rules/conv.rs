@@ -1,3 +1,5 @@
+//! Gradients of convolution: dgrad, wgrad, bias gradient.
+
 use super::super::sweep::{Forward, Sweep};
 use super::dy;
 use crate::pass::PassError;

@@ -1,3 +1,5 @@
+//! Gradient of the loss.
+
 use super::super::sweep::{Forward, Sweep};
 use super::dy;
 use crate::pass::PassError;

@@ -1,3 +1,5 @@
+//! Gradients of matrix products.
+
 use super::super::sweep::{Forward, Sweep};
 use super::dy;
 use crate::pass::PassError;

@@ -1,3 +1,5 @@
+//! Gradients of reductions.
+
 use super::super::fill;
 use super::super::sweep::{Forward, Sweep};
 use super::dy;
