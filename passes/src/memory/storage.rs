@@ -64,7 +64,7 @@ pub struct Storage {
     pub live: Range<u32>,
     /// True if the bytes must outlive the step: parameters and graph outputs.
     pub kept: bool,
-    /// The values, in id order; empty for a workspace.
+    /// The values, in program order; empty for a workspace.
     pub values: SmallVec<[ValueId; 2]>,
     /// Offset in the arena, aligned; set by the layout.
     pub offset: Bytes,
