@@ -5,7 +5,7 @@
 //! 2. Else the blocks that live through nearly full moments (the *core*, few) are packed
 //!    first: by several greedy orders (by size as in Pisarchyk and Lee, "Efficient memory
 //!    management for deep neural net inference", MLSys 2020, by lifetime, by time), and if none
-//!    of them is close to the bound by a backtracking search ([`super::sweep`]). The others
+//!    of them is close to the bound by a backtracking search (`sweep.rs`). The others
 //!    are placed around the core. If some do not fit, a larger core is tried.
 //!
 //! Work is counted in steps, never in time, so the result is the same on every machine.
