@@ -115,13 +115,15 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
             accuracy,
             seconds: start.elapsed().as_secs_f64(),
         };
-        progress.line(&format!(
-            "epoch {:>3}  loss {:.4}  accuracy {:.2} %  {:.1} s",
-            row.epoch,
-            row.loss,
-            100.0 * row.accuracy,
-            row.seconds
-        ));
+        if !args.json {
+            super::print(&format!(
+                "epoch {:>3}  loss {:.4}  accuracy {:.2} %  {:.1} s",
+                row.epoch,
+                row.loss,
+                100.0 * row.accuracy,
+                row.seconds
+            ));
+        }
         rows.push(row);
         if let Some(dir) = &args.checkpoint {
             write_checkpoint(dir, at, &params, &names)?;
