@@ -319,10 +319,8 @@ impl<'m> Importer<'m> {
     }
 
     fn find_operator(&self, proto: &NodeProto, domain: &str, opset: i64) -> Result<ops::Operator, Fail> {
-        let local = |f: &super::proto::FunctionProto| {
-            f.name() == proto.op_type() && domain_name(f.domain()) == domain
-        };
-        if self.model.proto.functions.iter().any(local) {
+        let functions = &self.model.functions;
+        if !functions.is_empty() && functions.contains(&(domain.to_owned(), proto.op_type().to_owned())) {
             return Err(Fail::Unsupported(
                 "it is a function defined in the model; inline functions first (onnx.inliner)".into(),
             ));

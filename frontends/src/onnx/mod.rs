@@ -30,6 +30,7 @@ mod model;
 mod node;
 mod ops;
 mod params;
+mod prescan;
 mod tensor;
 
 pub use error::{ImportError, ImportErrors, Site};

@@ -2,11 +2,13 @@
 
 use super::error::ImportError;
 use super::node::{display_name, domain_name};
+use super::prescan;
 use super::proto::{GraphProto, ModelProto, NodeProto};
 use bytes::Bytes as Buf;
 use prost::Message;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use vdnn_ir::Bytes;
 
 /// Oldest version of the default operator set that is understood.
 pub const MIN_OPSET: i64 = 7;
@@ -21,6 +23,8 @@ pub(super) struct Model {
     pub proto: ModelProto,
     /// Imported version per domain; the default domain is `ai.onnx`.
     pub opsets: BTreeMap<String, i64>,
+    /// Domain and name of every function that the model defines.
+    pub functions: HashSet<(String, String)>,
 }
 
 impl Model {
@@ -29,6 +33,13 @@ impl Model {
         let format = |text: String| ImportError::Format(text);
         if bytes.is_empty() {
             return Err(format("the file is empty".into()));
+        }
+        if !prescan::is_affordable(&bytes) {
+            return Err(format(format!(
+                "decoding its {} would take more than {}",
+                Bytes(bytes.len() as u64),
+                prescan::limit(bytes.len())
+            )));
         }
         let proto = ModelProto::decode(bytes)
             .map_err(|e| format(format!("it is not a complete protobuf message ({e})")))?;
@@ -67,7 +78,12 @@ impl Model {
             }
             None => return Err(format("it does not say which version of the ONNX operators it uses".into())),
         }
-        Ok(Self { proto, opsets })
+        let functions = proto
+            .functions
+            .iter()
+            .map(|f| (domain_name(f.domain()).to_owned(), f.name().to_owned()))
+            .collect();
+        Ok(Self { proto, opsets, functions })
     }
 }
 
