@@ -235,7 +235,7 @@ fn bind_all(
     wanted: &[(String, TensorType)],
 ) -> Result<(BTreeMap<String, Tensor>, u64), Failure> {
     let mut bound = match given {
-        Given::Synthetic => return Ok((super::synthetic::inputs(wanted), 1)),
+        Given::Synthetic => return Ok((super::synthetic::inputs(wanted)?, 1)),
         Given::Tensors(tensors) => bind(tensors, wanted)?,
     };
     if mode == Mode::Train {
