@@ -167,6 +167,7 @@ pub fn compile(
     let start = Instant::now();
     let mut timings = Timings::default();
     pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, cost, &mut timings)?;
+    refuse_empty(&graph)?;
     // Before any placement decision, so that the checker's goal does not depend on one.
     let terms = expected_terms(&graph);
     let budget = options.memory.unwrap_or(cost.capacity());
@@ -255,6 +256,19 @@ pub fn compile(
     summary.compile = elapsed(start);
     summary.timings = timings;
     Ok(Compiled { graph: chosen.graph, plan, checked, sim, summary })
+}
+
+/// Tensors without elements have no address, so a plan cannot hold them.
+fn refuse_empty(graph: &Graph) -> Result<(), PassError> {
+    let leaves = graph.inputs().iter().chain(graph.params()).copied();
+    let mut values = leaves.chain(graph.nodes().flat_map(|(_, n)| n.inputs.iter().chain(&n.outputs).copied()));
+    let Some(v) = values.find(|&v| graph.ty(v).elements() == 0) else { return Ok(()) };
+    let node = graph.def_node(v).map(|id| graph.node(id).name.as_str()).unwrap_or_default();
+    let name = if graph.value(v).name.is_empty() { node } else { &graph.value(v).name };
+    Err(PassError::Unsupported(format!(
+        "tensor `{name}` : {} has no elements; change the shapes so that nothing is empty",
+        graph.ty(v)
+    )))
 }
 
 fn baseline_peak(
