@@ -175,6 +175,12 @@ impl<'m> Importer<'m> {
         if !self.model.proto.training_info.is_empty() {
             self.warnings.push("the file's own training information is ignored".into());
         }
+        let names = graph.input.iter().map(|i| i.name()).chain(graph.initializer.iter().map(|t| t.name()));
+        if let Some(name) = names.into_iter().find(|n| n.starts_with("vdnnc.")) {
+            return Err(ImportError::Graph(format!(
+                "`{name}`: names that start with `vdnnc.` are reserved; rename it"
+            )));
+        }
         let bound = inputs::bind(graph, self.options, &mut self.warnings).map_err(|mut errors| {
             let last = errors.pop();
             self.errors.append(&mut errors);
