@@ -43,5 +43,5 @@ pub(crate) fn print(text: &str) {
 /// Writes a remark to stderr.
 #[expect(clippy::print_stderr, reason = "remarks go to stderr; stdout is data")]
 pub(crate) fn warn(text: &str) {
-    eprintln!("warning: {text}");
+    eprintln!("warning: {}", crate::error::visible(text));
 }
