@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vdnn_tests::arbitrary::Rng;
 use vdnn_tests::data::root;
-use vdnn_tests::fuzzing::TARGETS;
+use vdnn_tests::fuzzing::{TARGETS, standalone};
 
 /// No input may take longer.
 const HANG: Duration = Duration::from_secs(10);
@@ -21,11 +21,11 @@ fn corpus(name: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Runs one input; the message of a panic names it, so that it can be kept.
+/// Runs one input; the message of a panic gives the case to keep.
 fn survive(name: &str, body: fn(&[u8]), input: &[u8]) {
     let start = Instant::now();
     if let Err(panic) = std::panic::catch_unwind(|| body(input)) {
-        let hex: String = input.iter().map(|b| format!("{b:02x}")).collect();
+        let hex: String = standalone(name, input).iter().map(|b| format!("{b:02x}")).collect();
         let what = (panic.downcast_ref::<String>().map(String::as_str))
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("a panic");

@@ -193,18 +193,51 @@ fn every_unsupported_operator_is_listed_with_node_name_and_opset() {
         custom,
         node("Relu", &["b"], &["c"]),
         attr(node("Conv", &["c", "w"], &["d"]), "auto_pad", Attr::Text("SIDEWAYS")),
-        node("Det", &["d"], &["y"]),
+        node("Det\u{1b}[2J", &["d"], &["y"]),
     ];
     let path = room.model("ops.onnx", graph(&X, vec![floats("w", &[1, 3, 1, 1], &[1.0; 3])], nodes, "y"));
     let message = room.compile_refused(&path, &[], "problems");
     for site in [
         "node `a` (NonMaxSuppression, ai.onnx opset 17)",
         "node `magic/1` (Magic, com.example opset 0)",
-        "node `y` (Det, ai.onnx opset 17)",
     ] {
         assert!(message.contains(site), "{message}");
     }
+    assert!(message.contains("Det\\u{1b}[2J") && !message.contains('\u{1b}'), "{message}");
     assert!(!message.contains("(Relu,"), "only causes are reported: {message}");
+}
+
+#[test]
+fn names_that_training_needs_are_refused_or_work() {
+    let room = Room::new();
+    let gemm = |x: &str, w: &str| {
+        let dims = [Dim::N(2), Dim::N(3)];
+        let mut g =
+            graph(&dims, vec![floats(w, &[3, 4], &[0.5; 12])], vec![node("MatMul", &[x, w], &["y"])], "y");
+        g.input[0].name = Some(x.to_owned());
+        g
+    };
+    for (x, w) in
+        [("labels", "w"), ("x", "labels"), ("x", "momentum:w"), ("vdnnc.hyper", "w"), ("x", "vdnnc.step")]
+    {
+        let path = room.model("names.onnx", gemm(x, w));
+        is_short(&room.compile_refused(&path, &["--mode", "train"], "rename it"));
+    }
+    // Inference needs no labels, so a model may call its image so.
+    let path = room.model("names.onnx", gemm("labels", "w"));
+    let (out, _) = room.run(&["run", text(&path), "--synthetic"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    // And a tensor file of another shape is refused, not read beyond its end.
+    let npy = room.path("x.npy");
+    vdnn_frontends::tensors::npy::write(&npy, &vdnn_ir::Tensor::from_f32([2, 2], &[0.0; 4])).expect("a file");
+    is_short(&room.refused(&["run", text(&path), "--input", text(&npy)]));
+    let bytes = std::fs::read(&npy).expect("the file");
+    for broken in [&bytes[..3], &bytes[..40], &bytes[..bytes.len() - 1], &[]] {
+        let file = room.write("broken.npy", broken);
+        is_short(&room.refused(&["run", text(&path), "--input", text(&file)]));
+        let file = room.write("broken.npz", broken);
+        is_short(&room.refused(&["run", text(&path), "--input", text(&file)]));
+    }
 }
 
 /// A model of one Add whose weight `w` of 8 floats lies at an external location.

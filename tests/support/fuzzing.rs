@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
-use vdnn_frontends::onnx::proto::tensor_proto::DataLocation;
+use vdnn_frontends::onnx::proto::tensor_proto::{DataLocation, DataType};
 use vdnn_frontends::onnx::proto::{StringStringEntryProto, TensorProto};
 use vdnn_frontends::onnx::{ImportOptions, Imported, import_bytes};
 use vdnn_interp::interpret;
@@ -50,6 +50,23 @@ pub const TARGETS: [Target; 6] = [
     ("pipeline", pipeline),
 ];
 
+/// An input that does the same to a target without the seeds, which may change: what is kept
+/// under `tests/corpus`.
+pub fn standalone(target: &str, data: &[u8]) -> Vec<u8> {
+    let mut choices = Choices::new(data);
+    let kind = choices.byte();
+    let bytes = match target {
+        "onnx_import" => model_bytes(&mut choices, kind),
+        "graph_parse" => graph_text(&mut choices, kind).into_bytes(),
+        "plan_parse" => plan_text(&mut choices, kind).into_bytes(),
+        "plan_load" => {
+            return [&[0], plan_bytes(&mut choices, kind).as_slice()].concat();
+        }
+        _ => return data.to_vec(),
+    };
+    [&[kind % 128], bytes.as_slice()].concat()
+}
+
 /// Larger programs are compiled and checked, but not run.
 const MAX_RUN_BYTES: Bytes = Bytes(1 << 20);
 /// Likewise, in floating-point operations of all nodes.
@@ -61,19 +78,23 @@ const MAX_NODES: usize = 300;
 pub fn onnx_import(data: &[u8]) {
     let mut choices = Choices::new(data);
     let kind = choices.byte();
-    let bytes = if kind < 128 {
-        choices.rest().to_vec()
-    } else {
-        let mut model = seeds::models()[usize::from(kind) % seeds::models().len()].clone();
-        edit_model(&mut model, &mut choices);
-        model.encode_to_vec()
-    };
+    let bytes = model_bytes(&mut choices, kind);
     let batch = [None, Some(1), Some(3), Some(u64::MAX)][usize::from(kind / 8 % 4)];
     let options = ImportOptions { batch, dims: BTreeMap::new(), training: kind.is_multiple_of(2) };
     match import_bytes(bytes.into(), None, &options) {
         Ok(imported) => after_import(&imported, u64::from(kind)),
         Err(e) => assert!(!e.errors.is_empty() && !e.to_string().is_empty()),
     }
+}
+
+/// A seed with edits, or the bytes themselves.
+fn model_bytes(choices: &mut Choices<'_>, kind: u8) -> Vec<u8> {
+    if kind < 128 {
+        return choices.rest().to_vec();
+    }
+    let mut model = seeds::models()[usize::from(kind) % seeds::models().len()].clone();
+    edit_model(&mut model, choices);
+    model.encode_to_vec()
 }
 
 fn after_import(imported: &Imported, seed: u64) {
@@ -190,11 +211,7 @@ fn flops(graph: &Graph) -> u64 {
 pub fn graph_parse(data: &[u8]) {
     let mut choices = Choices::new(data);
     let kind = choices.byte();
-    let text = if kind < 128 {
-        String::from_utf8_lossy(choices.rest()).into_owned()
-    } else {
-        edit_text(&seeds::graphs()[usize::from(kind) % seeds::graphs().len()], &mut choices)
-    };
+    let text = graph_text(&mut choices, kind);
     let graph = match parse_graph(&text) {
         Ok(graph) => graph,
         Err(e) => {
@@ -214,6 +231,14 @@ pub fn graph_parse(data: &[u8]) {
     // Verified graphs of the imported phase need not be ones a frontend makes, so a refusal
     // may name any reason.
     let _ = driver::compile(graph, 1, None, &options, &harness::cost(&options));
+}
+
+/// A graph text with edits, or the bytes themselves.
+fn graph_text(choices: &mut Choices<'_>, kind: u8) -> String {
+    if kind < 128 {
+        return String::from_utf8_lossy(choices.rest()).into_owned();
+    }
+    edit_text(&seeds::graphs()[usize::from(kind) % seeds::graphs().len()], choices)
 }
 
 /// A plan text with edits, or the bytes themselves.
@@ -286,11 +311,23 @@ fn command_flops(plan: &Plan, command: &vdnn_plan::Command) -> u64 {
 
 /// Plan files, both forms: what loads survives the checker, and encoding it loads equal.
 pub fn plan_load(data: &[u8]) {
-    static BINARIES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    let binaries = BINARIES.get_or_init(|| seeds::plans().iter().map(codec::encode).collect());
     let mut choices = Choices::new(data);
     let kind = choices.byte();
-    let bytes = match kind {
+    let bytes = plan_bytes(&mut choices, kind);
+    match codec::load(&bytes) {
+        Ok(plan) => {
+            assert_eq!(codec::load(&codec::encode(&plan)).expect("our own encoding"), plan);
+            survives(&plan);
+        }
+        Err(e) => assert!(!e.to_string().is_empty()),
+    }
+}
+
+/// A plan file: any bytes, a right header over any content, or an edited plan.
+fn plan_bytes(choices: &mut Choices<'_>, kind: u8) -> Vec<u8> {
+    static BINARIES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    let binaries = BINARIES.get_or_init(|| seeds::plans().iter().map(codec::encode).collect());
+    match kind {
         0..64 => choices.rest().to_vec(),
         // Right headers over any text, over any deflate stream.
         64..96 => {
@@ -302,18 +339,11 @@ pub fn plan_load(data: &[u8]) {
             bytes.extend_from_slice(choices.rest());
             bytes
         }
-        128..192 => edit_bytes(&binaries[usize::from(kind) % binaries.len()], &mut choices),
+        128..192 => edit_bytes(&binaries[usize::from(kind) % binaries.len()], choices),
         _ => {
-            let text = plan_text(&mut choices, kind);
+            let text = plan_text(choices, kind);
             packed(text.as_bytes(), 0)
         }
-    };
-    match codec::load(&bytes) {
-        Ok(plan) => {
-            assert_eq!(codec::load(&codec::encode(&plan)).expect("our own encoding"), plan);
-            survives(&plan);
-        }
-        Err(e) => assert!(!e.to_string().is_empty()),
     }
 }
 
@@ -385,20 +415,25 @@ pub fn external_data(data: &[u8]) {
     // What is left is part of the location: any text at all.
     let location = location + &String::from_utf8_lossy(choices.rest());
     w.external_data.push(entry("location", location.clone()));
-    let ty = crate::build::info("x", vdnn_frontends::onnx::proto::tensor_proto::DataType::Float, &[]);
+    let data_type = w.data_type();
     let mut graph =
         crate::build::graph(&[], vec![w], vec![crate::build::node("Add", &["x", "w"], &["y"])], "y");
-    graph.input[0] = ty;
+    graph.input[0] = crate::build::info("x", DataType::Float, &[]);
     let bytes = crate::build::model(17, graph).encode_to_vec();
     let Ok(imported) = import_bytes(bytes.into(), Some(data_folder()), &ImportOptions::default()) else {
         return;
     };
     assert!(!location.contains("secret") && !location.contains("link"), "{location} was read");
-    let offset = if kind & 16 == 0 { offset } else { 0 };
-    for weight in imported.weights.tensors.values().filter(|w| w.ty.dtype.is_float() && !w.ty.dims.is_empty())
-    {
-        let converted = weight.data.len() as u64 != weight.ty.bytes().0;
-        assert!(!converted && offset + weight.data.len() as u64 <= DATA.1, "{location}: outside the file");
+    // Other element types are converted, so their bytes are not those of the file.
+    if data_type == DataType::Float as i32 {
+        let offset = if kind & 16 == 0 { offset } else { 0 };
+        for weight in imported.weights.tensors.values().filter(|w| !w.ty.dims.is_empty()) {
+            assert!(offset + weight.data.len() as u64 <= DATA.1, "{location}: outside the file");
+            assert!(
+                (offset..).zip(&weight.data).all(|(i, &b)| b == (i % 251) as u8),
+                "{location}: other bytes"
+            );
+        }
     }
 }
 
