@@ -35,12 +35,6 @@ impl Progress {
         self.bar.inc(1);
     }
 
-    /// Prints a line above the bar, on stderr, terminal or not.
-    #[expect(clippy::print_stderr, reason = "progress is what stderr is for")]
-    pub fn line(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
-    }
-
     /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();

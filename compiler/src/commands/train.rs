@@ -115,13 +115,15 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
             accuracy,
             seconds: start.elapsed().as_secs_f64(),
         };
-        progress.line(&format!(
-            "epoch {:>3}  loss {:.4}  accuracy {:.2} %  {:.1} s",
-            row.epoch,
-            row.loss,
-            100.0 * row.accuracy,
-            row.seconds
-        ));
+        if !args.json {
+            super::print(&format!(
+                "epoch {:>3}  loss {:.4}  accuracy {:.2} %  {:.1} s",
+                row.epoch,
+                row.loss,
+                100.0 * row.accuracy,
+                row.seconds
+            ));
+        }
         rows.push(row);
         if let Some(dir) = &args.checkpoint {
             write_checkpoint(dir, at, &params, &names)?;
@@ -274,7 +276,7 @@ fn shuffled(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let mut state = seed ^ epoch.wrapping_mul(0xD134_2543_DE82_EF95);
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
-        let j = (u128::from(splitmix(&mut state)) * (i as u128 + 1) >> 64) as usize;
+        let j = ((u128::from(splitmix(&mut state)) * (i as u128 + 1)) >> 64) as usize;
         order.swap(i, j);
     }
     order

@@ -6,7 +6,7 @@
 //! stream until the most recent `Record` of that event issued before it has been reached
 //! (an event never recorded is an error). Nothing else orders streams: any interleaving
 //! that respects stream order and waits must give the same result, and the checker
-//! ([`crate::check`]) proves that it does.
+//! ([`crate::check()`]) proves that it does.
 //!
 //! One *step* runs all commands once. Before it the executor writes the inputs into their
 //! buffers, after it (all streams idle) it reads the outputs. Parameters live at fixed

@@ -135,7 +135,7 @@ pub enum Op {
         /// The resulting shape.
         dims: Dims,
     },
-    /// `x, step:i64[] -> y`: y[i] = x[i]/(1-ratio) if U(mix(seed, step), i) >= ratio else 0.
+    /// `x, step:i64[] -> y`: `y[i] = x[i]/(1-ratio)` if `U(mix(seed, step), i) >= ratio` else 0.
     /// The mask depends only on (seed, step, i), so the gradient is the same op on dy.
     Dropout {
         /// Probability of zero.
