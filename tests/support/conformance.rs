@@ -13,6 +13,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use vdnn_frontends::onnx::proto::tensor_proto::DataType;
+use vdnn_frontends::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use vdnn_frontends::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, attribute_proto, type_proto,
 };
@@ -48,7 +49,24 @@ pub struct Case {
     pub name: String,
     /// Every operator the model has, those inside branches and bodies included.
     pub operators: BTreeSet<OperatorName>,
+    /// Why the case is outside of what the compiler takes on, if it is.
+    pub beyond: Option<Beyond>,
     folder: PathBuf,
+}
+
+/// Why a model need not be supported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Beyond {
+    /// It has an operator without an importer.
+    Operator(OperatorName),
+    /// Its operator set is older or newer than what is understood.
+    Opset(i64),
+    /// An input or output is a sequence or an optional.
+    Container(String),
+    /// A tensor has an element type whose values f32, i64 and bool do not stand for.
+    ElementType(String),
+    /// An output has no elements.
+    Empty(String),
 }
 
 impl Case {
@@ -62,7 +80,8 @@ impl Case {
         let model = read_message::<ModelProto>(&folder.join("model.onnx"))?;
         let mut operators = BTreeSet::new();
         collect_operators(model.graph.iter(), &mut operators);
-        Ok(Self { name, operators, folder })
+        let beyond = beyond(&model, &operators);
+        Ok(Self { name, operators, beyond, folder })
     }
 
     /// The row of the compatibility table: the one operator, constants aside, if there is one.
@@ -74,6 +93,57 @@ impl Case {
             _ => "several operators".to_owned(),
         }
     }
+}
+
+/// Element types the importer has values for: floats as f32, integers as i64, booleans.
+const ELEMENT_TYPES: [DataType; 11] = [
+    DataType::Float,
+    DataType::Double,
+    DataType::Float16,
+    DataType::Bfloat16,
+    DataType::Int64,
+    DataType::Int32,
+    DataType::Int16,
+    DataType::Int8,
+    DataType::Uint16,
+    DataType::Uint8,
+    DataType::Bool,
+];
+
+fn beyond(model: &ModelProto, operators: &BTreeSet<OperatorName>) -> Option<Beyond> {
+    let known: BTreeSet<(&str, &str)> = onnx::operators().map(|(domain, name, _)| (domain, name)).collect();
+    if let Some(o) = operators.iter().find(|(domain, name)| !known.contains(&(domain.as_str(), name.as_str()))) {
+        return Some(Beyond::Operator(o.clone()));
+    }
+    let opset = model.opset_import.iter().find(|o| o.domain().is_empty()).map_or(0, |o| o.version());
+    let uses_default = operators.iter().any(|o| o.0 == "ai.onnx");
+    if uses_default && !(onnx::MIN_OPSET..=onnx::MAX_OPSET).contains(&opset) {
+        return Some(Beyond::Opset(opset));
+    }
+    let graph = model.graph.as_ref()?;
+    let supported = |code: i32| DataType::try_from(code).is_ok_and(|t| ELEMENT_TYPES.contains(&t));
+    let name = |code: i32| match DataType::try_from(code) {
+        Ok(t) => t.as_str_name().to_owned(),
+        Err(_) => code.to_string(),
+    };
+    for (info, output) in
+        graph.input.iter().map(|i| (i, false)).chain(graph.output.iter().map(|o| (o, true)))
+    {
+        let ty = info.r#type.as_ref().and_then(|t| t.value.as_ref());
+        let Some(type_proto::Value::TensorType(tensor)) = ty else {
+            return Some(Beyond::Container(info.name().to_owned()));
+        };
+        if !supported(tensor.elem_type()) {
+            return Some(Beyond::ElementType(name(tensor.elem_type())));
+        }
+        let zero = |d: &Dimension| matches!(d.value, Some(dimension::Value::DimValue(0)));
+        if output && tensor.shape.iter().flat_map(|s| &s.dim).any(zero) {
+            return Some(Beyond::Empty(info.name().to_owned()));
+        }
+    }
+    let cast = graph.node.iter().filter(|n| n.op_type() == "Cast").flat_map(|n| &n.attribute);
+    let mut targets = cast.filter(|a| a.name() == "to").map(|a| a.i() as i32);
+    targets.find(|&t| !supported(t)).map(|t| Beyond::ElementType(name(t)))
 }
 
 /// An operator's name, with its domain unless that is the default one.
@@ -395,7 +465,46 @@ pub fn compare(found: &Tensor, want: &TensorProto) -> Result<(), String> {
     }
 }
 
-/// True if every problem is something that this compiler does not have, none an invalid model.
-pub fn is_refusal(errors: &ImportErrors) -> bool {
-    errors.errors.iter().any(|e| matches!(e, ImportError::Unsupported { .. }))
+impl std::fmt::Display for Beyond {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Operator(o) => write!(f, "operator {} has no importer", display(o)),
+            Self::Opset(v) => write!(f, "opset {v}"),
+            Self::Container(name) => write!(f, "`{name}` is no tensor"),
+            Self::ElementType(name) => write!(f, "element type {name}"),
+            Self::Empty(name) => write!(f, "`{name}` has no elements"),
+        }
+    }
+}
+
+/// What is wrong about the outcome of a case, if anything: in scope it must pass; otherwise it
+/// may pass, or be refused, because of its operator if that is the reason.
+pub fn objection(case: &Case, outcome: &Outcome) -> Option<String> {
+    match (outcome, &case.beyond) {
+        (Outcome::Passed(_), _) => None,
+        (Outcome::Wrong(e), _) => Some(e.clone()),
+        (Outcome::Panicked(e), _) => Some(format!("panicked: {e}")),
+        (Outcome::Refused(e), None) => Some(format!("refused: {e}")),
+        (Outcome::Refused(e), Some(Beyond::Operator(_))) => {
+            let named = |e: &ImportError| matches!(e, ImportError::Unsupported { site, .. }
+                if !onnx::operators().any(|(d, n, _)| d == site.domain && n == site.op));
+            (!e.errors.iter().any(named)).then(|| format!("refused for another reason: {e}"))
+        }
+        (Outcome::Refused(_), Some(_)) => None,
+    }
+}
+
+/// Cases that may fail, with the reason, from lines `name<TAB>reason`.
+///
+/// # Errors
+/// If the file cannot be read or a line has no reason.
+pub fn ignored(path: &Path) -> Result<BTreeMap<String, String>, String> {
+    let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    text.lines()
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        .map(|l| match l.split_once('\t') {
+            Some((name, reason)) if !reason.trim().is_empty() => Ok((name.to_owned(), reason.to_owned())),
+            _ => Err(format!("`{l}` gives no reason")),
+        })
+        .collect()
 }

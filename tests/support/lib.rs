@@ -5,4 +5,5 @@ pub mod conformance;
 pub mod data;
 pub mod filetest;
 pub mod harness;
+pub mod light;
 pub mod mutate;
