@@ -64,8 +64,7 @@ fn main() -> ExitCode {
         .collect();
     if let Some(suite) = &suite {
         let names: BTreeSet<&str> = results.iter().map(|(c, _)| c.name.as_str()).collect();
-        let unknown: Vec<String> =
-            ignored.keys().filter(|n| !names.contains(n.as_str())).cloned().collect();
+        let unknown: Vec<String> = ignored.keys().filter(|n| !names.contains(n.as_str())).cloned().collect();
         trials.push(Trial::test("the_ignore_list_names_cases_of_the_suite", move || {
             if unknown.is_empty() { Ok(()) } else { Err(unknown.join(", ").into()) }
         }));
@@ -161,7 +160,9 @@ fn page(results: &[(Case, Outcome)], ignored: &BTreeMap<String, String>) -> Stri
                 Some(Beyond::Operator(_)) => "an operator without an importer",
                 Some(Beyond::Opset(_)) => "an opset outside of those understood",
                 Some(Beyond::Container(_)) => "an input or output that is a sequence or an optional",
-                Some(Beyond::ElementType(_)) => "a 2- to 8-bit float or integer, string or u32/u64 element type",
+                Some(Beyond::ElementType(_)) => {
+                    "a 2- to 8-bit float or integer, string or u32/u64 element type"
+                }
                 Some(Beyond::Empty(_)) => "an output without elements",
                 None => "a fault of this compiler",
             };

@@ -58,8 +58,7 @@ fn infer(path: &Path) -> Result<(), String> {
         .map_err(|e| e.to_string())?;
     let result = executor.step(&x).map_err(|e| e.to_string())?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let want: TensorProto =
-        conformance::read_message(&path.with_file_name(format!("{stem}_output_0.pb")))?;
+    let want: TensorProto = conformance::read_message(&path.with_file_name(format!("{stem}_output_0.pb")))?;
     conformance::compare(&result[&output], &want)
 }
 

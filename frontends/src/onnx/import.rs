@@ -413,12 +413,17 @@ impl<'m> Importer<'m> {
         if ty.elements() > 0 {
             return Item::Value(value);
         }
-        let zero = match self.elem(&Item::Value(value)) {
-            Ok(Elem::I64) => Scalar::I64(0),
-            Ok(Elem::Bool) => Scalar::Bool(false),
-            _ => Scalar::F32(0.0),
-        };
+        let zero = self.zero(&Item::Value(value)).unwrap_or(Scalar::F32(0.0));
         Item::Const(Constant::uniform(ty.dims.clone(), zero))
+    }
+
+    /// Zero of an item's element class.
+    pub(super) fn zero(&self, item: &Item) -> Result<Scalar, Fail> {
+        Ok(match self.elem(item)? {
+            Elem::F32 => Scalar::F32(0.0),
+            Elem::I64 => Scalar::I64(0),
+            Elem::Bool => Scalar::Bool(false),
+        })
     }
 
     /// Adds a helper op with one result, named after the node with a suffix.

@@ -138,7 +138,11 @@ fn align(cx: &mut Importer<'_>, node: &Node<'_>, a: &Item, b: Item) -> Result<It
     let (broadcast, axis) = (node.flag("broadcast", false)?, node.int("axis")?);
     let (to, mut from) = (cx.dims(a)?, cx.dims(&b)?);
     if !broadcast {
-        return if to == from { Ok(b) } else { invalid(format!("its operands have shapes {to:?} and {from:?}")) };
+        return if to == from {
+            Ok(b)
+        } else {
+            invalid(format!("its operands have shapes {to:?} and {from:?}"))
+        };
     }
     let first = match axis {
         Some(axis) => resolve_axis(axis, to.len())?,

@@ -164,7 +164,10 @@ fn slice(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
     one(slice_item(cx, node, &item, range)?)
 }
 
-/// On values of the graph, one index or an arithmetic progression of them.
+/// Most indices that Gather takes one by one.
+const MOST_SLICES: usize = 256;
+
+/// On values of the graph, one index, an arithmetic progression of them, or a few slices.
 fn gather(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
     node.arity(2, 2)?;
     let item = node.input(0)?.clone();
@@ -204,15 +207,28 @@ fn gather(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
         return unsupported("an empty list of indices");
     };
     let step = second.map_or(1, |&s| s as i64 - first as i64);
-    if step == 0 || !at.windows(2).all(|w| w[1] as i64 - w[0] as i64 == step) {
-        return unsupported("indices that are not evenly spaced, on a tensor not known at import");
-    }
     let mut range = whole(&dims);
     range.starts[axis] = first as u64;
-    range.steps[axis] = step;
-    range.lens[axis] = at.len() as u64;
-    let part = slice_item(cx, node, &item, range)?;
-    one(reshape_item(cx, node, &part, out)?)
+    if step != 0 && at.windows(2).all(|w| w[1] as i64 - w[0] as i64 == step) {
+        range.steps[axis] = step;
+        range.lens[axis] = at.len() as u64;
+        let part = slice_item(cx, node, &item, range)?;
+        return one(reshape_item(cx, node, &part, out)?);
+    }
+    if at.len() > MOST_SLICES {
+        return unsupported(format!(
+            "{} indices that are not evenly spaced, on a tensor not known at import",
+            at.len()
+        ));
+    }
+    range.lens[axis] = 1;
+    let mut parts = Vec::with_capacity(at.len());
+    for a in at {
+        range.starts[axis] = a as u64;
+        parts.push(slice_item(cx, node, &item, range.clone())?);
+    }
+    let joined = concat_items(cx, node, &parts, axis as i64)?;
+    one(reshape_item(cx, node, &joined, out)?)
 }
 
 // ---- joining and dividing --------------------------------------------------------------
@@ -296,9 +312,24 @@ pub(super) fn split_item(
         return Ok(vec![item.clone()]);
     }
     if foldable(item).is_none() {
-        let x = cx.value(item)?;
-        let n = sizes.len();
-        return cx.emit_many(node, Op::Split { axis: axis as u64, sizes }, &[x], n);
+        // Parts without elements are known and stay out of the graph.
+        let full: Dims = sizes.iter().copied().filter(|&s| s > 0).collect();
+        let mut parts = match full.len() {
+            0 | 1 => vec![item.clone(); full.len()],
+            n => {
+                let x = cx.value(item)?;
+                cx.emit_many(node, Op::Split { axis: axis as u64, sizes: full }, &[x], n)?
+            }
+        }
+        .into_iter();
+        let zero = cx.zero(item)?;
+        let empty = |axis: usize| {
+            let mut dims = dims.clone();
+            dims[axis] = 0;
+            Item::Const(Constant::uniform(dims, zero))
+        };
+        let part = |size: &u64| if *size > 0 { parts.next() } else { Some(empty(axis)) };
+        return Ok(sizes.iter().filter_map(part).collect());
     }
     let mut start = 0;
     let mut parts = Vec::new();
