@@ -16,14 +16,10 @@ use vdnn_ir::{DType, Tensor, TensorType};
 
 /// Operators of the suite that are out of scope, alone or with the operands the test uses.
 const REFUSED: &[&str] = &[
-    "Adagrad",
-    "Adam",
     "ArgMax",
     "ConvTranspose",
     // The two tests that want its indices.
     "MaxPool",
-    "Momentum",
-    "NegativeLogLikelihoodLoss",
 ];
 
 /// The elements of a tensor of any type, as f64.

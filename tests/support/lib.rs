@@ -6,8 +6,10 @@ pub mod arbitrary;
 #[expect(missing_docs, reason = "a test support file of the frontends, which needs no documentation there")]
 #[path = "../../frontends/tests/support/build.rs"]
 pub mod build;
+pub mod conformance;
 pub mod data;
 pub mod filetest;
 pub mod fuzzing;
 pub mod harness;
+pub mod light;
 pub mod mutate;

@@ -14,7 +14,8 @@ pub(super) fn training_forward(graph: &mut Graph, stats: &mut Stats) -> Result<V
     };
     stats.insert("dropped_outputs", graph.outputs.len() as u64 - 1);
     let own_loss = matches!(graph.def_node(first.value).map(|n| &graph.node(n).op),
-        Some(Op::SoftmaxCrossEntropy { reduction, .. }) if *reduction != LossReduction::None);
+        Some(Op::SoftmaxCrossEntropy { reduction, .. } | Op::NegativeLogLikelihood { reduction, .. })
+            if *reduction != LossReduction::None);
     let logits = if own_loss { first.value } else { drop_softmax(graph, first.value, stats)? };
     // Name the kept part before pruning, so nothing it needs goes.
     graph.outputs = vec![Output { name: first.name.clone(), value: logits }];
