@@ -1,13 +1,19 @@
 //! Forward results and gradients of single operators match the f64 references of
-//! `golden/opgrad`, by autodiff and the naive interpreter.
+//! `golden/opgrad`, by autodiff and the naive interpreter, and as plans of every policy on
+//! the CPU executor.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 use vdnn_frontends::onnx::{ImportOptions, import_file};
 use vdnn_interp::{NaiveKernels, interpret};
-use vdnn_ir::{DType, Graph, Output, Tensor, ValueId};
+use vdnn_ir::{DType, Graph, Mode, Output, Phase, Tensor, ValueId};
 use vdnn_passes::autodiff::gradients;
-use vdnn_tests::data;
+use vdnn_passes::{AlgoMode, Policy};
+use vdnn_runtime::cpu::CpuOptions;
+use vdnn_tests::{data, harness};
+use vdnnc::driver;
+use vdnnc::timing::Timings;
 
 /// Largest difference, as a share of the reference's largest magnitude.
 const TOLERANCE: f64 = 1e-4;
@@ -72,9 +78,40 @@ fn run(folder: &Path, case: &str, golden: &Golden) -> Result<(), String> {
     }
     let evaluation =
         interpret(&graph, &inputs, &BTreeMap::new(), &NaiveKernels).map_err(|e| e.to_string())?;
+    compare(case, golden, &evaluation.outputs)?;
+    let mut first: Option<BTreeMap<String, Tensor>> = None;
+    for policy in harness::POLICIES {
+        let outputs = run_plan(&graph, policy, &inputs)?;
+        compare(case, golden, &outputs).map_err(|e| format!("policy {policy}: {e}"))?;
+        if first.as_ref().is_some_and(|f| f != &outputs) {
+            return Err(format!("policy {policy}: not the bytes of the first policy"));
+        }
+        first = Some(outputs);
+    }
+    Ok(())
+}
+
+/// The same graph planned, checked and run on the CPU executor with poisoned memory.
+fn run_plan(
+    graph: &Graph,
+    policy: Policy,
+    inputs: &BTreeMap<String, Tensor>,
+) -> Result<BTreeMap<String, Tensor>, String> {
+    let mut joint = graph.clone();
+    joint.phase = Phase::Joint;
+    joint.mode = Mode::Train;
+    let options = harness::options(Mode::Train, policy, AlgoMode::Dynamic);
+    let cost = harness::cost(&options);
+    let compiled = driver::plan_joint(&joint, 1, None, &options, &cost, Instant::now(), Timings::default())
+        .map_err(|e| format!("{e:?}"))?;
+    let cpu = CpuOptions { poison: true, ..CpuOptions::default() };
+    harness::executor(compiled.plan, &BTreeMap::new(), cpu).step(inputs).map_err(|e| e.to_string())
+}
+
+fn compare(case: &str, golden: &Golden, outputs: &BTreeMap<String, Tensor>) -> Result<(), String> {
     let mut compared = 0;
-    for (name, got) in &evaluation.outputs {
-        let Some((_, want)) = key(name) else { continue };
+    for (name, got) in outputs {
+        let Some((_, want)) = golden.get(&format!("{case}/{name}")) else { continue };
         let error = data::difference(got.f32(), want) / data::magnitude(want).max(f64::MIN_POSITIVE);
         if error.is_nan() || error > TOLERANCE {
             return Err(format!("{name} is off by {error:.2e} of its largest magnitude"));

@@ -118,7 +118,9 @@ fn passes_see_no_files_clocks_or_environment() {
         }
         let text = std::fs::read_to_string(&path).expect("a source file");
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for word in ["std::fs", "std::env", "Instant::now", "SystemTime", "collections::HashMap", "thread_rng"] {
+        for word in
+            ["std::fs", "std::env", "Instant::now", "SystemTime", "collections::HashMap", "thread_rng"]
+        {
             assert!(!code.contains(word), "{} uses {word}", path.display());
         }
     }

@@ -167,17 +167,34 @@ pub fn compile(
     let start = Instant::now();
     let mut timings = Timings::default();
     pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, cost, &mut timings)?;
+    plan_joint(&graph, batch, model, options, cost, start, timings)
+}
+
+/// The second half of [`compile`]: from the joint graph (any graph in that phase) to the
+/// checked plan. `start` and `timings` are the first half's.
+///
+/// # Errors
+/// [`NoPlan`]: over budget with figures, or a failure.
+pub fn plan_joint(
+    graph: &Graph,
+    batch: u64,
+    model: Option<ModelRef>,
+    options: &CompileOptions,
+    cost: &CostModel,
+    start: Instant,
+    mut timings: Timings,
+) -> Result<Compiled, NoPlan> {
     // Before any placement decision, so that the checker's goal does not depend on one.
-    let terms = expected_terms(&graph);
+    let terms = expected_terms(graph);
     let budget = options.memory.unwrap_or(cost.capacity());
-    let search = Search { joint: &graph, cost, budget, sync: options.sync };
+    let search = Search { joint: graph, cost, budget, sync: options.sync };
     let chosen = choose(&search, options, &mut timings)?;
     let baseline_peak = if chosen.policy == Policy::Baseline {
         chosen.layout.device_bytes
     } else {
         timings.step(
             "baseline",
-            || baseline_peak(&graph, &chosen, cost, &mut Timings::default()),
+            || baseline_peak(graph, &chosen, cost, &mut Timings::default()),
             |b| Stats::from([("device_bytes", b.0)]),
         )?
     };

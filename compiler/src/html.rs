@@ -14,7 +14,7 @@ pub fn page(request: &Request<'_>, compiled: &Compiled) -> String {
          <style>body{{font-family:sans-serif;margin:2em auto;max-width:1150px;color:#222}}\
          pre{{background:#f4f4f4;padding:1em;overflow-x:auto}}h2{{margin-top:1.6em}}</style></head><body>\n\
          <h1>{title}</h1>\n<pre>{text}</pre>\n\
-         <h2>Timeline of one step</h2>\n<p>Blue kernels, orange copies, red waits; hover for names.</p>\n{timeline}\
+         <h2>Timeline of one step</h2>\n<p>Blue kernels, orange copies, red compute waiting; hover for names.</p>\n{timeline}\
          <h2>Live device memory</h2>\n{live}\
          <h2>Memory map</h2>\n<p>Each box is a buffer: address upwards, time to the right.</p>\n{map}\
          </body></html>\n",

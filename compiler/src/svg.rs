@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Nanos, Space};
-use vdnn_plan::{BufId, CmdId, Command, Plan, StreamId};
-use vdnn_runtime::trace::{SpanKind, Trace};
+use vdnn_plan::{BufId, CmdId, Command, Plan, StreamId, StreamKind};
+use vdnn_runtime::trace::{Span, SpanKind, Trace};
 
 const WIDTH: f64 = 1100.0;
 const LEFT: f64 = 90.0;
@@ -33,8 +33,9 @@ fn time_axis(out: &mut String, step: Nanos, y: f64) {
         let t = Nanos(step.0 * i / 10);
         let _ = writeln!(
             out,
-            "<text x=\"{:.1}\" y=\"{y}\" text-anchor=\"middle\" fill=\"#666\">{t}</text>",
-            x(t)
+            "<text x=\"{:.1}\" y=\"{y}\" text-anchor=\"{}\" fill=\"#666\">{t}</text>",
+            x(t),
+            if i == 10 { "end" } else { "middle" }
         );
     }
 }
@@ -55,7 +56,9 @@ pub fn timeline(plan: &Plan, trace: &Trace, step: Nanos) -> String {
             LANE - 6.0
         );
     }
-    for s in &trace.spans {
+    // An idle copy stream is no news; a waiting compute stream is.
+    let shown = |s: &&Span| s.kind != SpanKind::Wait || plan.streams[s.stream.index()] == StreamKind::Compute;
+    for s in trace.spans.iter().filter(shown) {
         let y = 10.0 + LANE * f64::from(s.stream.0);
         let colour = match s.kind {
             SpanKind::Kernel => "#4e79a7",

@@ -18,16 +18,22 @@
 //! Commands: `; test pass=NAME key=value ..` (several lines: one pass after the other; the
 //! graph is verified before the first and after each), `; test verify` (expects the
 //! verifier's complaints), `; test parse` (expects the graph printed again, or the parse
-//! error). Expected errors stand in lines `; error: ..`. Counters that are zero are not
+//! error), `; test layout` and `; test plan` with options (after the passes: the layout as a
+//! table, or the plan's commands after elision). Expected errors stand in lines `; error: ..`. Counters that are zero are not
 //! printed. `VDNN_BLESS=1` writes what came out into the file.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use vdnn_cost::{CostModel, Precision};
+use vdnn_ir::Graph;
 use vdnn_ir::parse::parse_graph;
 use vdnn_ir::verify::verify;
+use vdnn_passes::elide::{ElideOptions, Elided, elide};
+use vdnn_passes::lower::{ExpectedTerms, LowerOptions, expected_terms, lower};
+use vdnn_passes::memory::{LayoutOptions, layout};
 use vdnn_passes::pass::{PassCtx, run_pass};
 use vdnn_passes::registry;
+use vdnn_plan::Header;
 
 /// The environment variable that rewrites expectations.
 pub const BLESS: &str = "VDNN_BLESS";
@@ -46,6 +52,10 @@ pub enum Command {
     Verify,
     /// The parser and printer.
     Parse,
+    /// The memory layout, with its options.
+    Layout(String),
+    /// Layout, lowering and elision, with their options.
+    Plan(String),
 }
 
 /// A test file, read.
@@ -77,7 +87,9 @@ impl FileTest {
                 Some(("pass", pass)) => Command::Pass(pass.to_owned()),
                 _ if command.trim() == "verify" => Command::Verify,
                 _ if command.trim() == "parse" => Command::Parse,
-                _ => return Err(format!("`{command}` is not pass=NAME, verify or parse")),
+                _ if command.starts_with("layout") => Command::Layout(command.to_owned()),
+                _ if command.starts_with("plan") => Command::Plan(command.to_owned()),
+                _ => return Err(format!("`{command}` is not pass=NAME, verify, parse, layout or plan")),
             });
         }
         if commands.is_empty() {
@@ -116,6 +128,7 @@ impl FileTest {
         }
         let cost = CostModel::named("h200", Precision::F32).ok_or("the h200 profile is missing")?;
         let cx = PassCtx { cost: &cost };
+        let expected = expected_terms(&graph);
         let mut stats = String::new();
         for command in &self.commands {
             let Command::Pass(text) = command else { continue };
@@ -150,7 +163,11 @@ impl FileTest {
                 diff(&printed, &reparsed.to_string())
             ));
         }
-        out.push_str(&printed);
+        match self.commands.last() {
+            Some(Command::Layout(text)) => out.push_str(&placed(&graph, text)?),
+            Some(Command::Plan(text)) => out.push_str(&lowered(&graph, &expected, text)?),
+            _ => out.push_str(&printed),
+        }
         out.push_str(&stats);
         Ok((out, counters))
     }
@@ -175,6 +192,44 @@ impl FileTest {
             diff(&self.expected, &actual)
         ))
     }
+}
+
+/// True if `; test layout` or `; test plan` has this option as `key=true`.
+fn on(options: &str, key: &str) -> bool {
+    options.split_whitespace().any(|o| o.strip_prefix(key) == Some("=true"))
+}
+
+/// The layout as a table. Option: `baseline`.
+fn placed(graph: &Graph, options: &str) -> Result<String, String> {
+    let options = LayoutOptions { baseline: on(options, "baseline") };
+    Ok(layout(graph, &options).map_err(|e| e.to_string())?.table(graph))
+}
+
+/// The plan from its buffers on, checked, and what elision removed. Options: `baseline`,
+/// `waits` and `copies` (what to elide; nothing unless `true`).
+fn lowered(graph: &Graph, expected: &ExpectedTerms, options: &str) -> Result<String, String> {
+    let layout = layout(graph, &LayoutOptions { baseline: on(options, "baseline") });
+    let header = Header {
+        model_name: graph.name.clone(),
+        mode: graph.mode,
+        batch: 1,
+        policy: "none".into(),
+        algo: "memory".into(),
+        device: "h200".into(),
+        model: None,
+    };
+    let how = LowerOptions { header, device_budget: None, host_budget: None };
+    let layout = layout.map_err(|e| e.to_string())?;
+    let mut plan = lower(graph, &layout, expected, &how).map_err(|e| e.to_string())?;
+    let elided =
+        elide(&mut plan, &ElideOptions { waits: on(options, "waits"), copies: on(options, "copies") });
+    vdnn_plan::check::check(&plan).map_err(|e| e.to_string())?;
+    let text = plan.to_string();
+    let skipped = ["vplan", "model", "mode", "batch", "policy", "algo", "device", "predicted"];
+    let keep = |l: &&str| !skipped.contains(&l.split(' ').next().unwrap_or_default());
+    let lines: String = text.lines().filter(keep).flat_map(|l| [l, "\n"]).collect();
+    let Elided { waits, records, copies, .. } = elided;
+    Ok(format!("{lines}; elided waits={waits} records={records} copies={copies}\n"))
 }
 
 fn error_lines(text: &str) -> String {

@@ -80,11 +80,15 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     execute(args, compiled.plan, &model.imported.weights, given, labels)
 }
 
-/// The batch the given inputs imply, for a model whose batch is symbolic: their first
-/// extent. A model of fixed batch is left alone.
+/// The batch the given inputs imply, for a model whose batch is symbolic: the first extent of
+/// the first model input that is given. A model of fixed batch is left alone.
 fn batch_of(path: &Path, given: &Given, options: &CompileOptions) -> Option<u64> {
     let Given::Tensors(tensors) = given else { return None };
-    let first = tensors.single.iter().chain(tensors.named.values()).find(|t| t.ty().rank() >= 2)?;
+    let model = load::model(path, None, &options.dims, false).ok()?;
+    let graph = &model.imported.graph;
+    let names = graph.inputs().iter().map(|&v| graph.value(v).name.as_str());
+    let first =
+        names.filter_map(|n| tensors.named.get(n)).chain(&tensors.single).find(|t| t.ty().rank() >= 2)?;
     let batch = first.ty().dims[0];
     // A fixed-batch file refuses another batch; it then runs at its own, in slices.
     load::model(path, Some(batch), &options.dims, false).is_ok().then_some(batch)

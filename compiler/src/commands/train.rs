@@ -274,7 +274,7 @@ fn shuffled(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let mut state = seed ^ epoch.wrapping_mul(0xD134_2543_DE82_EF95);
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
-        let j = (u128::from(splitmix(&mut state)) * (i as u128 + 1) >> 64) as usize;
+        let j = ((u128::from(splitmix(&mut state)) * (i as u128 + 1)) >> 64) as usize;
         order.swap(i, j);
     }
     order

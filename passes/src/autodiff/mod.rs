@@ -2,7 +2,7 @@
 //!
 //! Reverse-mode differentiation of a program (Griewank and Walther, *Evaluating
 //! Derivatives*, chapter 3): the forward nodes are visited in reverse program order, and each
-//! appends the nodes of its gradient. One rule per op lives in [`rules`]; a rule reads only the
+//! appends the nodes of its gradient. One rule per op lives in `rules/`; a rule reads only the
 //! forward values it must, because everything backward reads stays in memory, or has to be
 //! brought back, until then.
 

@@ -5,6 +5,7 @@
 //! lifetimes overlap never share a byte. The pinned host arena is packed the same way.
 
 pub mod baseline;
+mod greedy;
 pub mod pack;
 pub mod storage;
 mod sweep;
@@ -17,8 +18,9 @@ mod tests;
 pub use storage::{Storage, StorageId, StorageKind, Storages};
 
 use pack::Block;
+use std::fmt::Write as _;
 use vdnn_ir::graph::{Graph, NodeId, ValueId};
-use vdnn_ir::id::{PrimaryMap, SecondaryMap};
+use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
 use vdnn_ir::{Bytes, Space};
 use vdnn_plan::plan::ALIGNMENT;
 
@@ -90,6 +92,40 @@ impl Layout {
     pub fn place(&self, value: ValueId) -> Option<(Space, Bytes)> {
         let s = &self.storages[self.storage_of[value]?];
         Some((s.space, s.offset))
+    }
+
+    /// The layout as a table for people and text tests: one line per arena, then one per
+    /// storage in order of arena, offset and start.
+    pub fn table(&self, graph: &Graph) -> String {
+        let mut out = format!(
+            "device {} bound={} persistent={} peak_at={}\nhost {} bound={}\n",
+            self.device_bytes.0,
+            self.lower_bound.0,
+            self.persistent_bytes.0,
+            self.peak_position,
+            self.host_bytes.0,
+            self.host_lower_bound.0
+        );
+        let mut all: Vec<(StorageId, &Storage)> = self.storages.iter().collect();
+        all.sort_by_key(|(id, s)| (s.space, s.offset, s.live.start, id.index()));
+        for (id, s) in all {
+            let space = if s.space == Space::Host { "host" } else { "device" };
+            let kept = if s.kept { " kept" } else { "" };
+            let live = &s.live;
+            let values: Vec<String> = s.values.iter().map(ToString::to_string).collect();
+            let name = s.values.first().map_or("workspace".into(), |&v| storage::describe(graph, v));
+            let _ = writeln!(
+                out,
+                "{id} {space} {}+{} [{},{}) {}{kept} ({}) {name:?}",
+                s.offset.0,
+                s.bytes.0,
+                live.start,
+                live.end,
+                s.kind,
+                values.join(", ")
+            );
+        }
+        out
     }
 
     /// The largest `count` storages in use at the peak position, largest first, with the

@@ -10,6 +10,7 @@
 //!
 //! Work is counted in steps, never in time, so the result is the same on every machine.
 
+use super::greedy::{Item, Placed};
 use super::sweep;
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -80,29 +81,15 @@ pub fn pack(blocks: &[Block]) -> Packing {
     Packing { offsets, height: Bytes(best.height), lower_bound: Bytes(bound) }
 }
 
-/// A block in plain numbers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Item {
-    id: usize,
-    pub(super) size: u64,
-    pub(super) t0: u32,
-    pub(super) t1: u32,
-    /// The largest profile value the block meets. Blocks that meet the peak must tile it
-    /// exactly, so they are placed first.
-    crest: u64,
-}
-
-impl Item {
-    fn span(&self) -> u64 {
-        u64::from(self.t1 - self.t0)
-    }
-}
-
 /// Work allowed in total, in pairs of blocks compared.
 const WORK: u64 = 40_000_000;
-/// Work of one backtracking search, in live blocks visited. Searches that succeed usually
-/// need a few thousand.
-const SWEEP_WORK: u64 = 400_000;
+/// Work of one backtracking search, in blocks looked at. Searches that succeed usually need
+/// a few thousand.
+const SWEEP_WORK: u64 = 60_000;
+/// Work of all of them.
+const SWEEPS_WORK: u64 = 600_000;
+/// Blocks longer than one part in so many of the time are fixed before the sweep.
+const LONG: [u32; 4] = [8, 1, 4, 16];
 /// A result this close to the bound (one part in so many) is not improved further.
 const CLOSE: u64 = 1024;
 /// Blocks smaller than this part of the bound never belong to the core.
@@ -124,6 +111,7 @@ struct Search<'a> {
     items: &'a [Item],
     bound: u64,
     work: u64,
+    sweeps: u64,
     best: Best,
 }
 
@@ -131,7 +119,7 @@ impl<'a> Search<'a> {
     fn new(items: &'a [Item], bound: u64) -> Self {
         let height = if items.is_empty() { 0 } else { u64::MAX };
         let best = Best { offsets: vec![0; items.len()], height };
-        Self { items, bound, work: WORK, best }
+        Self { items, bound, work: WORK, sweeps: SWEEPS_WORK, best }
     }
 
     fn close(&self, height: u64) -> bool {
@@ -155,7 +143,7 @@ impl<'a> Search<'a> {
             let mut placed = Placed::default();
             self.place(&mut placed, &order);
             for key in [0, 1] {
-                if !self.close(self.best.height) && placed.height < self.best.height {
+                if !self.close(self.best.height) && placed.height() < self.best.height {
                     let order = self.sorted(&rest, key);
                     self.complete(&placed, &order);
                 }
@@ -168,10 +156,10 @@ impl<'a> Search<'a> {
     fn complete(&mut self, placed: &Placed, order: &[u32]) {
         let mut placed = placed.clone();
         self.place(&mut placed, order);
-        if placed.height < self.best.height {
-            self.best.height = placed.height;
-            for s in &placed.slots {
-                self.best.offsets[s.item as usize] = s.offset;
+        if placed.height() < self.best.height {
+            self.best.height = placed.height();
+            for (item, offset) in placed.offsets() {
+                self.best.offsets[item as usize] = offset;
             }
         }
     }
@@ -211,15 +199,24 @@ impl<'a> Search<'a> {
             }
         }
         let items: Vec<Item> = group.iter().map(|&i| self.items[i as usize]).collect();
+        let start = items.iter().map(|b| b.t0).min().unwrap_or(0);
+        let horizon = items.iter().map(|b| b.t1).max().unwrap_or(0) - start;
         for part in GOALS {
             let goal = self.bound + self.bound / part;
-            if goal >= height {
-                break;
-            }
-            if let Some(offsets) = sweep::search(&items, goal, SWEEP_WORK) {
-                let mut by_offset: Vec<(u64, u32)> = offsets.into_iter().zip(group.iter().copied()).collect();
-                by_offset.sort_unstable();
-                return by_offset.into_iter().map(|(_, i)| i).collect();
+            for cut in LONG {
+                if goal >= height {
+                    return order;
+                }
+                let mut work = SWEEP_WORK.min(self.sweeps);
+                self.sweeps -= work;
+                let found = sweep::search(&items, goal, horizon / cut, &mut work);
+                self.sweeps += work;
+                if let Some(offsets) = found {
+                    let mut by_offset: Vec<(u64, u32)> =
+                        offsets.into_iter().zip(group.iter().copied()).collect();
+                    by_offset.sort_unstable();
+                    return by_offset.into_iter().map(|(_, i)| i).collect();
+                }
             }
         }
         order
@@ -228,7 +225,7 @@ impl<'a> Search<'a> {
     fn height_of(&mut self, order: &[u32]) -> u64 {
         let mut placed = Placed::default();
         self.place(&mut placed, order);
-        placed.height
+        placed.height()
     }
 
     /// The items by the `key`-th heuristic.
@@ -253,50 +250,10 @@ impl<'a> Search<'a> {
     /// Places blocks one by one in the given order, each at the lowest offset it fits.
     fn place(&mut self, placed: &mut Placed, order: &[u32]) {
         for &i in order {
-            let item = &self.items[i as usize];
-            let offset = placed.lowest(item);
-            placed.insert(Slot { offset, end: offset + item.size, t0: item.t0, t1: item.t1, item: i });
+            placed.put(&self.items[i as usize], i);
         }
-        let n = placed.slots.len() as u64;
+        let n = placed.len() as u64;
         self.work = self.work.saturating_sub(n * order.len() as u64 / 4);
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    offset: u64,
-    end: u64,
-    t0: u32,
-    t1: u32,
-    item: u32,
-}
-
-/// Placed blocks, by offset.
-#[derive(Clone, Debug, Default)]
-struct Placed {
-    slots: Vec<Slot>,
-    height: u64,
-}
-
-impl Placed {
-    fn insert(&mut self, slot: Slot) {
-        self.height = self.height.max(slot.end);
-        let at = self.slots.partition_point(|s| s.offset <= slot.offset);
-        self.slots.insert(at, slot);
-    }
-
-    /// The lowest offset at which the item fits.
-    fn lowest(&self, item: &Item) -> u64 {
-        let mut cursor = 0;
-        for s in &self.slots {
-            if s.t0 < item.t1 && item.t0 < s.t1 {
-                if s.offset >= cursor + item.size {
-                    return cursor;
-                }
-                cursor = cursor.max(s.end);
-            }
-        }
-        cursor
     }
 }
 

@@ -7,6 +7,7 @@
 
 use super::LayoutError;
 use smallvec::SmallVec;
+use std::fmt;
 use std::ops::Range;
 use vdnn_ir::graph::{Def, Graph, NodeId, Stage, ValueId};
 use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
@@ -36,6 +37,20 @@ pub enum StorageKind {
     HostCopy,
 }
 
+impl fmt::Display for StorageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Persistent => "persistent",
+            Self::Input => "input",
+            Self::Activation => "activation",
+            Self::WeightGradient => "weight_gradient",
+            Self::Gradient => "gradient",
+            Self::Workspace => "workspace",
+            Self::HostCopy => "host_copy",
+        })
+    }
+}
+
 /// One byte range of an arena.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storage {
@@ -49,7 +64,7 @@ pub struct Storage {
     pub live: Range<u32>,
     /// True if the bytes must outlive the step: parameters and graph outputs.
     pub kept: bool,
-    /// The values, in id order; empty for a workspace.
+    /// The values, in program order; empty for a workspace.
     pub values: SmallVec<[ValueId; 2]>,
     /// Offset in the arena, aligned; set by the layout.
     pub offset: Bytes,

@@ -177,12 +177,17 @@ impl<'g> Inserter<'g> {
             let reads = self.readers[o.value.index()].iter().map(|r| r.0);
             let last_read = reads.filter(|&p| p < self.split).max().unwrap_or(layer);
             let later = chosen.offloaded.get(k + self.options.lag as usize);
-            match later.map(|l| at[l.layer.index()] as usize) {
-                Some(p) if p > last_read => self.around[p].before.push(done),
-                Some(_) => self.around[last_read].after.push(done),
+            let after = match later.map(|l| at[l.layer.index()] as usize) {
+                Some(p) if p > last_read => {
+                    self.around[p].before.push(done);
+                    continue;
+                }
+                Some(_) => last_read,
                 // Nothing more leaves the device: the end of the forward pass.
-                None => self.around[last_read.max(self.split.saturating_sub(1))].after.push(done),
-            }
+                None => last_read.max(self.split.saturating_sub(1)),
+            };
+            // Where several are awaited the last copy comes first: it implies the others.
+            self.around[after].after.insert(0, done);
         }
         Ok(copies)
     }

@@ -9,6 +9,7 @@ use vdnn_ir::op::infer::infer;
 use vdnn_ir::{Op, Real, TensorType, ValueId};
 
 /// What an e-node is.
+#[expect(clippy::large_enum_variant, reason = "nearly all heads are ops")]
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Head {
     /// A value the region takes as given: an input, a parameter, a literal, or the result of a

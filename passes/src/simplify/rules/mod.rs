@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use vdnn_ir::{Op, Real};
 
 /// What the left-hand side equals.
+#[expect(clippy::large_enum_variant, reason = "short-lived, a few per match")]
 #[derive(Clone, Debug)]
 pub(super) enum Rhs {
     /// An existing class.

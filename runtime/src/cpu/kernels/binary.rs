@@ -2,7 +2,7 @@
 
 use super::args::{Call, shape};
 use super::layout::{Axes, Axis, broadcast_strides, collapse, offsets, strides};
-use super::par::{CHUNK, simd};
+use super::par::{CHUNK, simd_fn};
 use vdnn_ir::kernel::{KernelError, TensorMut, TensorRef};
 use vdnn_ir::op::BinaryKind;
 
@@ -80,7 +80,7 @@ impl Walk<'_> {
                 let at = offsets(outer, row);
                 let a = operand(self.a, at[0], last.steps[0], col, n);
                 let b = operand(self.b, at[1], last.steps[1], col, n);
-                simd(|| run_of(run, a, b, f));
+                run_of(run, a, b, f);
                 rest = tail;
                 (row, col) = (row + 1, 0);
             }
@@ -98,18 +98,20 @@ fn operand(x: Option<&[f32]>, at: isize, step: isize, col: usize, n: usize) -> R
     }
 }
 
-#[inline(always)]
-fn run_of(y: &mut [f32], a: Run<'_>, b: Run<'_>, f: impl Fn(f32, f32) -> f32 + Copy) {
-    let y = y.iter_mut();
-    match (a, b) {
-        (Run::InPlace, Run::InPlace) => y.for_each(|y| *y = f(*y, *y)),
-        (Run::InPlace, Run::Slice(b)) => y.zip(b).for_each(|(y, &b)| *y = f(*y, b)),
-        (Run::InPlace, Run::Scalar(b)) => y.for_each(|y| *y = f(*y, b)),
-        (Run::Slice(a), Run::InPlace) => y.zip(a).for_each(|(y, &a)| *y = f(a, *y)),
-        (Run::Slice(a), Run::Slice(b)) => y.zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b)),
-        (Run::Slice(a), Run::Scalar(b)) => y.zip(a).for_each(|(y, &a)| *y = f(a, b)),
-        (Run::Scalar(a), Run::InPlace) => y.for_each(|y| *y = f(a, *y)),
-        (Run::Scalar(a), Run::Slice(b)) => y.zip(b).for_each(|(y, &b)| *y = f(a, b)),
-        (Run::Scalar(a), Run::Scalar(b)) => y.for_each(|y| *y = f(a, b)),
+simd_fn! {
+    /// `y[i] = f(a[i], b[i])`.
+    fn run_of<F: Fn(f32, f32) -> f32>(y: &mut [f32], a: Run<'_>, b: Run<'_>, f: F) {
+        let y = y.iter_mut();
+        match (a, b) {
+            (Run::InPlace, Run::InPlace) => y.for_each(|y| *y = f(*y, *y)),
+            (Run::InPlace, Run::Slice(b)) => y.zip(b).for_each(|(y, &b)| *y = f(*y, b)),
+            (Run::InPlace, Run::Scalar(b)) => y.for_each(|y| *y = f(*y, b)),
+            (Run::Slice(a), Run::InPlace) => y.zip(a).for_each(|(y, &a)| *y = f(a, *y)),
+            (Run::Slice(a), Run::Slice(b)) => y.zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b)),
+            (Run::Slice(a), Run::Scalar(b)) => y.zip(a).for_each(|(y, &a)| *y = f(a, b)),
+            (Run::Scalar(a), Run::InPlace) => y.for_each(|y| *y = f(a, *y)),
+            (Run::Scalar(a), Run::Slice(b)) => y.zip(b).for_each(|(y, &b)| *y = f(a, b)),
+            (Run::Scalar(a), Run::Scalar(b)) => y.for_each(|y| *y = f(a, b)),
+        }
     }
 }

@@ -39,16 +39,25 @@ pub(super) fn forward(
     let out = call.one(outputs)?;
     let g = Conv::new(call, a, &shape(call.input(0)?.ty), &shape(out.ty))?;
     let (x, w, bias) = (call.f32(0)?, call.f32(1)?, call.f32_if_present(2)?);
-    run(call.par, &g, x, w, bias, call.f32_out(out)?);
+    run(call.par, &g, x, Filter::Rows(w), bias, call.f32_out(out)?);
     Ok(())
 }
 
+/// The weights as a matrix per group.
+#[derive(Clone, Copy)]
+pub(super) enum Filter<'a> {
+    /// `[M/g, C/g * taps]`.
+    Rows(&'a [f32]),
+    /// `[C/g * taps, M/g]`.
+    Columns(&'a [f32]),
+}
+
 /// `y = conv(x, w) + bias` for the geometry `g`.
-pub(super) fn run(par: &Par, g: &Conv, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+pub(super) fn run(par: &Par, g: &Conv, x: &[f32], w: Filter<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
     if y.is_empty() {
         return;
     }
-    if g.groups > 1 && g.c_group() == 1 {
+    if let (Filter::Rows(w), true) = (w, g.groups > 1 && g.c_group() == 1) {
         return depthwise::forward(par, g, x, w, bias, y);
     }
     let cut = Cut::new(g);
@@ -111,7 +120,7 @@ struct Pass<'a> {
     g: &'a Conv,
     cut: Cut,
     x: &'a [f32],
-    w: &'a [f32],
+    w: Filter<'a>,
     bias: Option<&'a [f32]>,
 }
 
@@ -132,8 +141,14 @@ impl Pass<'_> {
     }
 
     fn weights(&self, rows: &Range<usize>) -> Mat<'_> {
-        let depth = self.g.depth();
-        Mat::new(&self.w[rows.start * depth..rows.end * depth], rows.len(), depth, depth)
+        let (depth, mg) = (self.g.depth(), self.g.m_group());
+        match self.w {
+            Filter::Rows(w) => Mat::new(&w[rows.start * depth..rows.end * depth], rows.len(), depth, depth),
+            Filter::Columns(w) => {
+                let (group, first) = (rows.start / mg, rows.start % mg);
+                Mat::new(&w[group * depth * mg + first..], depth, rows.len(), mg).t()
+            }
+        }
     }
 
     /// The planes of a group of one image.

@@ -1,7 +1,7 @@
 //! Gradients of convolutions with respect to the input and to the weights.
 
 use super::args::{Call, shape};
-use super::conv::{self, PANEL};
+use super::conv::{self, Filter, PANEL};
 use super::depthwise;
 use super::gemm::{MACS_PER_VISIT, Mat, product_into};
 use super::geometry::Conv;
@@ -29,13 +29,21 @@ pub(super) fn dgrad(
         depthwise::dgrad(call.par, &g, dy, w, dx);
         return Ok(());
     }
-    scratch::with(w.len(), |wt| match g.transposed() {
+    if let (Some(t), true) = (g.transposed(), g.is_pointwise()) {
+        // The weights serve as they are.
+        conv::run(call.par, &t, dy, Filter::Columns(w), None, dx);
+        return Ok(());
+    }
+    // Unfolding dy moves m * inputs elements per tap; folding dx back moves c * outputs,
+    // twice.
+    let unfold = 2 * g.c * g.outputs() >= g.m * g.inputs();
+    scratch::with(w.len(), |wt| match g.transposed().filter(|_| unfold) {
         Some(t) => {
-            transpose_weights(&g, w, wt, true);
-            conv::run(call.par, &t, dy, wt, None, dx);
+            transpose_weights(call.par, &g, w, wt, true);
+            conv::run(call.par, &t, dy, Filter::Rows(wt), None, dx);
         }
         None => {
-            transpose_weights(&g, w, wt, false);
+            transpose_weights(call.par, &g, w, wt, false);
             fold_back(call.par, &g, dy, wt, dx);
         }
     });
@@ -44,17 +52,27 @@ pub(super) fn dgrad(
 
 /// Weights `[M, C/g, taps]` as `[C, taps, M/g]`, or with `flip` as `[C, M/g, taps]` with the
 /// taps reversed: the weights of the convolution that maps dy to dx.
-fn transpose_weights(g: &Conv, w: &[f32], wt: &mut [f32], flip: bool) {
+fn transpose_weights(par: &Par, g: &Conv, w: &[f32], wt: &mut [f32], flip: bool) {
+    /// Input channels per task: what is read of each output channel is contiguous.
+    const BLOCK: usize = 16;
     let (taps, mg, cg) = (g.taps(), g.m_group(), g.c_group());
-    for (m, w) in w.chunks_exact(cg * taps).enumerate() {
-        let (group, m) = (m / mg, m % mg);
-        for (c, w) in w.chunks_exact(taps).enumerate() {
-            let wt = &mut wt[(group * cg + c) * mg * taps..][..mg * taps];
-            for (tap, &w) in w.iter().enumerate() {
-                let at = if flip { m * taps + taps - 1 - tap } else { tap * mg + m };
-                wt[at] = w;
+    let row = mg * taps;
+    for (group, wt) in wt.chunks_exact_mut(cg * row).enumerate() {
+        let w = &w[group * cg * row..][..cg * row];
+        par.chunks(wt, BLOCK * row, 2, |block, wt| {
+            let count = wt.len() / row;
+            for m in 0..mg {
+                let w = &w[(m * cg + block * BLOCK) * taps..][..count * taps];
+                for (w, wt) in w.chunks_exact(taps).zip(wt.chunks_exact_mut(row)) {
+                    if flip {
+                        let wt = &mut wt[m * taps..][..taps];
+                        wt.iter_mut().rev().zip(w).for_each(|(t, &w)| *t = w);
+                    } else {
+                        wt[m..].iter_mut().step_by(mg).zip(w).for_each(|(t, &w)| *t = w);
+                    }
+                }
             }
-        }
+        });
     }
 }
 
@@ -108,8 +126,8 @@ pub(super) fn wgrad(
 /// `dW = sum over images of dy unfold(x)^T`.
 ///
 /// Tasks own blocks of the unfolding's rows, so no row is unfolded twice and no two tasks
-/// share a result. Where that gives too few tasks, the images are cut too, and the parts of
-/// dW are added pairwise afterwards.
+/// share a result. If dW is small the images are cut first, and the parts of dW are added
+/// pairwise afterwards.
 struct WeightGrad<'a> {
     g: &'a Conv,
     x: &'a [f32],
@@ -128,14 +146,10 @@ impl<'a> WeightGrad<'a> {
     fn new(g: &'a Conv, x: &'a [f32], dy: &'a [f32]) -> Self {
         let plane = g.outputs();
         let wanted = 16.min(g.macs() >> 20).max(1);
-        let row_blocks = wanted.div_ceil(g.groups).min(g.depth().div_ceil(48));
-        let rows = g.depth().div_ceil(row_blocks).next_multiple_of(16).min(g.depth());
-        let row_blocks = g.depth().div_ceil(rows) * g.groups;
         // Parts of dW that fit a cache are cheap to add up.
-        let parts = match g.m * g.depth() {
-            0..=65536 => wanted.div_ceil(row_blocks).min(g.images),
-            _ => 1,
-        };
+        let parts = if g.m * g.depth() <= 1 << 16 { wanted.min(g.images) } else { 1 };
+        let row_blocks = wanted.div_ceil(g.groups * parts).min(g.depth().div_ceil(48));
+        let rows = g.depth().div_ceil(row_blocks).next_multiple_of(16).min(g.depth());
         // A long inner dimension amortises the reading and writing of dW.
         let images = (384 / plane).clamp(1, g.images.div_ceil(parts));
         let cols = if images > 1 { plane } else { plane.div_ceil(plane.div_ceil(2048)) };

@@ -2,13 +2,17 @@
 
 use super::gemm::MACS_PER_VISIT;
 use super::geometry::{Conv, Dim, tap_at};
-use super::math;
-use super::par::{Par, simd};
+use super::loops;
+use super::par::Par;
+use super::phases;
+use super::scratch;
 use std::ops::Range;
 
-/// A tap that reads or writes row `i` of the input for row `o` of the output.
+/// A row of the input that a tap reads for a row of the output.
 struct Row {
+    /// Offset of the output row in its plane.
     output: usize,
+    /// Number of the input row in its plane.
     input: usize,
     /// Outputs of the row whose input exists.
     valid: Range<usize>,
@@ -31,20 +35,11 @@ fn rows(g: &Conv, tap: usize, mut f: impl FnMut(Row)) {
         for oh in h.valid(kh) {
             f(Row {
                 output: (od * h.output + oh) * w.output,
-                input: (at(d, od, kd) * h.input + at(h, oh, kh)) * w.input,
+                input: at(d, od, kd) * h.input + at(h, oh, kh),
                 valid: valid.clone(),
                 first,
             });
         }
-    }
-}
-
-/// `y[i] += a * x[i * S]`.
-#[inline(always)]
-fn add_scaled(y: &mut [f32], a: f32, x: &[f32], stride: usize) {
-    match stride {
-        1 => y.iter_mut().zip(x).for_each(|(y, &x)| *y += a * x),
-        s => y.iter_mut().zip(x.iter().step_by(s)).for_each(|(y, &x)| *y += a * x),
     }
 }
 
@@ -60,12 +55,12 @@ pub(super) fn forward(par: &Par, g: &Conv, x: &[f32], w: &[f32], bias: Option<&[
         let (n, m) = (i / g.m, i % g.m);
         let x = &x[(n * g.c + m / mg) * g.inputs()..][..g.inputs()];
         y.fill(bias.map_or(0.0, |b| b[m]));
-        simd(|| {
+        phases::with(x, g.space[2].input, stride, |x| {
             for tap in 0..taps {
                 let a = w[m * taps + tap];
                 rows(g, tap, |r| {
-                    let y = &mut y[r.output..][r.valid];
-                    add_scaled(y, a, &x[r.input + r.first..], stride);
+                    let x = x.run(r.input, r.first, r.valid.len());
+                    loops::map2_in_place(x, &mut y[r.output..][r.valid], |y, x| y + a * x);
                 });
             }
         });
@@ -80,19 +75,17 @@ pub(super) fn dgrad(par: &Par, g: &Conv, dy: &[f32], w: &[f32], dx: &mut [f32]) 
         dx.fill(0.0);
         for m in c * mg..(c + 1) * mg {
             let dy = &dy[(n * g.m + m) * g.outputs()..][..g.outputs()];
-            simd(|| {
-                for tap in 0..taps {
-                    let a = w[m * taps + tap];
-                    rows(g, tap, |r| {
-                        let dy = &dy[r.output..][r.valid];
-                        let dx = &mut dx[r.input + r.first..];
-                        match stride {
-                            1 => dx.iter_mut().zip(dy).for_each(|(d, &g)| *d += a * g),
-                            s => dx.iter_mut().step_by(s).zip(dy).for_each(|(d, &g)| *d += a * g),
-                        }
-                    });
-                }
-            });
+            for tap in 0..taps {
+                let a = w[m * taps + tap];
+                rows(g, tap, |r| {
+                    let dy = &dy[r.output..][r.valid];
+                    let dx = &mut dx[r.input * g.space[2].input + r.first..];
+                    match stride {
+                        1 => loops::map2_in_place(dy, &mut dx[..dy.len()], |d, g| d + a * g),
+                        s => dx.iter_mut().step_by(s).zip(dy).for_each(|(d, &g)| *d += a * g),
+                    }
+                });
+            }
         }
     });
 }
@@ -101,29 +94,23 @@ pub(super) fn dgrad(par: &Par, g: &Conv, dy: &[f32], w: &[f32], dx: &mut [f32]) 
 pub(super) fn wgrad(par: &Par, g: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let (taps, mg, stride) = (g.taps(), g.m_group(), g.space[2].stride);
     par.chunks(dw, taps, g.images * g.outputs(), |m, dw| {
-        for (tap, dw) in dw.iter_mut().enumerate() {
-            let mut sum = 0f64;
+        scratch::with(2 * taps, |sums| {
+            let sums: &mut [f64] = bytemuck::cast_slice_mut(sums);
+            sums.fill(0.0);
             for n in 0..g.images {
                 let x = &x[(n * g.c + m / mg) * g.inputs()..][..g.inputs()];
                 let dy = &dy[(n * g.m + m) * g.outputs()..][..g.outputs()];
-                simd(|| {
-                    rows(g, tap, |r| {
-                        let dy = &dy[r.output..][r.valid];
-                        let x = &x[r.input + r.first..];
-                        sum += match stride {
-                            1 => {
-                                math::sum2_by(dy, &x[..dy.len()], |a, b| (f64::from(a) * f64::from(b), 0.0)).0
-                            }
-                            s => dy
-                                .iter()
-                                .zip(x.iter().step_by(s))
-                                .map(|(&a, &b)| f64::from(a) * f64::from(b))
-                                .sum(),
-                        };
-                    });
+                phases::with(x, g.space[2].input, stride, |x| {
+                    for (tap, sum) in sums.iter_mut().enumerate() {
+                        rows(g, tap, |r| {
+                            let x = x.run(r.input, r.first, r.valid.len());
+                            let dy = &dy[r.output..][r.valid];
+                            *sum += loops::dot(dy, x);
+                        });
+                    }
                 });
             }
-            *dw = sum as f32;
-        }
+            dw.iter_mut().zip(sums).for_each(|(dw, sum)| *dw = *sum as f32);
+        });
     });
 }

@@ -1,8 +1,9 @@
 //! Elementwise functions of one tensor, their gradients, and dropout.
 
 use super::args::Call;
+use super::loops;
 use super::math;
-use super::par::{CHUNK, Par, simd};
+use super::par::{CHUNK, Par, simd_fn};
 use vdnn_ir::kernel::{KernelError, TensorMut};
 use vdnn_ir::op::UnaryKind;
 
@@ -20,9 +21,9 @@ fn map(
     par.chunks(y, CHUNK, weight, |i, y| match x {
         Some(x) => {
             let x = &x[i * CHUNK..][..y.len()];
-            simd(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x)));
+            loops::map(x, y, f);
         }
-        None => simd(|| y.iter_mut().for_each(|y| *y = f(*y))),
+        None => loops::map_in_place(y, f),
     });
 }
 
@@ -40,9 +41,9 @@ fn map_grad(
         match dy {
             Some(dy) => {
                 let dy = &dy[i * CHUNK..][..dx.len()];
-                simd(|| dx.iter_mut().zip(dy).zip(s).for_each(|((d, &g), &s)| *d = f(g, s)));
+                loops::map2(dy, s, dx, f);
             }
-            None => simd(|| dx.iter_mut().zip(s).for_each(|(d, &s)| *d = f(*d, s))),
+            None => loops::map2_in_place(s, dx, f),
         }
     });
 }
@@ -172,22 +173,24 @@ pub(super) fn dropout(
     let step = *step.first().ok_or_else(|| call.unsupported("an empty step"))?;
     let y = call.f32_out(call.one(outputs)?)?;
     let stream = splitmix64(seed, step as u64);
-    let keep = 1.0 - ratio;
-    let f = move |x: f32, i: usize| {
-        let u = (splitmix64(stream, i as u64) >> 40) as i32 as f32 * (1.0 / 16_777_216.0);
-        if u >= ratio { x / keep } else { 0.0 }
-    };
-    call.par.chunks(y, CHUNK, 4, |c, y| {
-        let base = c * CHUNK;
-        match x {
-            Some(x) => {
-                let x = &x[base..][..y.len()];
-                simd(|| y.iter_mut().zip(x).enumerate().for_each(|(i, (y, &x))| *y = f(x, base + i)));
-            }
-            None => simd(|| y.iter_mut().enumerate().for_each(|(i, y)| *y = f(*y, base + i))),
+    call.par.chunks(y, CHUNK, 4, |i, y| {
+        if let Some(x) = x {
+            y.copy_from_slice(&x[i * CHUNK..][..y.len()]);
         }
+        drop_some(y, stream, i * CHUNK, ratio);
     });
     Ok(())
+}
+
+simd_fn! {
+    /// Drops out elements of `y`, the first of which is number `base` of the tensor.
+    fn drop_some(y: &mut [f32], stream: u64, base: usize, ratio: f32) {
+        let keep = 1.0 - ratio;
+        for (i, y) in y.iter_mut().enumerate() {
+            let u = (splitmix64(stream, (base + i) as u64) >> 40) as i32 as f32 * (1.0 / 16_777_216.0);
+            *y = if u >= ratio { *y / keep } else { 0.0 };
+        }
+    }
 }
 
 #[cfg(test)]

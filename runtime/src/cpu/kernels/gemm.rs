@@ -6,7 +6,8 @@
 
 use super::args::{Call, shape};
 use super::layout::{Axis, broadcast_strides, collapse, offsets};
-use super::par::{Disjoint, Par, simd};
+use super::loops;
+use super::par::{Disjoint, Par};
 use gemm_common::Parallelism;
 use std::ops::Range;
 use vdnn_ir::kernel::{KernelError, TensorMut};
@@ -170,7 +171,7 @@ pub(super) fn gemm(
             if steps[1] == 0 {
                 row.fill(beta * c[0]);
             } else {
-                simd(|| row.iter_mut().zip(c).for_each(|(y, &c)| *y = beta * c));
+                loops::map(&c[..row.len()], row, |c| beta * c);
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Softmax cross-entropy and its gradient.
 
 use super::args::{Call, shape};
+use super::loops;
 use super::math;
-use super::par::simd;
 use super::scratch;
 use super::softmax::{View, apply};
 use vdnn_ir::kernel::{KernelError, TensorMut};
@@ -115,7 +115,7 @@ pub(super) fn grad(
             if view.inner == 1 {
                 let target = targets.get(n);
                 let scale = target.map_or(0.0, |(_, w)| factor(n, w));
-                simd(|| dx.iter_mut().zip(log_prob).for_each(|(d, &l)| *d = math::exp(l) * scale));
+                loops::map(log_prob, dx, |l| math::exp(l) * scale);
                 match target {
                     // One rounding of (p - 1), not of p and of the difference.
                     Some((class, _)) => dx[class] = (math::exp(log_prob[class]) - 1.0) * scale,

@@ -2,7 +2,8 @@
 //! and its gradient.
 
 use super::args::{Call, shape};
-use super::par::{Disjoint, simd};
+use super::loops;
+use super::par::Disjoint;
 use super::scratch;
 use std::ops::Range;
 use vdnn_ir::kernel::{KernelError, TensorMut};
@@ -57,29 +58,28 @@ impl Blocks {
     }
 
     /// `bias + alpha/size * sum of squares` of one channel's positions.
-    #[inline(always)]
     fn base(&self, a: &LrnAttrs, x: &[f32], at: usize, c: usize, t: &mut [f32]) {
         t.fill(0.0);
         for j in self.window(c) {
             let x = &x[at + j * self.plane..][..t.len()];
-            t.iter_mut().zip(x).for_each(|(t, &x)| *t += x * x);
+            loops::map2_in_place(x, t, |t, x| t + x * x);
         }
         let factor = (f64::from(a.alpha.0) / a.size as f64) as f32;
-        t.iter_mut().for_each(|t| *t = a.bias.0 + factor * *t);
+        let bias = a.bias.0;
+        loops::map_in_place(t, |t| bias + factor * t);
     }
 }
 
-/// `t^-beta`; the usual exponents need no call.
-#[inline(always)]
-fn inverse_power(t: f32, beta: f32) -> f32 {
+/// `y = x t^-beta`; the usual exponents need no library call.
+fn scale(x: &[f32], t: &[f32], beta: f32, y: &mut [f32]) {
     if beta == 0.75 {
-        1.0 / (t.sqrt() * t.sqrt().sqrt())
+        loops::map2(x, t, y, |x, t| x / (t.sqrt() * t.sqrt().sqrt()));
     } else if beta == 0.5 {
-        1.0 / t.sqrt()
+        loops::map2(x, t, y, |x, t| x / t.sqrt());
     } else if beta == 1.0 {
-        1.0 / t
+        loops::map2(x, t, y, |x, t| x / t);
     } else {
-        t.powf(-beta)
+        loops::map2(x, t, y, |x, t| x * t.powf(-beta));
     }
 }
 
@@ -101,12 +101,8 @@ pub(super) fn forward(
                 // SAFETY: the positions of a block belong to its task in every channel.
                 #[expect(unsafe_code, reason = "a block's channels are not contiguous")]
                 let y = unsafe { y.get(from..from + len) };
-                simd(|| {
-                    blocks.base(a, x, at, c, t);
-                    for ((y, &x), &t) in y.iter_mut().zip(x_c).zip(&*t) {
-                        *y = x * inverse_power(t, a.beta.0);
-                    }
-                });
+                blocks.base(a, x, at, c, t);
+                scale(x_c, t, a.beta.0, y);
             }
         });
     });
@@ -128,18 +124,15 @@ pub(super) fn grad(call: &Call<'_>, a: &LrnAttrs, outputs: &mut [TensorMut<'_>])
             let (sum, ratio) = rest.split_at_mut(len);
             for c in 0..blocks.channels {
                 let from = at + c * blocks.plane;
-                let (x_c, y, dy) = (&x[from..][..len], &y[from..][..len], &dy[from..][..len]);
+                let (y, dy) = (&y[from..][..len], &dy[from..][..len]);
                 // SAFETY: the positions of a block belong to its task in every channel.
                 #[expect(unsafe_code, reason = "a block's channels are not contiguous")]
                 let dx = unsafe { dx.get(from..from + len) };
                 let ratio = &mut ratio[c * len..][..len];
-                simd(|| {
-                    blocks.base(a, x, at, c, t);
-                    for i in 0..x_c.len() {
-                        ratio[i] = dy[i] * y[i] / t[i];
-                        dx[i] = dy[i] * inverse_power(t[i], a.beta.0);
-                    }
-                });
+                blocks.base(a, x, at, c, t);
+                scale(dy, t, a.beta.0, dx);
+                loops::map2(dy, y, ratio, |dy, y| dy * y);
+                loops::map2_in_place(t, ratio, |r, t| r / t);
             }
             for c in 0..blocks.channels {
                 let from = at + c * blocks.plane;
@@ -147,16 +140,12 @@ pub(super) fn grad(call: &Call<'_>, a: &LrnAttrs, outputs: &mut [TensorMut<'_>])
                 // SAFETY: as above.
                 #[expect(unsafe_code, reason = "a block's channels are not contiguous")]
                 let dx = unsafe { dx.get(from..from + len) };
-                simd(|| {
-                    sum.fill(0.0);
-                    for j in blocks.mirrored(c) {
-                        let ratio = &ratio[j * len..][..len];
-                        sum.iter_mut().zip(ratio).for_each(|(s, &r)| *s += r);
-                    }
-                    for ((dx, &x), &s) in dx.iter_mut().zip(x).zip(&*sum) {
-                        *dx -= factor * x * s;
-                    }
-                });
+                sum.fill(0.0);
+                for j in blocks.mirrored(c) {
+                    loops::map2_in_place(&ratio[j * len..][..len], sum, |s, r| s + r);
+                }
+                loops::map2_in_place(x, sum, |s, x| factor * x * s);
+                loops::map2_in_place(sum, dx, |dx, s| dx - s);
             }
         });
     });

@@ -100,25 +100,44 @@ pub(super) fn sum_by(x: &[f32], f: impl Fn(f32) -> f64) -> f64 {
     fold(lanes)
 }
 
-/// Sums of both components of `f(x, y)` in f64, in an order that depends on the length alone.
+/// Sums of `f(x, y)` and of `g(x, y)` in f64, in an order that depends on the length alone.
 #[inline(always)]
-pub(super) fn sum2_by(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> (f64, f64)) -> (f64, f64) {
+pub(super) fn sum2_by(
+    x: &[f32],
+    y: &[f32],
+    f: impl Fn(f32, f32) -> f64,
+    g: impl Fn(f32, f32) -> f64,
+) -> (f64, f64) {
     let (mut s, mut t) = ([0f64; LANES], [0f64; LANES]);
     let (xs, x_rest) = x.as_chunks::<LANES>();
     let (ys, y_rest) = y.as_chunks::<LANES>();
     for (x, y) in xs.iter().zip(ys) {
-        for i in 0..LANES {
-            let (a, b) = f(x[i], y[i]);
-            s[i] += a;
-            t[i] += b;
-        }
+        // Rebuilt as a whole; with two sums, adding in place defeats the vectoriser.
+        s = std::array::from_fn(|i| s[i] + f(x[i], y[i]));
+        t = std::array::from_fn(|i| t[i] + g(x[i], y[i]));
     }
-    for (i, (&x, &y)) in x_rest.iter().zip(y_rest).enumerate() {
-        let (a, b) = f(x, y);
-        s[i] += a;
-        t[i] += b;
+    for (s, (&x, &y)) in s.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *s += f(x, y);
+    }
+    for (t, (&x, &y)) in t.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *t += g(x, y);
     }
     (fold(s), fold(t))
+}
+
+/// The scalar product in f64, in an order that depends on the length alone.
+#[inline(always)]
+pub(super) fn dot(x: &[f32], y: &[f32]) -> f64 {
+    let mut s = [0f64; LANES];
+    let (xs, x_rest) = x.as_chunks::<LANES>();
+    let (ys, y_rest) = y.as_chunks::<LANES>();
+    for (x, y) in xs.iter().zip(ys) {
+        s = std::array::from_fn(|i| s[i] + f64::from(x[i]) * f64::from(y[i]));
+    }
+    for (s, (&x, &y)) in s.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *s += f64::from(x) * f64::from(y);
+    }
+    fold(s)
 }
 
 #[cfg(test)]
@@ -163,8 +182,9 @@ mod tests {
         for n in [0usize, 1, 15, 16, 17, 1000] {
             let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
             assert_eq!(sum_by(&x, f64::from), (n * n.saturating_sub(1) / 2) as f64);
-            let (s, t) = sum2_by(&x, &x, |a, b| (f64::from(a), f64::from(b) * 2.0));
-            assert_eq!(2.0 * s, t);
+            let (s, t) = sum2_by(&x, &x, |a, _| f64::from(a), |a, b| f64::from(a) * f64::from(b));
+            assert_eq!(s, sum_by(&x, f64::from));
+            assert_eq!((t, dot(&x, &x)), (x.iter().map(|&x| f64::from(x * x)).sum(), t));
         }
     }
 }

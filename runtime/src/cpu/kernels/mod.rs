@@ -6,7 +6,7 @@
 //! instruction set, never on the number of threads, on addresses or on whether an operand
 //! is in place.
 //!
-//! Convolutions and matrix products go through one GEMM ([`gemm`]); sums that feed
+//! Convolutions and matrix products go through one GEMM; sums that feed
 //! statistics, losses and bias gradients accumulate in f64.
 
 mod args;
@@ -19,11 +19,13 @@ mod gemm;
 mod geometry;
 mod im2col;
 mod layout;
+mod loops;
 mod loss;
 mod lrn;
 mod math;
 mod norm;
 mod par;
+mod phases;
 mod pool;
 mod reduce;
 mod scratch;

@@ -2,8 +2,8 @@
 //! one task per channel.
 
 use super::args::{Call, shape};
-use super::math;
-use super::par::{Disjoint, simd};
+use super::loops;
+use super::par::Disjoint;
 use vdnn_ir::kernel::{KernelError, TensorMut};
 
 /// A tensor `[N, C, ..]` seen as `[images, channels, plane]`.
@@ -60,9 +60,9 @@ pub(super) fn infer(call: &Call<'_>, eps: f32, outputs: &mut [TensorMut<'_>]) ->
             match x {
                 Some(x) => {
                     let x = &x[(base + p) * view.plane..][..view.plane];
-                    simd(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - m) * a + b));
+                    loops::map(x, y, |x| (x - m) * a + b);
                 }
-                None => simd(|| y.iter_mut().for_each(|y| *y = (*y - m) * a + b)),
+                None => loops::map_in_place(y, |x| (x - m) * a + b),
             }
         }
     });
@@ -102,12 +102,12 @@ pub(super) fn train(
         let (mut s, mut q) = (0f64, 0f64);
         for range in view.planes(c) {
             let x = &x[range];
-            let (a, b) = simd(|| {
-                math::sum2_by(x, x, |x, _| {
-                    let d = f64::from(x) - first;
-                    (d, d * d)
-                })
-            });
+            let (a, b) = loops::sum2_by(
+                x,
+                x,
+                |x, _| f64::from(x) - first,
+                |x, _| (f64::from(x) - first) * (f64::from(x) - first),
+            );
             s += a;
             q += b;
         }
@@ -115,13 +115,16 @@ pub(super) fn train(
         let m = (first + shift) as f32;
         let var = (q / count - shift * shift).max(if q.is_nan() { f64::NAN } else { 0.0 });
         let inv = 1.0 / (var + f64::from(eps)).sqrt();
-        let (a, b) = ((f64::from(scale[c]) * inv) as f32, bias[c]);
+        // What rounding the mean to f32 lost goes into the bias.
+        let a = f64::from(scale[c]) * inv;
+        let b = (f64::from(bias[c]) - a * (first + shift - f64::from(m))) as f32;
+        let a = a as f32;
         for range in view.planes(c) {
             let x = &x[range.clone()];
             // SAFETY: the planes of channel c are written by task c alone.
             #[expect(unsafe_code, reason = "a channel's planes are not contiguous")]
             let y = unsafe { y.get(range) };
-            simd(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - m) * a + b));
+            loops::map(x, y, |x| (x - m) * a + b);
         }
         // SAFETY: element c of each is written by task c alone.
         #[expect(unsafe_code, reason = "several outputs written by the same tasks")]
@@ -170,12 +173,8 @@ fn grads(
             // SAFETY: the planes of channel c are touched by task c alone.
             #[expect(unsafe_code, reason = "a channel's planes are not contiguous")]
             let dy = dy.map_or_else(|| &*unsafe { dx.get(range.clone()) }, |dy| &dy[range.clone()]);
-            let (a, b) = simd(|| {
-                math::sum2_by(dy, x, |dy, x| {
-                    let dy = f64::from(dy);
-                    (dy, dy * (f64::from(x) - m))
-                })
-            });
+            let (a, b) =
+                loops::sum2_by(dy, x, |dy, _| f64::from(dy), |dy, x| f64::from(dy) * (f64::from(x) - m));
             s += a;
             q += b;
         }
@@ -188,10 +187,9 @@ fn grads(
             let dx = unsafe { dx.get(range.clone()) };
             match dy {
                 Some(dy) => {
-                    let dy = &dy[range];
-                    simd(|| dx.iter_mut().zip(dy).zip(x).for_each(|((d, &g), &x)| *d = f(g, x)));
+                    loops::map2(&dy[range], x, dx, f);
                 }
-                None => simd(|| dx.iter_mut().zip(x).for_each(|(d, &x)| *d = f(*d, x))),
+                None => loops::map2_in_place(x, dx, f),
             }
         }
         // SAFETY: element c of each is written by task c alone.

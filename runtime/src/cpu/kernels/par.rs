@@ -1,6 +1,5 @@
 //! Parallel loops over tasks fixed by shape.
 
-use gemm_common::pulp;
 use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -71,10 +70,57 @@ impl Par {
     }
 }
 
-/// Runs `f` compiled for the best vector extension of this processor. Only the width
-/// changes: multiplications and additions are never fused, so the bits do not.
-pub(super) fn simd<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+/// Defines functions that are compiled for several vector extensions; a call takes the best
+/// this processor has. Only the width changes: multiplications and additions are never
+/// fused, so the bits do not.
+///
+/// Everything hot must be inlined into the body: closures that it takes should be small,
+/// functions that it calls `#[inline(always)]`.
+macro_rules! simd_fn {
+    ($(
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident $(<$($g:ident: $bound:path),+>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+    )+) => {$(
+        $(#[$meta])*
+        #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "calls after detection"))]
+        $vis fn $name $(<$($g: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body $(<$($g: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+                fn v4 $(<$($g: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                #[target_feature(enable = "avx2")]
+                fn v3 $(<$($g: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                match $crate::cpu::kernels::par::vectors() {
+                    // SAFETY: `vectors` has found the extensions of v4.
+                    2 => return unsafe { v4($($arg),*) },
+                    // SAFETY: `vectors` has found AVX2.
+                    1 => return unsafe { v3($($arg),*) },
+                    _ => {}
+                }
+            }
+            body($($arg),*)
+        }
+    )+};
+}
+pub(super) use simd_fn;
+
+/// The widest vector extension that [`simd_fn`] knows and this processor has.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(super) fn vectors() -> u8 {
+    use std::arch::is_x86_feature_detected as has;
+    // The standard library caches the answers.
+    if has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl") {
+        2
+    } else {
+        u8::from(has!("avx2"))
+    }
 }
 
 /// A slice that tasks write in parts that do not overlap.

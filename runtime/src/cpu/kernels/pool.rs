@@ -1,12 +1,17 @@
 //! Max and average pooling and their gradients, one task per plane.
 //!
 //! Loops run tap by tap over whole rows, so that they vectorise; taps come in row-major
-//! order, which makes the first maximum the recorded one.
+//! order, which makes the first maximum the recorded one. The average of a row of one
+//! output is a plain sum.
 
 use super::args::{Call, shape};
-use super::geometry::{self, Space, inputs, outputs, taps};
-use super::par::{Disjoint, simd};
+use super::geometry::{self, Dim, Space, inputs, outputs, taps};
+use super::loops;
+use super::par::{Disjoint, simd_fn};
+use super::phases::{self, Phases};
 use super::scratch;
+use smallvec::SmallVec;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vdnn_ir::DType;
 use vdnn_ir::kernel::{KernelError, TensorMut};
@@ -20,50 +25,75 @@ fn window_rows(s: &Space, od: usize, oh: usize, mut f: impl FnMut(usize, usize))
     for kd in d.taps(od) {
         for kh in h.taps(oh) {
             if let (Some(id), Some(ih)) = (d.at(od, kd), h.at(oh, kh)) {
-                f((id * h.input + ih) * w.input, (kd * h.kernel + kh) * w.kernel);
+                f(id * h.input + ih, (kd * h.kernel + kh) * w.kernel);
             }
         }
     }
 }
 
-/// Largest element and its tap per output of a row; NaN wins over numbers.
-#[inline(always)]
-fn max_row(s: &Space, x: &[f32], od: usize, oh: usize, y: &mut [f32], best: &mut [i32]) {
-    let w = &s[2];
+/// What all output rows share, so that no row divides.
+struct Rows {
+    /// Per tap of a window row that some output reads: the tap, those outputs, and the
+    /// position in the row of the first one's input.
+    taps: SmallVec<[(usize, Range<usize>, usize); 8]>,
+    /// First tap of each output that lies in the input.
+    first: Vec<i32>,
+    /// Positions of each output's window along each dimension that count for an average.
+    counts: [Vec<f64>; 3],
+}
+
+impl Rows {
+    fn new(s: &Space, include_pad: bool) -> Self {
+        let w = &s[2];
+        let taps = (0..w.kernel).map(|kw| (kw, w.valid(kw))).filter(|(_, valid)| !valid.is_empty());
+        let count = |d: &Dim, o: usize| if include_pad { d.padded_taps(o) } else { d.taps(o).len() };
+        Self {
+            taps: taps
+                .map(|(kw, valid)| {
+                    let first = ((valid.start * w.stride) as isize + w.origin(kw)) as usize;
+                    (kw, valid, first)
+                })
+                .collect(),
+            first: (0..w.output).map(|o| w.taps(o).start as i32).collect(),
+            counts: s.map(|d| (0..d.output).map(|o| count(&d, o) as f64).collect()),
+        }
+    }
+
+    /// `1 / divisor` of every output of a row.
+    fn factors(&self, od: usize, oh: usize, out: &mut [f64]) {
+        let [d, h, w] = &self.counts;
+        let outer = d[od] * h[oh];
+        for (out, w) in out.iter_mut().zip(w) {
+            *out = 1.0 / (outer * w).max(1.0);
+        }
+    }
+}
+
+/// Largest element and its tap per output of a row.
+fn max_row(s: &Space, rows: &Rows, x: Phases<'_>, [od, oh]: [usize; 2], y: &mut [f32], best: &mut [i32]) {
     y.fill(f32::NEG_INFINITY);
     let mut first = true;
     window_rows(s, od, oh, |row, tap| {
-        let x = &x[row..row + w.input];
         if first {
             // Should nothing exceed minus infinity, the first tap inside the input it is.
-            for (o, best) in best.iter_mut().enumerate() {
-                *best = (tap + w.taps(o).start) as i32;
-            }
+            best.iter_mut().zip(&rows.first).for_each(|(best, first)| *best = tap as i32 + first);
             first = false;
         }
-        for kw in 0..w.kernel {
-            let valid = w.valid(kw);
-            if valid.is_empty() {
-                continue;
-            }
-            let from = ((valid.start * w.stride) as isize + w.origin(kw)) as usize;
-            let (x, tap) = (&x[from..], (tap + kw) as i32);
-            let (y, best) = (&mut y[valid.clone()], &mut best[valid]);
-            match w.stride {
-                1 => max_tap(y, best, x.iter(), tap),
-                2 => max_tap(y, best, x.iter().step_by(2), tap),
-                s => max_tap(y, best, x.iter().step_by(s), tap),
-            }
+        for (kw, valid, from) in &rows.taps {
+            let x = x.run(row, *from, valid.len());
+            max_tap(&mut y[valid.clone()], &mut best[valid.clone()], x, (tap + kw) as i32);
         }
     });
 }
 
-#[inline(always)]
-fn max_tap<'a>(y: &mut [f32], best: &mut [i32], x: impl Iterator<Item = &'a f32>, tap: i32) {
-    for ((y, best), &x) in y.iter_mut().zip(best).zip(x) {
-        let take = (x > *y) | (x.is_nan() & !y.is_nan());
-        *y = if take { x } else { *y };
-        *best = if take { tap } else { *best };
+simd_fn! {
+    /// Takes the elements of `x` that are larger; NaN is larger than numbers.
+    fn max_tap(y: &mut [f32], best: &mut [i32], x: &[f32], tap: i32) {
+        for ((y, best), &x) in y.iter_mut().zip(best).zip(x) {
+            let take = (x > *y) | (x.is_nan() & !y.is_nan());
+            *y = if take { x } else { *y };
+            *best = if take { tap } else { *best };
+        }
     }
 }
 
@@ -113,7 +143,7 @@ impl Index for i32 {
 
 fn max_into<I: Index>(call: &Call<'_>, s: &Space, x: &[f32], y: &mut [f32], idx: Option<&mut [I]>) {
     let (plane, size, [_, h, w]) = (outputs(s), inputs(s), *s);
-    let idx = idx.map(Disjoint::new);
+    let (idx, rows) = (idx.map(Disjoint::new), Rows::new(s, false));
     call.par.chunks(y, plane, 2 * taps(s), |p, y| {
         let x = &x[p * size..][..size];
         // SAFETY: plane p of both outputs is written by task p alone.
@@ -122,13 +152,15 @@ fn max_into<I: Index>(call: &Call<'_>, s: &Space, x: &[f32], y: &mut [f32], idx:
         scratch::with(w.output, |best| {
             let best: &mut [i32] = bytemuck::cast_slice_mut(best);
             best.fill(0);
-            for (row, y) in y.chunks_exact_mut(w.output).enumerate() {
-                simd(|| max_row(s, x, row / h.output, row % h.output, y, best));
-                if let Some(idx) = &mut idx {
-                    let idx = &mut idx[row * w.output..][..w.output];
-                    idx.iter_mut().zip(&*best).for_each(|(i, &b)| *i = I::from_tap(b));
+            phases::with(x, w.input, w.stride, |x| {
+                for (row, y) in y.chunks_exact_mut(w.output).enumerate() {
+                    max_row(s, &rows, x, [row / h.output, row % h.output], y, best);
+                    if let Some(idx) = &mut idx {
+                        let idx = &mut idx[row * w.output..][..w.output];
+                        idx.iter_mut().zip(&*best).for_each(|(i, &b)| *i = I::from_tap(b));
+                    }
                 }
-            }
+            });
         });
     });
 }
@@ -188,18 +220,6 @@ fn scatter<I: Index>(call: &Call<'_>, s: &Space, dy: &[f32], idx: &[I], dx: &mut
     !bad.into_inner()
 }
 
-/// `1 / divisor` of every output of a row.
-fn divisors(s: &Space, od: usize, oh: usize, include_pad: bool, out: &mut [f64]) {
-    let [d, h, w] = s;
-    let count = |dim: &geometry::Dim, o: usize| {
-        if include_pad { dim.padded_taps(o) } else { dim.taps(o).len() }
-    };
-    let outer = count(d, od) * count(h, oh);
-    for (ow, out) in out.iter_mut().enumerate() {
-        *out = 1.0 / (outer * count(w, ow)).max(1) as f64;
-    }
-}
-
 /// [`vdnn_ir::Op::AvgPool`]; sums in f64.
 pub(super) fn avg(
     call: &Call<'_>,
@@ -211,48 +231,39 @@ pub(super) fn avg(
     let s = geometry::pool(call, a, &shape(call.input(0)?.ty), &shape(out.ty))?;
     let x = call.f32(0)?;
     let y = call.f32_out(out)?;
-    let (size, [_, h, w]) = (inputs(&s), s);
+    let (size, [_, h, w], rows) = (inputs(&s), s, Rows::new(&s, include_pad));
     call.par.chunks(y, geometry::outputs(&s), 2 * taps(&s), |p, y| {
         let x = &x[p * size..][..size];
         scratch::with(4 * w.output, |buffer| {
             let (sum, factor) = bytemuck::cast_slice_mut::<_, f64>(buffer).split_at_mut(w.output);
-            for (row, y) in y.chunks_exact_mut(w.output).enumerate() {
-                let (od, oh) = (row / h.output, row % h.output);
-                divisors(&s, od, oh, include_pad, factor);
-                sum.fill(0.0);
-                simd(|| {
-                    window_rows(&s, od, oh, |from, _| avg_row(&w, &x[from..from + w.input], sum));
+            phases::with(x, w.input, w.stride, |x| {
+                for (row, y) in y.chunks_exact_mut(w.output).enumerate() {
+                    let (od, oh) = (row / h.output, row % h.output);
+                    rows.factors(od, oh, factor);
+                    sum.fill(0.0);
+                    window_rows(&s, od, oh, |row, _| sum_row(&w, &rows, x, row, sum));
                     for ((y, &s), &f) in y.iter_mut().zip(&*sum).zip(&*factor) {
                         *y = (s * f) as f32;
                     }
-                });
-            }
+                }
+            });
         });
     });
     Ok(())
 }
 
-#[inline(always)]
-fn avg_row(w: &geometry::Dim, x: &[f32], sum: &mut [f64]) {
-    if let [sum] = sum {
-        // One output: its taps are the row (or what of it lies in the window).
+/// Adds one input row to the sums of an output row.
+fn sum_row(w: &Dim, rows: &Rows, x: Phases<'_>, row: usize, sum: &mut [f64]) {
+    if let ([sum], 1, 1) = (&mut *sum, w.dilation, w.stride) {
+        // One output: its taps lie side by side.
         let taps = w.taps(0);
-        if let (1, Some(from)) = (w.dilation, w.at(0, taps.start)) {
-            *sum += super::math::sum_by(&x[from..from + taps.len()], f64::from);
-            return;
+        if let Some(from) = w.at(0, taps.start) {
+            *sum += loops::sum_by(x.run(row, from, taps.len()), f64::from);
         }
+        return;
     }
-    for kw in 0..w.kernel {
-        let valid = w.valid(kw);
-        if valid.is_empty() {
-            continue;
-        }
-        let x = &x[((valid.start * w.stride) as isize + w.origin(kw)) as usize..];
-        let sum = &mut sum[valid];
-        match w.stride {
-            1 => sum.iter_mut().zip(x).for_each(|(s, &x)| *s += f64::from(x)),
-            n => sum.iter_mut().zip(x.iter().step_by(n)).for_each(|(s, &x)| *s += f64::from(x)),
-        }
+    for (_, valid, from) in &rows.taps {
+        loops::accumulate(&mut sum[valid.clone()], x.run(row, *from, valid.len()));
     }
 }
 
@@ -271,7 +282,7 @@ pub(super) fn avg_grad(
         dx.fill(0.0);
         return Ok(());
     }
-    let (plane, [_, h, w]) = (geometry::outputs(&s), s);
+    let (plane, [_, h, w], rows) = (geometry::outputs(&s), s, Rows::new(&s, include_pad));
     call.par.chunks(dx, inputs(&s), 2 * taps(&s), |p, dx| {
         dx.fill(0.0);
         scratch::with(3 * w.output.next_multiple_of(2), |buffer| {
@@ -279,31 +290,22 @@ pub(super) fn avg_grad(
             let factor = &mut bytemuck::cast_slice_mut::<_, f64>(factor)[..w.output];
             for (row, dy) in dy[p * plane..][..plane].chunks_exact(w.output).enumerate() {
                 let (od, oh) = (row / h.output, row % h.output);
-                divisors(&s, od, oh, include_pad, factor);
+                rows.factors(od, oh, factor);
                 for ((s, &f), &dy) in share.iter_mut().zip(&*factor).zip(dy) {
                     *s = (f64::from(dy) * f) as f32;
                 }
-                simd(|| {
-                    window_rows(&s, od, oh, |from, _| spread(&w, share, &mut dx[from..from + w.input]));
+                window_rows(&s, od, oh, |row, _| {
+                    let dx = &mut dx[row * w.input..][..w.input];
+                    for (_, valid, from) in &rows.taps {
+                        let (dx, share) = (&mut dx[*from..], &share[valid.clone()]);
+                        match w.stride {
+                            1 => loops::map2_in_place(share, &mut dx[..share.len()], |d, s| d + s),
+                            n => dx.iter_mut().step_by(n).zip(share).for_each(|(d, &s)| *d += s),
+                        }
+                    }
                 });
             }
         });
     });
     Ok(())
-}
-
-#[inline(always)]
-fn spread(w: &geometry::Dim, share: &[f32], dx: &mut [f32]) {
-    for kw in 0..w.kernel {
-        let valid = w.valid(kw);
-        if valid.is_empty() {
-            continue;
-        }
-        let dx = &mut dx[((valid.start * w.stride) as isize + w.origin(kw)) as usize..];
-        let share = &share[valid];
-        match w.stride {
-            1 => dx.iter_mut().zip(share).for_each(|(d, &s)| *d += s),
-            n => dx.iter_mut().step_by(n).zip(share).for_each(|(d, &s)| *d += s),
-        }
-    }
 }

@@ -2,8 +2,7 @@
 
 use super::args::{Call, shape};
 use super::layout::{Axes, Axis, collapse, offsets, strides};
-use super::math;
-use super::par::simd;
+use super::loops;
 use vdnn_ir::kernel::{KernelError, TensorMut};
 use vdnn_ir::op::ReduceKind;
 
@@ -72,7 +71,7 @@ impl Plan<'_> {
                     let mut sum = 0f64;
                     for r in 0..rows {
                         let at = (base + offsets(outer, r)[0]) as usize;
-                        sum += simd(|| math::sum_by(&self.x[at..at + row], f64::from));
+                        sum += loops::sum_by(&self.x[at..at + row], f64::from);
                     }
                     *y = (sum / divisor) as f32;
                 }
@@ -85,7 +84,7 @@ impl Plan<'_> {
                 for r in 0..count {
                     let at = (at + offsets(&self.reduced, r)[0]) as usize;
                     let x = &self.x[at..at + y.len()];
-                    simd(|| sums.iter_mut().zip(x).for_each(|(s, &x)| *s += f64::from(x)));
+                    loops::accumulate(sums, x);
                 }
                 y.iter_mut().zip(sums).for_each(|(y, s)| *y = (*s / divisor) as f32);
             });
@@ -115,7 +114,7 @@ impl Plan<'_> {
                 for r in 0..count {
                     let at = (at + offsets(&self.reduced, r)[0]) as usize;
                     let x = &self.x[at..at + y.len()];
-                    simd(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x)));
+                    loops::map2_in_place(x, y, larger);
                 }
             });
         }

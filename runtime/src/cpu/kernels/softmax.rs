@@ -2,7 +2,7 @@
 
 use super::args::{Call, shape};
 use super::math;
-use super::par::{Par, simd};
+use super::par::{Par, simd_fn};
 use super::scratch;
 use vdnn_ir::kernel::{KernelError, TensorMut};
 
@@ -48,57 +48,61 @@ pub(super) fn apply(par: &Par, view: View, log: bool, x: &[f32], y: &mut [f32]) 
         let x = &x[i * planes * view.plane()..][..y.len()];
         for (x, y) in x.chunks_exact(view.plane()).zip(y.chunks_exact_mut(view.plane())) {
             if view.inner == 1 {
-                simd(|| row(x, y, log));
+                row(x, y, log);
             } else {
                 for from in (0..view.inner).step_by(BLOCK) {
                     let n = BLOCK.min(view.inner - from);
-                    simd(|| columns(view, from, n, x, y, log));
+                    columns(view, from, n, x, y, log);
                 }
             }
         }
     });
 }
 
-#[inline(always)]
-fn row(x: &[f32], y: &mut [f32], log: bool) {
-    let max = x.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
-    y.iter_mut().zip(x).for_each(|(y, &x)| *y = math::exp(x - max));
-    let sum = math::sum_by(y, f64::from);
-    if log {
-        let shift = sum.ln() as f32;
-        y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max) - shift);
-    } else {
-        let scale = (1.0 / sum) as f32;
-        y.iter_mut().for_each(|y| *y *= scale);
+simd_fn! {
+    /// One contiguous row.
+    fn row(x: &[f32], y: &mut [f32], log: bool) {
+        let max = x.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = math::exp(x - max));
+        let sum = math::sum_by(y, f64::from);
+        if log {
+            let shift = sum.ln() as f32;
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max) - shift);
+        } else {
+            let scale = (1.0 / sum) as f32;
+            y.iter_mut().for_each(|y| *y *= scale);
+        }
     }
 }
 
-#[inline(always)]
-fn columns(view: View, from: usize, n: usize, x: &[f32], y: &mut [f32], log: bool) {
-    let (mut max, mut sum) = ([f32::NEG_INFINITY; BLOCK], [0f64; BLOCK]);
-    let at = |a: usize| a * view.inner + from..a * view.inner + from + n;
-    for a in 0..view.axis {
-        for (m, &x) in max.iter_mut().zip(&x[at(a)]) {
-            *m = if x > *m { x } else { *m };
-        }
-    }
-    for a in 0..view.axis {
-        for (((y, &x), &m), s) in y[at(a)].iter_mut().zip(&x[at(a)]).zip(&max).zip(&mut sum) {
-            *y = math::exp(x - m);
-            *s += f64::from(*y);
-        }
-    }
-    if log {
-        let shift = sum.map(|s| s.ln() as f32);
+simd_fn! {
+    /// `n` columns of a plane, at most [`BLOCK`].
+    fn columns(view: View, from: usize, n: usize, x: &[f32], y: &mut [f32], log: bool) {
+        let (mut max, mut sum) = ([f32::NEG_INFINITY; BLOCK], [0f64; BLOCK]);
+        let at = |a: usize| a * view.inner + from..a * view.inner + from + n;
         for a in 0..view.axis {
-            for (((y, &x), &m), &s) in y[at(a)].iter_mut().zip(&x[at(a)]).zip(&max).zip(&shift) {
-                *y = (x - m) - s;
+            for (m, &x) in max.iter_mut().zip(&x[at(a)]) {
+                *m = if x > *m { x } else { *m };
             }
         }
-    } else {
-        let scale = sum.map(|s| (1.0 / s) as f32);
         for a in 0..view.axis {
-            y[at(a)].iter_mut().zip(&scale).for_each(|(y, &s)| *y *= s);
+            for (((y, &x), &m), s) in y[at(a)].iter_mut().zip(&x[at(a)]).zip(&max).zip(&mut sum) {
+                *y = math::exp(x - m);
+                *s += f64::from(*y);
+            }
+        }
+        if log {
+            let shift = sum.map(|s| s.ln() as f32);
+            for a in 0..view.axis {
+                for (((y, &x), &m), &s) in y[at(a)].iter_mut().zip(&x[at(a)]).zip(&max).zip(&shift) {
+                    *y = (x - m) - s;
+                }
+            }
+        } else {
+            let scale = sum.map(|s| (1.0 / s) as f32);
+            for a in 0..view.axis {
+                y[at(a)].iter_mut().zip(&scale).for_each(|(y, &s)| *y *= s);
+            }
         }
     }
 }
@@ -122,11 +126,11 @@ pub(super) fn grad(
             let from = base + p * view.plane();
             let (dy, y) = (&dy[from..][..dx.len()], &y[from..][..dx.len()]);
             if view.inner == 1 {
-                simd(|| grad_row(dy, y, dx, log));
+                grad_row(dy, y, dx, log);
             } else {
                 scratch::with(2 * view.inner, |sums| {
                     let sums: &mut [f64] = bytemuck::cast_slice_mut(sums);
-                    simd(|| grad_plane(view, dy, y, dx, sums, log));
+                    grad_plane(view, dy, y, dx, sums, log);
                 });
             }
         }
@@ -134,30 +138,34 @@ pub(super) fn grad(
     Ok(())
 }
 
-#[inline(always)]
-fn grad_row(dy: &[f32], y: &[f32], dx: &mut [f32], log: bool) {
-    let values = dx.iter_mut().zip(dy).zip(y);
-    if log {
-        let sum = math::sum_by(dy, f64::from) as f32;
-        values.for_each(|((dx, &dy), &y)| *dx = dy - math::exp(y) * sum);
-    } else {
-        let sum = math::sum2_by(dy, y, |dy, y| (f64::from(dy) * f64::from(y), 0.0)).0 as f32;
-        values.for_each(|((dx, &dy), &y)| *dx = y * (dy - sum));
+simd_fn! {
+    /// The gradient of one contiguous row.
+    fn grad_row(dy: &[f32], y: &[f32], dx: &mut [f32], log: bool) {
+        let values = dx.iter_mut().zip(dy).zip(y);
+        if log {
+            let sum = math::sum_by(dy, f64::from) as f32;
+            values.for_each(|((dx, &dy), &y)| *dx = dy - math::exp(y) * sum);
+        } else {
+            let sum = math::dot(dy, y) as f32;
+            values.for_each(|((dx, &dy), &y)| *dx = y * (dy - sum));
+        }
     }
 }
 
-#[inline(always)]
-fn grad_plane(view: View, dy: &[f32], y: &[f32], dx: &mut [f32], sums: &mut [f64], log: bool) {
-    let n = view.inner;
-    sums.fill(0.0);
-    for (dy, y) in dy.chunks_exact(n).zip(y.chunks_exact(n)) {
-        for ((s, &dy), &y) in sums.iter_mut().zip(dy).zip(y) {
-            *s += f64::from(dy) * if log { 1.0 } else { f64::from(y) };
+simd_fn! {
+    /// The gradient of a plane; `sums` is room for one number per column.
+    fn grad_plane(view: View, dy: &[f32], y: &[f32], dx: &mut [f32], sums: &mut [f64], log: bool) {
+        let n = view.inner;
+        sums.fill(0.0);
+        for (dy, y) in dy.chunks_exact(n).zip(y.chunks_exact(n)) {
+            for ((s, &dy), &y) in sums.iter_mut().zip(dy).zip(y) {
+                *s += f64::from(dy) * if log { 1.0 } else { f64::from(y) };
+            }
         }
-    }
-    for ((dx, dy), y) in dx.chunks_exact_mut(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n)) {
-        for (((dx, &dy), &y), &s) in dx.iter_mut().zip(dy).zip(y).zip(&*sums) {
-            *dx = if log { dy - math::exp(y) * s as f32 } else { y * (dy - s as f32) };
+        for ((dx, dy), y) in dx.chunks_exact_mut(n).zip(dy.chunks_exact(n)).zip(y.chunks_exact(n)) {
+            for (((dx, &dy), &y), &s) in dx.iter_mut().zip(dy).zip(y).zip(&*sums) {
+                *dx = if log { dy - math::exp(y) * s as f32 } else { y * (dy - s as f32) };
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The optimizer step.
 
 use super::args::Call;
-use super::par::{CHUNK, Disjoint, simd};
+use super::par::{CHUNK, Disjoint, simd_fn};
 use vdnn_ir::kernel::{KernelError, TensorMut};
 
 /// [`vdnn_ir::Op::SgdUpdate`]: stochastic gradient descent with momentum and weight decay in
@@ -29,12 +29,17 @@ pub(super) fn sgd(call: &Call<'_>, outputs: &mut [TensorMut<'_>]) -> Result<(), 
         // SAFETY: chunk i of w and chunk i of v are taken by task i alone.
         #[expect(unsafe_code, reason = "two outputs written by the same tasks")]
         let v = unsafe { v.get(range) };
-        simd(|| {
-            for ((w, v), &g) in w.iter_mut().zip(v).zip(g) {
-                *v = momentum * *v + (g + decay * *w);
-                *w -= lr * *v;
-            }
-        });
+        step(w, v, g, lr, momentum, decay);
     });
     Ok(())
+}
+
+simd_fn! {
+    /// The update of one chunk.
+    fn step(w: &mut [f32], v: &mut [f32], g: &[f32], lr: f32, momentum: f32, decay: f32) {
+        for ((w, v), &g) in w.iter_mut().zip(v).zip(g) {
+            *v = momentum * *v + (g + decay * *w);
+            *w -= lr * *v;
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod statistics;
 use super::{CpuKernels, par::Par};
 use bytemuck::Zeroable;
 use std::slice::from_ref;
+use vdnn_interp::NaiveKernels;
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
 use vdnn_ir::op::{Op, infer::infer};
 use vdnn_ir::{DType, Tensor, TensorType};
@@ -64,7 +65,7 @@ impl Buffer {
 
 /// Runs `op` once. Outputs are poisoned before, unless an input is in place there.
 fn launch(
-    kernels: &CpuKernels,
+    kernels: &dyn Kernels,
     op: &Op,
     inputs: &[Tensor],
     in_place: &[(usize, usize)],
@@ -98,10 +99,15 @@ fn launch(
 }
 
 /// Runs `op` on 1, 2 and 3 threads, at several addresses and with every combination of the
-/// in-place operands it allows; all results must have the same bits. Returns them.
+/// in-place operands it allows; all results must have the same bits, and agree with the
+/// naive kernels. Returns them.
 pub(super) fn run_n(op: &Op, inputs: &[Tensor], outputs: usize) -> Vec<Tensor> {
     let serial = CpuKernels::new(1);
     let base = launch(&serial, op, inputs, &[], outputs, 0).expect("a launch");
+    let naive = launch(&NaiveKernels, op, inputs, &[], outputs, 0).expect("a naive launch");
+    for (i, (fast, naive)) in base.iter().zip(&naive).enumerate() {
+        agree(fast, naive, &format!("output {i} of {op}"));
+    }
     let legal: Vec<(usize, usize)> =
         op.inplace().iter().copied().filter(|&(o, i)| base[o].ty() == inputs[i].ty()).collect();
     let same = |got: Vec<Tensor>, what: &str| {
@@ -124,6 +130,20 @@ pub(super) fn run_n(op: &Op, inputs: &[Tensor], outputs: usize) -> Vec<Tensor> {
         }
     }
     base
+}
+
+/// Asserts that the fast and the naive kernels say the same, NaN and infinities included.
+fn agree(fast: &Tensor, naive: &Tensor, what: &str) {
+    if fast.ty().dtype != DType::F32 {
+        assert_eq!(fast.bytes(), naive.bytes(), "{what}: fast and naive");
+        return;
+    }
+    let finite = naive.f32().iter().filter(|x| x.is_finite());
+    let scale = finite.fold(0f32, |m, x| m.max(x.abs()));
+    for (i, (&f, &n)) in fast.f32().iter().zip(naive.f32()).enumerate() {
+        let same = f.to_bits() == n.to_bits() || (f.is_nan() && n.is_nan());
+        assert!(same || (f - n).abs() <= 3e-6 * scale, "{what}: element {i} is {f}, naively {n}");
+    }
 }
 
 /// As [`run_n`], for the single output.
