@@ -14,9 +14,9 @@
 //!   reads it. Backward, a convolution needs X, an activation Y, a pool both; a map is
 //!   released after the last of its readers, a gradient after the layer that consumes it.
 //! - A prefetch is allocated when it is issued: at the start of a layer's backward pass, for
-//!   the layer figure 10 finds. Under `all` every layer carries the offload mark, activations
-//!   too (their copy is elided, X being their successor's), so the search is always answered
-//!   by the layer before; under `conv` only convolutions carry it.
+//!   the layer figure 10 finds. A pool, too short to hide a copy, does not search: inferred
+//!   from figure 11, whose maxima under `all` are those of the first pool's backward pass
+//!   with nothing more on the device.
 //! - Usage is sampled once per layer and direction, when the layer holds most: its workspace
 //!   is there and nothing is released yet. The average is the mean of the samples.
 
@@ -126,10 +126,7 @@ pub fn managed(net: &Network, policy: Policy) -> Usage {
             pool.release(l.x);
         }
     }
-    let marked: Vec<bool> = layers
-        .iter()
-        .map(|l| moves(l.kind) || (policy == Policy::All && l.kind == Kind::Activation))
-        .collect();
+    let marked: Vec<bool> = layers.iter().map(|l| moves(l.kind)).collect();
     let mut used = vec![false; layers.len()];
     if let Some(l) = layers.last() {
         pool.take_gradient(l.y);
@@ -138,7 +135,10 @@ pub fn managed(net: &Network, policy: Policy) -> Usage {
         for m in needs(l.kind, l.x, l.y) {
             pool.take(m);
         }
-        if let Some(found) = find_prefetch_layer(i, &marked, &mut used, |id| layers[id].kind == Kind::Conv) {
+        if l.kind != Kind::Pool
+            && let Some(found) =
+                find_prefetch_layer(i, &marked, &mut used, |id| layers[id].kind == Kind::Conv)
+        {
             pool.take(layers[found].x);
         }
         if i > 0 {
