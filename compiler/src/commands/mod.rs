@@ -6,6 +6,7 @@ pub mod dataset;
 pub mod evaluate;
 pub mod inspect;
 pub mod load;
+pub mod reproduce;
 pub mod run;
 pub mod synthetic;
 pub mod train;
@@ -26,6 +27,7 @@ pub fn dispatch(cli: Cli) -> Result<(), Failure> {
         Some(Command::Zoo(args)) => zoo::run(&args),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Reproduce(args)) => reproduce::run(&args),
     }
 }
 
