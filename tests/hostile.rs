@@ -197,10 +197,9 @@ fn every_unsupported_operator_is_listed_with_node_name_and_opset() {
     ];
     let path = room.model("ops.onnx", graph(&X, vec![floats("w", &[1, 3, 1, 1], &[1.0; 3])], nodes, "y"));
     let message = room.compile_refused(&path, &[], "problems");
-    for site in [
-        "node `a` (NonMaxSuppression, ai.onnx opset 17)",
-        "node `magic/1` (Magic, com.example opset 0)",
-    ] {
+    for site in
+        ["node `a` (NonMaxSuppression, ai.onnx opset 17)", "node `magic/1` (Magic, com.example opset 0)"]
+    {
         assert!(message.contains(site), "{message}");
     }
     assert!(message.contains("Det\\u{1b}[2J") && !message.contains('\u{1b}'), "{message}");

@@ -278,7 +278,8 @@ pub fn plan_joint(
 /// Tensors without elements have no address, so a plan cannot hold them.
 fn refuse_empty(graph: &Graph) -> Result<(), PassError> {
     let leaves = graph.inputs().iter().chain(graph.params()).copied();
-    let mut values = leaves.chain(graph.nodes().flat_map(|(_, n)| n.inputs.iter().chain(&n.outputs).copied()));
+    let mut values =
+        leaves.chain(graph.nodes().flat_map(|(_, n)| n.inputs.iter().chain(&n.outputs).copied()));
     let Some(v) = values.find(|&v| graph.ty(v).elements() == 0) else { return Ok(()) };
     let node = graph.def_node(v).map(|id| graph.node(id).name.as_str()).unwrap_or_default();
     let name = if graph.value(v).name.is_empty() { node } else { &graph.value(v).name };

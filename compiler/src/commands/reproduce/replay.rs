@@ -59,7 +59,7 @@ impl Pool<'_> {
     }
     fn release(&mut self, m: Map) {
         if std::mem::replace(&mut self.here[m], false) {
-            self.live = self.live - self.net.maps[m];
+            self.live -= self.net.maps[m];
         }
     }
     fn take_gradient(&mut self, m: Map) {
@@ -69,7 +69,7 @@ impl Pool<'_> {
     }
     fn release_gradient(&mut self, m: Map) {
         if std::mem::replace(&mut self.gradient[m], false) {
-            self.live = self.live - self.net.maps[m];
+            self.live -= self.net.maps[m];
         }
     }
 }

@@ -61,7 +61,7 @@ pub fn replay(net: &Network, policy: Policy) -> Allocated {
         live += size(l.y);
         peak = peak.max(live + l.forward_workspace);
         if i != 0 && offloaded[i] {
-            live = live - size(l.x);
+            live -= size(l.x);
         }
         samples.push(live);
     }
