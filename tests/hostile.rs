@@ -118,6 +118,9 @@ fn is_short(message: &str) {
     assert!(message.lines().count() <= 3 && message.len() < 600, "too long: {message}");
 }
 
+/// A way to damage a file.
+type Edit = dyn Fn(&[u8]) -> Vec<u8>;
+
 #[test]
 fn files_that_are_no_models() {
     let room = Room::new();
@@ -332,7 +335,7 @@ fn plans_that_are_cut_or_garbled() {
         bytes[n / 2..n / 2 + 8].fill(b'#');
         bytes
     };
-    let edits: [&dyn Fn(&[u8]) -> Vec<u8>; 4] =
+    let edits: [&Edit; 4] =
         [&|b| b[..b.len() / 2].to_vec(), &|b| b[..7].to_vec(), &garbled, &|b| [b, b].concat()];
     for edit in edits {
         for plan in broken_plans(&room, edit) {
