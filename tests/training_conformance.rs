@@ -60,10 +60,12 @@ fn dropout() {
     family(2, |n| n.starts_with("test_training_dropout_zero_ratio"));
 }
 
+/// All but `test_adam_multiple`, whose expected values were computed with an epsilon of 0.01
+/// that its node does not carry.
 #[test]
 fn optimizers() {
     let names = ["test_adagrad", "test_adam", "test_momentum", "test_nesterov_momentum"];
-    family(7, |n| names.contains(&n.strip_suffix("_multiple").unwrap_or(n)));
+    family(6, |n| n != "test_adam_multiple" && names.contains(&n.strip_suffix("_multiple").unwrap_or(n)));
 }
 
 const DIMS: [u64; 3] = [3, 5, 4];
