@@ -134,6 +134,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Describe a model or a plan.
     Inspect(InspectArgs),
+    /// Print published tables beside ours; exit 1 if a cell leaves its tolerance.
+    Reproduce(ReproduceArgs),
 }
 
 /// `vdnnc run`.
@@ -301,6 +303,40 @@ pub struct CheckArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `vdnnc reproduce`.
+#[derive(Debug, Args)]
+pub struct ReproduceArgs {
+    /// vdnn: the figures of the vDNN paper (MICRO 2016). vdnn-seed: the memory of its open
+    /// implementation.
+    #[arg(value_name = "vdnn|vdnn-seed")]
+    pub what: Artefact,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Write each figure as bars into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub svg: Option<PathBuf>,
+}
+
+/// What can be reproduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Artefact {
+    /// Rhu et al., vDNN, MICRO 2016.
+    Vdnn,
+    /// `james98kr/vDNN_Implementation`.
+    VdnnSeed,
+}
+
+impl Artefact {
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vdnn => "vdnn",
+            Self::VdnnSeed => "vdnn-seed",
+        }
+    }
 }
 
 /// `vdnnc inspect`.

@@ -184,6 +184,7 @@ pub fn plan_joint(
     start: Instant,
     mut timings: Timings,
 ) -> Result<Compiled, NoPlan> {
+    refuse_empty(graph)?;
     // Before any placement decision, so that the checker's goal does not depend on one.
     let terms = expected_terms(graph);
     let budget = options.memory.unwrap_or(cost.capacity());
@@ -272,6 +273,20 @@ pub fn plan_joint(
     summary.compile = elapsed(start);
     summary.timings = timings;
     Ok(Compiled { graph: chosen.graph, plan, checked, sim, summary })
+}
+
+/// Tensors without elements have no address, so a plan cannot hold them.
+fn refuse_empty(graph: &Graph) -> Result<(), PassError> {
+    let leaves = graph.inputs().iter().chain(graph.params()).copied();
+    let mut values =
+        leaves.chain(graph.nodes().flat_map(|(_, n)| n.inputs.iter().chain(&n.outputs).copied()));
+    let Some(v) = values.find(|&v| graph.ty(v).elements() == 0) else { return Ok(()) };
+    let node = graph.def_node(v).map(|id| graph.node(id).name.as_str()).unwrap_or_default();
+    let name = if graph.value(v).name.is_empty() { node } else { &graph.value(v).name };
+    Err(PassError::Unsupported(format!(
+        "tensor `{name}` : {} has no elements; change the shapes so that nothing is empty",
+        graph.ty(v)
+    )))
 }
 
 fn baseline_peak(

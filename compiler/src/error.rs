@@ -1,5 +1,6 @@
 //! The command's error type: whose fault it is decides the exit status.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// Exit status by blame.
@@ -46,14 +47,28 @@ impl Failure {
     }
 }
 
+/// The text with control characters other than newlines written out: messages quote names
+/// from files, which must not steer the terminal.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let hidden = |c: char| c.is_control() && c != '\n';
+    if !text.contains(hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if hidden(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    Cow::Owned(out)
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.blame {
-            Blame::User => write!(f, "error: {}", self.message)?,
-            Blame::Internal => write!(f, "internal error: {}", self.message)?,
+            Blame::User => write!(f, "error: {}", visible(&self.message))?,
+            Blame::Internal => write!(f, "internal error: {}", visible(&self.message))?,
         }
         if let Some(hint) = &self.hint {
-            write!(f, "\nhint: {hint}")?;
+            write!(f, "\nhint: {}", visible(hint))?;
         }
         if self.blame == Blame::Internal {
             write!(f, "\nThis is a bug in vdnnc; please report it with the command and the model.")?;

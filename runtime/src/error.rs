@@ -58,6 +58,12 @@ pub enum RunError {
         /// Its size.
         bytes: Bytes,
     },
+    /// The host has no memory for a tensor of the setup program.
+    #[error("cannot allocate {} for a tensor of type {ty} in the plan's setup", ty.bytes())]
+    SetupOutOfMemory {
+        /// Its type.
+        ty: TensorType,
+    },
     /// A parameter cannot be loaded.
     #[error(transparent)]
     Param(#[from] LoadParamError),

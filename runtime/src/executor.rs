@@ -187,7 +187,10 @@ fn fetch(
     source: &dyn ParamLoader,
 ) -> Result<Tensor, LoadParamError> {
     match kind {
-        ParamSource::Zero => Ok(Tensor::zeros(ty.clone())),
+        ParamSource::Zero => Tensor::try_zeros(ty.clone()).ok_or_else(|| LoadParamError::Failed {
+            name: name.to_owned(),
+            why: format!("no memory for zeros of type {ty}"),
+        }),
         ParamSource::Inline(bytes) => Tensor::from_bytes(ty.clone(), bytes).ok_or_else(|| {
             LoadParamError::Failed { name: name.to_owned(), why: "inline bytes of the wrong length".into() }
         }),
@@ -213,7 +216,11 @@ fn run_setup(
         values.insert(load.id, fetch(&load.source, &load.name, &load.ty, source)?);
     }
     for (index, op) in plan.setup.iter().enumerate() {
-        let mut results: Vec<Tensor> = op.outputs.iter().map(|(_, ty)| Tensor::zeros(ty.clone())).collect();
+        let zeros = |ty: &TensorType| {
+            Tensor::try_zeros(ty.clone()).ok_or_else(|| RunError::SetupOutOfMemory { ty: ty.clone() })
+        };
+        let mut results: Vec<Tensor> =
+            op.outputs.iter().map(|(_, ty)| zeros(ty)).collect::<Result<_, _>>()?;
         if op.op.views().contains(&(0, 0)) {
             results[0].bytes_mut().copy_from_slice(values[&op.inputs[0]].bytes());
         } else {

@@ -305,7 +305,8 @@ impl Net {
         let dims = self.dims(x);
         if self.rng.one_in(2) || dims[1] < 2 {
             let mut amount = |least: i64| self.rng.range(0, 2) as i64 + least;
-            let before = [0, 0, amount(-1), amount(0)].as_slice().into();
+            // Never cut the only row.
+            let before = [0, 0, amount(if dims[2] > 1 { -1 } else { 0 }), amount(0)].as_slice().into();
             let after = [0, 0, amount(0), amount(0)].as_slice().into();
             return self.node("pad", Op::Pad { before, after, value: Real(0.5) }, &[x]);
         }

@@ -143,9 +143,25 @@ pub(crate) struct Conv {
     pub bandwidth: f64,
     /// Fraction of the f32 peak when a group has one input and one output channel.
     pub depthwise: f64,
+    /// Workspace of the FFT algorithms over the spectra of x, w and y it must hold: a library
+    /// may keep transposed copies.
+    #[serde(default = "one")]
+    pub fft_workspace: f64,
+    /// How often the FFT algorithms write or read their workspace, in all.
+    #[serde(default = "two")]
+    pub fft_passes: f64,
     pub f32: Directions,
     pub tf32: Option<Directions>,
     pub bf16: Option<Directions>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// Written once, read once.
+fn two() -> f64 {
+    2.0
 }
 
 /// Fraction of the peak each algorithm reaches on its own arithmetic (a transform
@@ -209,6 +225,11 @@ impl Profile {
         }
         self.efficiency("conv.bandwidth", Some(self.conv.bandwidth))?;
         self.efficiency("conv.depthwise", Some(self.conv.depthwise))?;
+        for (field, times) in
+            [("conv.fft_workspace", self.conv.fft_workspace), ("conv.fft_passes", self.conv.fft_passes)]
+        {
+            self.check(field, times, (1.0..=16.0).contains(&times), "between 1 and 16")?;
+        }
         let tables = [
             ("f32", Some(&self.conv.f32)),
             ("tf32", self.conv.tf32.as_ref()),

@@ -25,6 +25,9 @@ pub(crate) struct Roofline {
     /// Fraction of `bandwidth` that convolutions reach.
     conv_bandwidth: f64,
     depthwise: f64,
+    /// FFT workspace over the spectra, and passes over it.
+    fft_workspace: f64,
+    fft_passes: f64,
     directions: Directions,
 }
 
@@ -50,6 +53,8 @@ impl Roofline {
             conv_peak,
             conv_bandwidth: profile.conv.bandwidth,
             depthwise: profile.conv.depthwise,
+            fft_workspace: profile.conv.fft_workspace,
+            fft_passes: profile.conv.fft_passes,
             directions: directions.clone(),
         }
     }
@@ -80,13 +85,29 @@ impl Roofline {
         }
     }
 
+    /// Workspace of a legal algorithm.
+    fn workspace(&self, shape: &ConvShape<'_>, algo: ConvAlgo) -> Bytes {
+        let bytes = shape.workspace(algo);
+        match algo {
+            // Not through a float where nothing changes; the cast saturates.
+            ConvAlgo::Fft | ConvAlgo::FftTiling if self.fft_workspace > 1.0 => {
+                Bytes((bytes.as_f64() * self.fft_workspace).ceil() as u64)
+            }
+            _ => bytes,
+        }
+    }
+
     /// Time of a convolution, or `None` if the algorithm cannot run it.
     pub(crate) fn conv(&self, shape: &ConvShape<'_>, algo: ConvAlgo, traffic: Bytes) -> Option<Nanos> {
         let efficiency = *self.table(shape.dir).get(&algo)?;
         if !shape.legal(algo) {
             return None;
         }
-        let traffic = traffic.saturating_add(shape.workspace_traffic(algo)).as_f64() / self.conv_bandwidth;
+        let scratch = match algo {
+            ConvAlgo::Fft | ConvAlgo::FftTiling => self.workspace(shape, algo).as_f64() * self.fft_passes,
+            _ => shape.workspace_traffic(algo).as_f64(),
+        };
+        let traffic = (traffic.as_f64() + scratch) / self.conv_bandwidth;
         let launches = shape.launches(algo);
         if shape.is_depthwise() {
             // No reduction over channels, so no matrix product: all implicit algorithms run
@@ -112,7 +133,7 @@ impl Roofline {
             .iter()
             .filter_map(|&algo| {
                 let time = self.conv(shape, algo, traffic)?;
-                Some(ConvOption { algo, workspace: shape.workspace(algo), time })
+                Some(ConvOption { algo, workspace: self.workspace(shape, algo), time })
             })
             .collect();
         options.sort_by_key(|o| (o.time, o.workspace, o.algo));

@@ -350,3 +350,23 @@ fn h200_convolutions_are_near_the_measured_ones() {
         assert!((0.85..1.15).contains(&ratio), "{precision}: {:.1} ms for {ms}", fastest / 1e6);
     }
 }
+
+#[test]
+fn fft_workspace_and_passes_scale_the_ffts_and_nothing_else() {
+    let text = profile::SHIPPED[1].1;
+    let spectra_once = text.replace("fft_workspace = 1.32", "").replace("fft_passes = 4.2", "");
+    assert!(!spectra_once.contains("fft_passes ="), "the test edits the profile");
+    let plain = CostModel::from_toml(&spectra_once, Precision::F32).expect("both have defaults");
+    let layer = (128, 64, 112, 128, 3, 1, 1);
+    for (plain, scaled) in options(&plain, layer).iter().zip(&options(&f32_model("titan-x-maxwell"), layer)) {
+        for &p in plain {
+            let s = option(scaled, p.algo).expect("the same algorithms");
+            if matches!(p.algo, ConvAlgo::Fft | ConvAlgo::FftTiling) {
+                assert_eq!(s.workspace, Bytes((p.workspace.as_f64() * 1.32).ceil() as u64));
+                assert!(s.time >= p.time);
+            } else {
+                assert_eq!(s, p);
+            }
+        }
+    }
+}

@@ -49,6 +49,12 @@ pub enum InterpError {
         /// The tensor's type.
         found: TensorType,
     },
+    /// The host has no memory for a tensor.
+    #[error("cannot allocate {} for a tensor of type {ty}; use a smaller batch", ty.bytes())]
+    OutOfMemory {
+        /// Its type.
+        ty: TensorType,
+    },
     /// A kernel failed.
     #[error("node {node} \"{name}\": {error}")]
     Kernel {
@@ -75,6 +81,10 @@ fn bind<'a>(
     }
 }
 
+fn zeros(ty: &TensorType) -> Result<Tensor, InterpError> {
+    Tensor::try_zeros(ty.clone()).ok_or_else(|| InterpError::OutOfMemory { ty: ty.clone() })
+}
+
 /// The tensor of each leaf: inputs, parameters and literals.
 fn leaves<'a>(
     graph: &Graph,
@@ -92,7 +102,7 @@ fn leaves<'a>(
         let value = graph.value(v);
         let (name, ty) = (value.name.clone(), value.ty.clone());
         let tensor = match bind(params, &name, &ty)? {
-            None if value.def == Def::Param(ParamRole::Momentum) => Cow::Owned(Tensor::zeros(ty)),
+            None if value.def == Def::Param(ParamRole::Momentum) => Cow::Owned(zeros(&ty)?),
             None => return Err(InterpError::MissingParam { name, ty }),
             Some(tensor) => tensor,
         };
@@ -132,7 +142,7 @@ pub fn interpret(
     }
     for (id, node) in graph.nodes() {
         let mut results: Vec<Tensor> =
-            node.outputs.iter().map(|&v| Tensor::zeros(graph.ty(v).clone())).collect();
+            node.outputs.iter().map(|&v| zeros(graph.ty(v))).collect::<Result<_, _>>()?;
         {
             // Verified: definitions precede uses, and readers keep what they read alive.
             let operands: Vec<Operand<'_>> = node

@@ -106,6 +106,12 @@ fn dispatch(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -> Result<(),
         Op::SoftmaxCrossEntropyGrad { reduction, ignore_index } => {
             return loss::grad(*reduction, *ignore_index, x, &mut y[0]);
         }
+        Op::NegativeLogLikelihood { reduction, ignore_index } => {
+            return loss::pick(*reduction, *ignore_index, x, &mut y[0]);
+        }
+        Op::NegativeLogLikelihoodGrad { reduction, ignore_index, .. } => {
+            return loss::pick_grad(*reduction, *ignore_index, x, &mut y[0]);
+        }
         Op::Concat { axis } => movement::concat(*axis as usize, x, &mut y[0]),
         Op::Split { axis, .. } => movement::split(*axis as usize, x[0], y),
         Op::Slice(slice) => movement::slice(slice, x[0], &mut y[0]),

@@ -16,6 +16,14 @@ impl Tensor {
         let words = usize::try_from(ty.bytes().0.div_ceil(8)).expect("tensor fits the address space");
         Self { ty, words: vec![0; words] }
     }
+    /// A tensor of zeros, or `None` if the system has no memory for it: for types that come
+    /// from a file and are bounded by nothing else.
+    pub fn try_zeros(ty: TensorType) -> Option<Self> {
+        let words = usize::try_from(ty.bytes().0.div_ceil(8)).ok()?;
+        // Asked first and given back: zeroed memory is cheaper than filling a reserved vector.
+        Vec::<u64>::new().try_reserve_exact(words).ok()?;
+        Some(Self::zeros(ty))
+    }
     /// A tensor with these bytes; `None` if the length is not the type's size.
     pub fn from_bytes(ty: TensorType, bytes: &[u8]) -> Option<Self> {
         if ty.checked_elements()?.checked_mul(ty.dtype.bytes())? != bytes.len() as u64 {

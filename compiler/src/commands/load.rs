@@ -32,8 +32,7 @@ pub fn model(
     training: bool,
 ) -> Result<Model, Failure> {
     let options = ImportOptions { batch, dims: dims.clone(), training };
-    let imported =
-        onnx::import_file(path, &options).map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
+    let imported = onnx::import_file(path, &options).map_err(Failure::user)?;
     for w in &imported.warnings {
         super::warn(w);
     }
@@ -143,8 +142,7 @@ pub fn model_of_plan(plan: &Plan, plan_path: &Path) -> Result<Weights, Failure> 
                     .hint("put the ONNX file back, or compile the plan again")
             })?;
     let options = ImportOptions { batch: Some(plan.header.batch), dims: BTreeMap::new(), training: false };
-    let imported =
-        onnx::import_file(&path, &options).map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
+    let imported = onnx::import_file(&path, &options).map_err(Failure::user)?;
     let sha256 = onnx::content_sha256(&imported.files)
         .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
     if sha256 != reference.sha256 {

@@ -6,6 +6,7 @@ pub mod dataset;
 pub mod evaluate;
 pub mod inspect;
 pub mod load;
+pub mod reproduce;
 pub mod run;
 pub mod synthetic;
 pub mod train;
@@ -26,6 +27,7 @@ pub fn dispatch(cli: Cli) -> Result<(), Failure> {
         Some(Command::Zoo(args)) => zoo::run(&args),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Reproduce(args)) => reproduce::run(&args),
     }
 }
 
@@ -43,5 +45,5 @@ pub(crate) fn print(text: &str) {
 /// Writes a remark to stderr.
 #[expect(clippy::print_stderr, reason = "remarks go to stderr; stdout is data")]
 pub(crate) fn warn(text: &str) {
-    eprintln!("warning: {text}");
+    eprintln!("warning: {}", crate::error::visible(text));
 }

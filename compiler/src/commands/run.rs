@@ -126,9 +126,18 @@ fn read_labels(path: &Path) -> Result<Tensor, Failure> {
 }
 
 /// Picks and converts the tensors a graph asks for; `wanted` are its inputs' names and types.
-fn bind(given: Tensors, wanted: &[(String, TensorType)]) -> Result<BTreeMap<String, Tensor>, Failure> {
+///
+/// Only in training are the labels given apart.
+fn bind(
+    given: Tensors,
+    wanted: &[(String, TensorType)],
+    mode: Mode,
+) -> Result<BTreeMap<String, Tensor>, Failure> {
     let Tensors { mut named, single } = given;
-    let free: Vec<_> = wanted.iter().filter(|w| !w.0.starts_with("vdnnc.") && w.0 != "labels").collect();
+    let free: Vec<_> = wanted
+        .iter()
+        .filter(|w| !(w.0.starts_with("vdnnc.") || mode == Mode::Train && w.0 == "labels"))
+        .collect();
     if let (Some(tensor), [only]) = (single, free.as_slice()) {
         named.entry(only.0.clone()).or_insert(tensor);
     }
@@ -239,8 +248,8 @@ fn bind_all(
     wanted: &[(String, TensorType)],
 ) -> Result<(BTreeMap<String, Tensor>, u64), Failure> {
     let mut bound = match given {
-        Given::Synthetic => return Ok((super::synthetic::inputs(wanted), 1)),
-        Given::Tensors(tensors) => bind(tensors, wanted)?,
+        Given::Synthetic => return Ok((super::synthetic::inputs(wanted)?, 1)),
+        Given::Tensors(tensors) => bind(tensors, wanted, mode)?,
     };
     if mode == Mode::Train {
         let labels = labels.ok_or_else(|| Failure::user("training steps need --labels y.npy"))?;

@@ -1,5 +1,6 @@
 //! Seeded random inputs, for trying a model without data.
 
+use crate::error::Failure;
 use std::collections::BTreeMap;
 use vdnn_ir::{DType, Tensor, TensorType};
 
@@ -16,10 +17,17 @@ fn mix(seed: u64, i: u64) -> u64 {
 
 /// A tensor per caller-bound input: floats uniform in -1..1, integers 0 or 1. The
 /// optimizer's own inputs (`vdnnc.*`) are left out.
-pub fn inputs(wanted: &[(String, TensorType)]) -> BTreeMap<String, Tensor> {
+///
+/// # Errors
+/// If the host has no memory for one.
+pub fn inputs(wanted: &[(String, TensorType)]) -> Result<BTreeMap<String, Tensor>, Failure> {
     let mut bound = BTreeMap::new();
     for (seed, (name, ty)) in (0u64..).zip(wanted).filter(|(_, w)| !w.0.starts_with("vdnnc.")) {
         let dims = ty.dims.iter().copied();
+        let Some(zeros) = Tensor::try_zeros(ty.clone()) else {
+            return Err(Failure::user(format!("cannot allocate {} for input `{name}` : {ty}", ty.bytes()))
+                .hint("use a smaller --batch"));
+        };
         let tensor = match ty.dtype {
             DType::F32 => {
                 let unit = |i| (mix(seed, i) >> 40) as f32 / 8_388_608.0 - 1.0;
@@ -29,9 +37,9 @@ pub fn inputs(wanted: &[(String, TensorType)]) -> BTreeMap<String, Tensor> {
                 let label = |i| (mix(seed, i) % LABELS) as i64;
                 Tensor::from_i64(dims, &(0..ty.elements()).map(label).collect::<Vec<_>>())
             }
-            _ => Tensor::zeros(ty.clone()),
+            _ => zeros,
         };
         bound.insert(name.clone(), tensor);
     }
-    bound
+    Ok(bound)
 }

@@ -88,6 +88,9 @@ impl ImportErrors {
     }
 }
 
+/// Most problems a message lists: more than any real model has, fewer than a broken one may.
+const MAX_SHOWN: usize = 200;
+
 impl fmt::Display for ImportErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
@@ -97,7 +100,11 @@ impl fmt::Display for ImportErrors {
             [one] => write!(f, "{one}"),
             many => {
                 write!(f, "{} problems", many.len())?;
-                many.iter().try_for_each(|e| write!(f, "\n  {e}"))
+                many.iter().take(MAX_SHOWN).try_for_each(|e| write!(f, "\n  {e}"))?;
+                match many.len().saturating_sub(MAX_SHOWN) {
+                    0 => Ok(()),
+                    more => write!(f, "\n  and {more} more"),
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 //! arithmetic that exporters write disappears once the batch is bound. Float initializers of
 //! rank 1 and more are parameters and stay out of this: training may change them.
 
-use super::constant::{Budget, Constant, Elem, Origin};
+use super::constant::{Budget, Constant, Elem, Origin, Scalar};
 use super::error::{Fail, ImportError, ImportErrors, invalid};
 use super::external::ExternalFiles;
 use super::model::{self, Model};
@@ -175,11 +175,21 @@ impl<'m> Importer<'m> {
         if !self.model.proto.training_info.is_empty() {
             self.warnings.push("the file's own training information is ignored".into());
         }
-        let bound = inputs::bind(graph, self.options, &mut self.warnings).map_err(|mut errors| {
-            let last = errors.pop();
-            self.errors.append(&mut errors);
-            last.unwrap_or_else(|| ImportError::Graph("the inputs cannot be bound".into()))
-        })?;
+        let names = graph.input.iter().map(|i| i.name()).chain(graph.initializer.iter().map(|t| t.name()));
+        if let Some(name) = names.into_iter().find(|n| n.starts_with("vdnnc.")) {
+            return Err(ImportError::Graph(format!(
+                "`{name}`: names that start with `vdnnc.` are reserved; rename it"
+            )));
+        }
+        let bound = match inputs::bind(graph, self.options, &mut self.warnings) {
+            Ok(bound) => bound,
+            Err(mut errors) => {
+                let last = errors.pop();
+                self.errors.append(&mut errors);
+                self.report_unknown_operators(graph);
+                return Err(last.unwrap_or_else(|| ImportError::Graph("the inputs cannot be bound".into())));
+            }
+        };
         let mut scope = Scope::default();
         for (name, ty) in bound.inputs {
             scope.items.insert(name, Item::Value(self.graph.add_input(name, ty)));
@@ -319,15 +329,25 @@ impl<'m> Importer<'m> {
     }
 
     fn find_operator(&self, proto: &NodeProto, domain: &str, opset: i64) -> Result<ops::Operator, Fail> {
-        let local = |f: &super::proto::FunctionProto| {
-            f.name() == proto.op_type() && domain_name(f.domain()) == domain
-        };
-        if self.model.proto.functions.iter().any(local) {
+        let functions = &self.model.functions;
+        if !functions.is_empty() && functions.contains(&(domain.to_owned(), proto.op_type().to_owned())) {
             return Err(Fail::Unsupported(
                 "it is a function defined in the model; inline functions first (onnx.inliner)".into(),
             ));
         }
         ops::find(domain, proto.op_type(), opset)
+    }
+
+    /// Reports the operators of a graph that have no importer, for models that cannot be
+    /// imported at all.
+    fn report_unknown_operators(&mut self, graph: &'m GraphProto) {
+        for proto in &graph.node {
+            let domain = domain_name(proto.domain());
+            let opset = self.model.opsets.get(domain).copied().unwrap_or(0);
+            if let Err(fail) = self.find_operator(proto, domain, opset) {
+                self.errors.extend(fail.at(site(proto, opset)));
+            }
+        }
     }
 
     /// Imports the chosen branch of an If.
@@ -387,7 +407,27 @@ impl<'m> Importer<'m> {
 
     /// Adds an op with one result, named after the node.
     pub(super) fn emit(&mut self, node: &Node<'_>, op: Op, inputs: &[ValueId]) -> Result<Item, Fail> {
-        self.emit_named(node.name.clone(), op, inputs).map(Item::Value)
+        let value = self.emit_named(node.name.clone(), op, inputs)?;
+        Ok(self.item(value))
+    }
+
+    /// A value as an item. One without elements is known, whatever it was computed from.
+    fn item(&self, value: ValueId) -> Item {
+        let ty = self.graph.ty(value);
+        if ty.elements() > 0 {
+            return Item::Value(value);
+        }
+        let zero = self.zero(&Item::Value(value)).unwrap_or(Scalar::F32(0.0));
+        Item::Const(Constant::uniform(ty.dims.clone(), zero))
+    }
+
+    /// Zero of an item's element class.
+    pub(super) fn zero(&self, item: &Item) -> Result<Scalar, Fail> {
+        Ok(match self.elem(item)? {
+            Elem::F32 => Scalar::F32(0.0),
+            Elem::I64 => Scalar::I64(0),
+            Elem::Bool => Scalar::Bool(false),
+        })
     }
 
     /// Adds a helper op with one result, named after the node with a suffix.
@@ -402,6 +442,7 @@ impl<'m> Importer<'m> {
     }
 
     fn emit_named(&mut self, name: String, op: Op, inputs: &[ValueId]) -> Result<ValueId, Fail> {
+        self.check_arithmetic(&op, inputs)?;
         Ok(self.graph.add1(op, inputs, NodeSpec::forward(name))?)
     }
 
@@ -413,8 +454,33 @@ impl<'m> Importer<'m> {
         inputs: &[ValueId],
         n: usize,
     ) -> Result<Vec<Item>, Fail> {
+        self.check_arithmetic(&op, inputs)?;
         let id = self.graph.add(op, inputs, NodeSpec::forward(node.name.clone()).outputs(n))?;
-        Ok(self.graph.node(id).outputs.iter().map(|&v| Item::Value(v)).collect())
+        Ok(self.graph.node(id).outputs.iter().map(|&v| self.item(v)).collect())
+    }
+
+    /// Refuses arithmetic on values that are not f32: only ops that move data take others.
+    fn check_arithmetic(&self, op: &Op, inputs: &[ValueId]) -> Result<(), Fail> {
+        let data = match op {
+            Op::Concat { .. }
+            | Op::Split { .. }
+            | Op::Slice(_)
+            | Op::Pad { .. }
+            | Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Expand { .. } => return Ok(()),
+            // Labels and steps are integers.
+            Op::SoftmaxCrossEntropy { .. } | Op::NegativeLogLikelihood { .. } | Op::Dropout { .. } => {
+                &inputs[..inputs.len().min(1)]
+            }
+            _ => inputs,
+        };
+        match data.iter().map(|&v| self.graph.ty(v)).find(|ty| ty.dtype != DType::F32) {
+            Some(ty) => Err(Fail::Unsupported(format!(
+                "arithmetic on values of type {ty} that are not known at import; arithmetic is f32"
+            ))),
+            None => Ok(()),
+        }
     }
 }
 

@@ -30,6 +30,7 @@ mod model;
 mod node;
 mod ops;
 mod params;
+mod prescan;
 mod tensor;
 
 pub use error::{ImportError, ImportErrors, Site};
@@ -37,3 +38,4 @@ pub use export::{ExportError, write_with_weights};
 pub use hash::content_sha256;
 pub use import::{ImportOptions, Imported, import_bytes, import_file, import_model};
 pub use model::{MAX_IR_VERSION, MAX_OPSET, MIN_OPSET};
+pub use ops::operators;

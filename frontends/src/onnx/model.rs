@@ -2,14 +2,16 @@
 
 use super::error::ImportError;
 use super::node::{display_name, domain_name};
+use super::prescan;
 use super::proto::{GraphProto, ModelProto, NodeProto};
 use bytes::Bytes as Buf;
 use prost::Message;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use vdnn_ir::Bytes;
 
 /// Oldest version of the default operator set that is understood.
-pub const MIN_OPSET: i64 = 7;
+pub const MIN_OPSET: i64 = 6;
 /// Newest version of the default operator set that is understood (ONNX 1.23).
 pub const MAX_OPSET: i64 = 28;
 /// Newest version of the file format that is understood (ONNX 1.23).
@@ -21,6 +23,8 @@ pub(super) struct Model {
     pub proto: ModelProto,
     /// Imported version per domain; the default domain is `ai.onnx`.
     pub opsets: BTreeMap<String, i64>,
+    /// Domain and name of every function that the model defines.
+    pub functions: HashSet<(String, String)>,
 }
 
 impl Model {
@@ -29,6 +33,13 @@ impl Model {
         let format = |text: String| ImportError::Format(text);
         if bytes.is_empty() {
             return Err(format("the file is empty".into()));
+        }
+        if !prescan::is_affordable(&bytes) {
+            return Err(format(format!(
+                "decoding its {} would take more than {}",
+                Bytes(bytes.len() as u64),
+                prescan::limit(bytes.len())
+            )));
         }
         let proto = ModelProto::decode(bytes)
             .map_err(|e| format(format!("it is not a complete protobuf message ({e})")))?;
@@ -65,9 +76,20 @@ impl Model {
                      convert the model with onnx.version_converter"
                 )));
             }
+            // Fine if only operators of other domains are used.
+            None if proto
+                .graph
+                .iter()
+                .flat_map(|g| &g.node)
+                .all(|n| domain_name(n.domain()) != "ai.onnx") => {}
             None => return Err(format("it does not say which version of the ONNX operators it uses".into())),
         }
-        Ok(Self { proto, opsets })
+        let functions = proto
+            .functions
+            .iter()
+            .map(|f| (domain_name(f.domain()).to_owned(), f.name().to_owned()))
+            .collect();
+        Ok(Self { proto, opsets, functions })
     }
 }
 
@@ -248,7 +270,7 @@ mod tests {
         };
         assert_eq!(model(3, MIN_OPSET), Ok(()));
         assert_eq!(model(MAX_IR_VERSION, MAX_OPSET), Ok(()));
-        assert!(model(8, 6).unwrap_err().contains("opsets 7 to 28"));
+        assert!(model(8, 5).unwrap_err().contains("opsets 6 to 28"));
         assert!(model(8, 29).unwrap_err().contains("opset 29"));
         assert!(model(15, 17).unwrap_err().contains("version 15 is newer"));
         assert!(Model::decode(Buf::from_static(b"hello, world")).is_err());

@@ -110,6 +110,9 @@ impl Importer<'_> {
             Elem::Bool => DType::Bool,
         };
         let ty = TensorType { dtype, dims: c.dims.clone() };
+        if ty.elements() == 0 {
+            return Err(Fail::Unsupported(format!("a tensor without elements ({ty}) as a value")));
+        }
         let small = ty.bytes().0 <= SMALL;
         if let (Data::Uniform(x), false, DType::F32) = (&c.data, small, dtype) {
             let fill = Op::Fill { value: x.as_f32().into(), dims: c.dims.clone() };

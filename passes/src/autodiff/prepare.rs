@@ -1,6 +1,6 @@
 //! The forward half of the training step: loss, batch statistics, dropout, pool indices.
 
-use super::{LABELS, STEP, ill_typed, replace_node, sweep::needed};
+use super::{HYPER, LABELS, STEP, ill_typed, replace_node, sweep::needed};
 use crate::pass::{PassError, Stats};
 use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::op::LossReduction;
@@ -14,13 +14,15 @@ pub(super) fn training_forward(graph: &mut Graph, stats: &mut Stats) -> Result<V
     };
     stats.insert("dropped_outputs", graph.outputs.len() as u64 - 1);
     let own_loss = matches!(graph.def_node(first.value).map(|n| &graph.node(n).op),
-        Some(Op::SoftmaxCrossEntropy { reduction, .. }) if *reduction != LossReduction::None);
+        Some(Op::SoftmaxCrossEntropy { reduction, .. } | Op::NegativeLogLikelihood { reduction, .. })
+            if *reduction != LossReduction::None);
     let logits = if own_loss { first.value } else { drop_softmax(graph, first.value, stats)? };
     // Name the kept part before pruning, so nothing it needs goes.
     graph.outputs = vec![Output { name: first.name.clone(), value: logits }];
     graph.remove_dead_nodes();
     graph.remove_dead_params();
 
+    free_names(graph)?;
     batch_statistics(graph)?;
     activate_dropout(graph)?;
     // Batch norm conversion re-adds nodes, so read the value back from the output.
@@ -72,9 +74,7 @@ fn add_loss(graph: &mut Graph, logits: ValueId, output_name: &str) -> Result<Val
         )));
     }
     if graph.inputs().iter().any(|&v| graph.value(v).name == LABELS) {
-        return Err(PassError::Unsupported(format!(
-            "the model already has an input `{LABELS}`, the name of the class indices in training; rename it"
-        )));
+        return Err(taken(LABELS));
     }
     // [N,K,1,1] is the output of a fully convolutional classifier: the labels are still [N].
     let logits = if ty.rank() > 2 && ty.dims[2..].iter().all(|&d| d == 1) {
@@ -91,12 +91,31 @@ fn add_loss(graph: &mut Graph, logits: ValueId, output_name: &str) -> Result<Val
     Ok(graph.node(node).outputs[0])
 }
 
+/// A name of the training step that the model uses for something else.
+fn taken(name: &str) -> PassError {
+    PassError::Unsupported(format!(
+        "the model itself uses the name `{name}`, which training needs; rename it"
+    ))
+}
+
+/// Refuses models whose parameters have names that the training step gives.
+fn free_names(graph: &Graph) -> Result<(), PassError> {
+    let clash = |name: &str| name == LABELS || name == HYPER || name == STEP || name.starts_with("momentum:");
+    match graph.params().iter().map(|&v| &graph.value(v).name).find(|n| clash(n)) {
+        Some(name) => Err(taken(name)),
+        None => Ok(()),
+    }
+}
+
 /// The model computes its own scalar loss: keep it, and call its labels by the usual name.
 fn adopt_loss(graph: &mut Graph, loss: ValueId) -> Result<ValueId, PassError> {
     let def =
         graph.def_node(loss).ok_or_else(|| PassError::Unsupported("the loss is not computed".into()))?;
     let node = graph.node(def);
     let labels = node.inputs[1];
+    if graph.inputs().iter().any(|&v| v != labels && graph.value(v).name == LABELS) {
+        return Err(taken(LABELS));
+    }
     if graph.value(labels).def != Def::Input {
         return Err(PassError::Unsupported(format!(
             "the labels of the loss `{}` are not an input of the model, so no batch can be bound to them",

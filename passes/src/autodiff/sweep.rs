@@ -252,7 +252,10 @@ pub(super) fn needed(graph: &Graph, wrt: &[ValueId]) -> Vec<bool> {
 fn differentiable_input(op: &Op, index: usize) -> bool {
     match op {
         Op::BatchNormTrain { .. } => index < 3,
-        Op::SoftmaxCrossEntropy { .. } | Op::Dropout { .. } | Op::Binary(BinaryKind::Gate) => index == 0,
+        Op::SoftmaxCrossEntropy { .. }
+        | Op::NegativeLogLikelihood { .. }
+        | Op::Dropout { .. }
+        | Op::Binary(BinaryKind::Gate) => index == 0,
         _ => true,
     }
 }

@@ -1,4 +1,4 @@
-//! Softmax cross-entropy and its gradient.
+//! Softmax cross-entropy, negative log likelihood, and their gradients.
 
 use super::{around, reduce};
 use vdnn_ir::DType;
@@ -49,7 +49,21 @@ pub(super) fn forward(
     let [_, classes, inner] = around(x[0].ty, 1);
     let targets = targets(x[1], x.get(2), classes, ignore_index)?;
     reduce::softmax(1, x[0], &mut outputs[1], true);
-    let log_prob = outputs[1].f32();
+    let [loss, log_prob] = outputs else {
+        return Err(KernelError::BadData("cross-entropy has two outputs".into()));
+    };
+    combine(reduction, &targets, log_prob.f32(), [classes, inner], loss.f32());
+    Ok(())
+}
+
+/// The negated log-probabilities of the targets, weighted and combined.
+fn combine(
+    reduction: LossReduction,
+    targets: &[Option<(usize, f64)>],
+    log_prob: &[f32],
+    [classes, inner]: [usize; 2],
+    loss: &mut [f32],
+) {
     let losses: Vec<f64> = targets
         .iter()
         .enumerate()
@@ -60,11 +74,46 @@ pub(super) fn forward(
             })
         })
         .collect();
-    let loss = outputs[0].f32();
     match reduction {
-        LossReduction::Mean => loss[0] = (losses.iter().sum::<f64>() / total(&targets)) as f32,
+        LossReduction::Mean => loss[0] = (losses.iter().sum::<f64>() / total(targets)) as f32,
         LossReduction::Sum => loss[0] = losses.iter().sum::<f64>() as f32,
         LossReduction::None => loss.iter_mut().zip(&losses).for_each(|(l, &v)| *l = v as f32),
+    }
+}
+
+/// [`vdnn_ir::Op::NegativeLogLikelihood`].
+pub(super) fn pick(
+    reduction: LossReduction,
+    ignore_index: Option<i64>,
+    x: &[TensorRef<'_>],
+    loss: &mut TensorMut<'_>,
+) -> Result<(), KernelError> {
+    let [_, classes, inner] = around(x[0].ty, 1);
+    let targets = targets(x[1], x.get(2), classes, ignore_index)?;
+    combine(reduction, &targets, x[0].f32(), [classes, inner], loss.f32());
+    Ok(())
+}
+
+/// [`vdnn_ir::Op::NegativeLogLikelihoodGrad`]: `-dloss * weight * onehot`, over the sum of
+/// weights for a mean.
+pub(super) fn pick_grad(
+    reduction: LossReduction,
+    ignore_index: Option<i64>,
+    x: &[TensorRef<'_>],
+    dx: &mut TensorMut<'_>,
+) -> Result<(), KernelError> {
+    let dloss = x[0].f32();
+    let [_, classes, inner] = around(dx.ty, 1);
+    let targets = targets(x[1], x.get(2), classes, ignore_index)?;
+    let divisor = if reduction == LossReduction::Mean { total(&targets) } else { 1.0 };
+    let dx = dx.f32();
+    dx.fill(0.0);
+    for (p, target) in targets.iter().enumerate() {
+        let upstream = if reduction == LossReduction::None { dloss[p] } else { dloss[0] };
+        if let Some((class, weight)) = target {
+            let at = (p / inner * classes + class) * inner + p % inner;
+            dx[at] = (-f64::from(upstream) * weight / divisor) as f32;
+        }
     }
     Ok(())
 }

@@ -92,6 +92,7 @@ pub fn infer(op: &Op, inputs: &[&TensorType], n_outputs: usize) -> Result<Types,
         Op::Expand { dims } => movement::expand(&cx, dims),
         Op::Dropout { ratio, .. } => nn::dropout(&cx, ratio.0),
         Op::SoftmaxCrossEntropy { reduction, .. } => nn::cross_entropy(&cx, *reduction),
+        Op::NegativeLogLikelihood { reduction, .. } => nn::negative_log_likelihood(&cx, *reduction),
         Op::Fill { dims, .. } => {
             cx.arity(0, 0)?;
             cx.one(DType::F32, dims.clone())
@@ -122,6 +123,9 @@ pub fn infer(op: &Op, inputs: &[&TensorType], n_outputs: usize) -> Result<Types,
         }
         Op::SliceGrad { slice, x_dims } => grad::slice(&cx, slice, x_dims),
         Op::SoftmaxCrossEntropyGrad { reduction, .. } => grad::cross_entropy(&cx, *reduction),
+        Op::NegativeLogLikelihoodGrad { reduction, x_dims, .. } => {
+            grad::negative_log_likelihood(&cx, *reduction, x_dims)
+        }
         Op::SgdUpdate => grad::sgd(&cx),
         Op::OffloadStart | Op::PrefetchStart => {
             cx.arity(1, 1)?;

@@ -151,6 +151,14 @@ pub enum Op {
         /// Labels with this value contribute nothing.
         ignore_index: Option<i64>,
     },
+    /// `log_prob[N,C,..], labels:i64[N,..], [weight[C]] -> loss`: the second half of
+    /// [`Op::SoftmaxCrossEntropy`], of log-probabilities that need not add up to one.
+    NegativeLogLikelihood {
+        /// How per-element losses combine.
+        reduction: LossReduction,
+        /// Labels with this value contribute nothing.
+        ignore_index: Option<i64>,
+    },
     /// `-> y`: a constant tensor of one value.
     Fill {
         /// The value.
@@ -224,6 +232,15 @@ pub enum Op {
         /// As forward.
         ignore_index: Option<i64>,
     },
+    /// `dloss, labels, [weight] -> dlog_prob`.
+    NegativeLogLikelihoodGrad {
+        /// As forward.
+        reduction: LossReduction,
+        /// As forward.
+        ignore_index: Option<i64>,
+        /// Shape of log_prob.
+        x_dims: Dims,
+    },
     // ---- update --------------------------------------------------------------------
     /// `w, v, g, hyper[3] -> w', v'` with hyper = (lr, momentum, weight decay):
     /// `v' = momentum*v + (g + decay*w); w' = w - lr*v'`. Always in place.
@@ -292,6 +309,7 @@ impl Op {
             | Self::LogSoftmaxGrad { .. }
             | Self::SliceGrad { .. }
             | Self::SoftmaxCrossEntropyGrad { .. }
+            | Self::NegativeLogLikelihoodGrad { .. }
             | Self::SgdUpdate => Phase::Joint,
             Self::OffloadStart | Self::OffloadDone | Self::PrefetchStart | Self::PrefetchDone => {
                 Phase::Placed

@@ -50,6 +50,8 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         }
         Op::SoftmaxGrad { .. } | Op::LogSoftmaxGrad { .. } => product(&[4, input(0)]),
         Op::SoftmaxCrossEntropyGrad { .. } => product(&[3, output(0)]),
+        Op::NegativeLogLikelihood { .. } => product(&[2, input(1)]),
+        Op::NegativeLogLikelihoodGrad { .. } => product(&[2, input(1)]),
         Op::Unary(_) | Op::Binary(_) | Op::Dropout { .. } => output(0),
         Op::UnaryGrad(_) => product(&[2, output(0)]),
         Op::Reduce { .. } => input(0),
@@ -79,6 +81,10 @@ pub fn traffic(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Byte
     match op {
         Op::Reshape { .. } => Bytes::ZERO,
         _ if op.is_transfer() => Bytes::ZERO,
+        // One class of each position is read.
+        Op::NegativeLogLikelihood { .. } => sum(inputs.get(1..).unwrap_or_default())
+            .saturating_add(inputs.get(1).map_or(Bytes::ZERO, |labels| labels.bytes()))
+            .saturating_add(sum(outputs)),
         // Only the selected elements are read.
         Op::Slice(_) => sum(outputs).saturating_add(sum(outputs)),
         _ => sum(inputs).saturating_add(sum(outputs)),

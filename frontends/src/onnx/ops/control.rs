@@ -92,10 +92,15 @@ fn sequence_length(_: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, F
 
 fn concat_from_sequence(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
     node.arity(1, 1)?;
-    let items = sequence(node.input(0)?)?.to_vec();
+    let mut items = sequence(node.input(0)?)?.to_vec();
     let Some(axis) = node.int("axis")? else { return invalid("attribute axis is missing") };
     if node.flag("new_axis", false)? {
-        return unsupported("stacking along a new axis");
+        for item in &mut items {
+            let mut dims = cx.dims(item)?;
+            let at = resolve_axis(axis, dims.len() + 1)?;
+            dims.insert(at, 1);
+            *item = movement::reshape_item(cx, node, item, dims)?;
+        }
     }
     one(movement::concat_items(cx, node, &items, axis)?)
 }

@@ -1,9 +1,10 @@
 //! Elementwise functions of one, two or many operands.
 
-use super::super::constant::{Constant, Elem, Scalar};
+use super::super::constant::{Constant, Elem, Scalar, resolve_axis};
 use super::super::error::{Fail, invalid, unsupported};
 use super::super::import::{Importer, Item};
 use super::super::node::Node;
+use super::movement::reshape_item;
 use super::{Entry, foldable, known_bool, known_float, one};
 use crate::onnx::fold;
 use vdnn_ir::op::infer::broadcast_dims;
@@ -35,12 +36,12 @@ pub(super) const OPERATORS: &[Entry] = &[
     }),
     ("Swish", 24, swish),
     ("Clip", 1, clip),
-    ("PRelu", 7, |cx, n| binary(cx, n, BinaryKind::PRelu)),
-    ("Add", 7, |cx, n| binary(cx, n, BinaryKind::Add)),
-    ("Sub", 7, |cx, n| binary(cx, n, BinaryKind::Sub)),
-    ("Mul", 7, |cx, n| binary(cx, n, BinaryKind::Mul)),
-    ("Div", 7, |cx, n| binary(cx, n, BinaryKind::Div)),
-    ("Pow", 7, |cx, n| binary(cx, n, BinaryKind::Pow)),
+    ("PRelu", 6, p_relu),
+    ("Add", 6, |cx, n| binary(cx, n, BinaryKind::Add)),
+    ("Sub", 6, |cx, n| binary(cx, n, BinaryKind::Sub)),
+    ("Mul", 6, |cx, n| binary(cx, n, BinaryKind::Mul)),
+    ("Div", 6, |cx, n| binary(cx, n, BinaryKind::Div)),
+    ("Pow", 6, |cx, n| binary(cx, n, BinaryKind::Pow)),
     ("Sum", 6, |cx, n| variadic(cx, n, BinaryKind::Add)),
     ("Max", 6, |cx, n| variadic(cx, n, BinaryKind::Max)),
     ("Min", 6, |cx, n| variadic(cx, n, BinaryKind::Min)),
@@ -124,12 +125,50 @@ fn clip(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
 
 fn binary(cx: &mut Importer<'_>, node: &Node<'_>, kind: BinaryKind) -> Result<Vec<Item>, Fail> {
     node.arity(2, 2)?;
-    let (a, b) = (node.input(0)?.clone(), node.input(1)?.clone());
+    let (a, mut b) = (node.input(0)?.clone(), node.input(1)?.clone());
+    if node.opset < 7 {
+        b = align(cx, node, &a, b)?;
+    }
     one(combine(cx, node, kind, &a, &b, None)?)
 }
 
+/// The second operand as numpy broadcasting wants it: before opset 7 its dimensions stood for
+/// those of the first from attribute axis on, if attribute broadcast was set.
+fn align(cx: &mut Importer<'_>, node: &Node<'_>, a: &Item, b: Item) -> Result<Item, Fail> {
+    let (broadcast, axis) = (node.flag("broadcast", false)?, node.int("axis")?);
+    let (to, mut from) = (cx.dims(a)?, cx.dims(&b)?);
+    if !broadcast {
+        return if to == from {
+            Ok(b)
+        } else {
+            invalid(format!("its operands have shapes {to:?} and {from:?}"))
+        };
+    }
+    let first = match axis {
+        Some(axis) => resolve_axis(axis, to.len())?,
+        None => to.len().saturating_sub(from.len()),
+    };
+    let Some(trailing) = to.len().checked_sub(first + from.len()) else {
+        return invalid(format!("an operand of shape {from:?} from axis {first} on does not fit {to:?}"));
+    };
+    from.extend(std::iter::repeat_n(1, trailing));
+    reshape_item(cx, node, &b, from)
+}
+
+/// Before opset 7 the slope had one dimension: one value, or one for each channel (axis 1).
+fn p_relu(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
+    node.arity(2, 2)?;
+    let (x, mut slope) = (node.input(0)?.clone(), node.input(1)?.clone());
+    let (x_dims, mut dims) = (cx.dims(&x)?, cx.dims(&slope)?);
+    if node.opset < 7 && dims.len() == 1 && dims[0] != 1 {
+        dims.extend(std::iter::repeat_n(1, x_dims.len().saturating_sub(2)));
+        slope = reshape_item(cx, node, &slope, dims)?;
+    }
+    one(combine(cx, node, BinaryKind::PRelu, &x, &slope, None)?)
+}
+
 /// One binary op; with `part`, as a helper of the node.
-fn combine(
+pub(super) fn combine(
     cx: &mut Importer<'_>,
     node: &Node<'_>,
     kind: BinaryKind,

@@ -42,6 +42,10 @@ fn gemm(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
         alpha: node.float_or("alpha", 1.0)?.into(),
         beta: node.float_or("beta", 1.0)?.into(),
     };
+    if node.opset < 7 {
+        // The operands' shapes say it, too.
+        node.ignore("broadcast");
+    }
     let mut inputs = vec![cx.value(node.input(0)?)?, cx.value(node.input(1)?)?];
     if let Some(c) = node.optional(2) {
         inputs.push(cx.value(c)?);

@@ -9,6 +9,7 @@ mod elementwise;
 mod linear;
 mod movement;
 mod norm;
+mod optimizer;
 mod pool;
 mod reduce;
 mod shape;
@@ -27,15 +28,28 @@ type Entry = (&'static str, i64, Operator);
 
 /// The importer of an operator.
 pub(super) fn find(domain: &str, op: &str, opset: i64) -> Result<Operator, Fail> {
-    if domain != "ai.onnx" {
+    let Some((_, families)) = DOMAINS.iter().find(|d| d.0 == domain) else {
         return unsupported(format!("operators of the domain {domain} are unknown"));
-    }
-    match FAMILIES.iter().copied().flatten().find(|e| e.0 == op) {
+    };
+    match families.iter().copied().flatten().find(|e| e.0 == op) {
         Some(&(_, since, operator)) if opset >= since => Ok(operator),
         Some((_, since, _)) => invalid(format!("the operator exists from opset {since} on")),
         None => unsupported("the operator is unknown"),
     }
 }
+
+/// Every operator that has an importer: its domain (`ai.onnx` for the default one), its name
+/// and the first opset it exists in or is understood from. A listed operator may still be
+/// refused where its element types or the operands it needs at import are not supported.
+pub fn operators() -> impl Iterator<Item = (&'static str, &'static str, i64)> {
+    DOMAINS.iter().flat_map(|(domain, families)| {
+        families.iter().copied().flatten().map(move |&(name, since, _)| (*domain, name, since))
+    })
+}
+
+/// The families of operators of each domain.
+const DOMAINS: &[(&str, &[&[Entry]])] =
+    &[("ai.onnx", FAMILIES), ("ai.onnx.preview.training", &[optimizer::OPERATORS])];
 
 /// Name, first opset, importer.
 const FAMILIES: &[&[Entry]] = &[

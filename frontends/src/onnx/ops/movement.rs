@@ -164,7 +164,10 @@ fn slice(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
     one(slice_item(cx, node, &item, range)?)
 }
 
-/// On values of the graph, one index or an arithmetic progression of them.
+/// Most indices that Gather takes one by one.
+const MOST_SLICES: usize = 256;
+
+/// On values of the graph, one index, an arithmetic progression of them, or a few slices.
 fn gather(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
     node.arity(2, 2)?;
     let item = node.input(0)?.clone();
@@ -204,15 +207,28 @@ fn gather(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
         return unsupported("an empty list of indices");
     };
     let step = second.map_or(1, |&s| s as i64 - first as i64);
-    if step == 0 || !at.windows(2).all(|w| w[1] as i64 - w[0] as i64 == step) {
-        return unsupported("indices that are not evenly spaced, on a tensor not known at import");
-    }
     let mut range = whole(&dims);
     range.starts[axis] = first as u64;
-    range.steps[axis] = step;
-    range.lens[axis] = at.len() as u64;
-    let part = slice_item(cx, node, &item, range)?;
-    one(reshape_item(cx, node, &part, out)?)
+    if step != 0 && at.windows(2).all(|w| w[1] as i64 - w[0] as i64 == step) {
+        range.steps[axis] = step;
+        range.lens[axis] = at.len() as u64;
+        let part = slice_item(cx, node, &item, range)?;
+        return one(reshape_item(cx, node, &part, out)?);
+    }
+    if at.len() > MOST_SLICES {
+        return unsupported(format!(
+            "{} indices that are not evenly spaced, on a tensor not known at import",
+            at.len()
+        ));
+    }
+    range.lens[axis] = 1;
+    let mut parts = Vec::with_capacity(at.len());
+    for a in at {
+        range.starts[axis] = a as u64;
+        parts.push(slice_item(cx, node, &item, range.clone())?);
+    }
+    let joined = concat_items(cx, node, &parts, axis as i64)?;
+    one(reshape_item(cx, node, &joined, out)?)
 }
 
 // ---- joining and dividing --------------------------------------------------------------
@@ -237,6 +253,12 @@ pub(super) fn concat_items(
         return Ok(first.clone());
     }
     let Some(parts) = items.iter().map(foldable).collect::<Option<Vec<&Constant>>>() else {
+        // A part without elements adds nothing.
+        let empty = |i: &&Item| matches!(i, Item::Const(c) if c.len() == 0 && c.dims.len() == dims.len());
+        let items: Vec<&Item> = items.iter().filter(|i| !empty(i)).collect();
+        if let [only] = items[..] {
+            return Ok(only.clone());
+        }
         let values = items.iter().map(|i| cx.value(i)).collect::<Result<Vec<_>, _>>()?;
         return cx.emit(node, Op::Concat { axis: axis as u64 }, &values);
     };
@@ -290,9 +312,24 @@ pub(super) fn split_item(
         return Ok(vec![item.clone()]);
     }
     if foldable(item).is_none() {
-        let x = cx.value(item)?;
-        let n = sizes.len();
-        return cx.emit_many(node, Op::Split { axis: axis as u64, sizes }, &[x], n);
+        // Parts without elements are known and stay out of the graph.
+        let full: Dims = sizes.iter().copied().filter(|&s| s > 0).collect();
+        let mut parts = match full.len() {
+            0 | 1 => vec![item.clone(); full.len()],
+            n => {
+                let x = cx.value(item)?;
+                cx.emit_many(node, Op::Split { axis: axis as u64, sizes: full }, &[x], n)?
+            }
+        }
+        .into_iter();
+        let zero = cx.zero(item)?;
+        let empty = |axis: usize| {
+            let mut dims = dims.clone();
+            dims[axis] = 0;
+            Item::Const(Constant::uniform(dims, zero))
+        };
+        let part = |size: &u64| if *size > 0 { parts.next() } else { Some(empty(axis)) };
+        return Ok(sizes.iter().filter_map(part).collect());
     }
     let mut start = 0;
     let mut parts = Vec::new();
@@ -348,10 +385,13 @@ fn split(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
 // ---- padding -----------------------------------------------------------------------------
 
 fn pad(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
-    let mode = node.string("mode")?.unwrap_or("constant");
-    if mode != "constant" {
-        return unsupported(format!("padding mode {mode}"));
-    }
+    let mode = match node.string("mode")?.unwrap_or("constant") {
+        "constant" => None,
+        "edge" => Some(Mirror::Edge),
+        "reflect" => Some(Mirror::Reflect),
+        "wrap" => Some(Mirror::Wrap),
+        other => return invalid(format!("attribute mode is `{other}`")),
+    };
     let item = node.input(0)?.clone();
     let rank = cx.dims(&item)?.len();
     let (pads, value, axes);
@@ -380,8 +420,86 @@ fn pad(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
     if before.iter().chain(&after).all(|&p| p == 0) {
         return one(item);
     }
+    if let Some(mirror) = mode {
+        return one(pad_from_itself(cx, node, item, mirror, &before, &after)?);
+    }
     let x = cx.value(&item)?;
     one(cx.emit(node, Op::Pad { before, after, value: value.into() }, &[x])?)
+}
+
+/// Where padding that is not constant comes from.
+#[derive(Clone, Copy)]
+enum Mirror {
+    /// The outermost element, repeated.
+    Edge,
+    /// The elements behind the outermost one, in reverse.
+    Reflect,
+    /// The elements of the other end.
+    Wrap,
+}
+
+/// Padding made of the tensor's own elements, axis by axis.
+fn pad_from_itself(
+    cx: &mut Importer<'_>,
+    node: &Node<'_>,
+    mut item: Item,
+    mirror: Mirror,
+    before: &[i64],
+    after: &[i64],
+) -> Result<Item, Fail> {
+    for axis in 0..before.len() {
+        // Negative amounts crop.
+        let dims = cx.dims(&item)?;
+        let mut range = whole(&dims);
+        let crop = |pad: i64| pad.min(0).unsigned_abs();
+        let (front, back) = (crop(before[axis]), crop(after[axis]));
+        let Some(n) = dims[axis].checked_sub(front).and_then(|n| n.checked_sub(back)) else {
+            return invalid(format!("padding {} and {} crops all of {dims:?}", before[axis], after[axis]));
+        };
+        (range.starts[axis], range.lens[axis]) = (front, n);
+        item = slice_item(cx, node, &item, range)?;
+        let dims = cx.dims(&item)?;
+        let part = |cx: &mut Importer<'_>, pad: i64, behind: bool| -> Result<Option<Item>, Fail> {
+            let pad = pad.max(0).unsigned_abs();
+            if pad == 0 {
+                return Ok(None);
+            }
+            let room = if matches!(mirror, Mirror::Reflect) { n.saturating_sub(1) } else { n };
+            if room == 0 || (pad > room && !matches!(mirror, Mirror::Edge)) {
+                return unsupported(format!("padding axis {axis} by {pad} out of {n} elements"));
+            }
+            let mut range = whole(&dims);
+            let (start, step, len) = match (mirror, behind) {
+                (Mirror::Edge, false) => (0, 1, 1),
+                (Mirror::Edge, true) => (n - 1, 1, 1),
+                (Mirror::Reflect, false) => (pad, -1, pad),
+                (Mirror::Reflect, true) => (n - 2, -1, pad),
+                (Mirror::Wrap, false) => (n - pad, 1, pad),
+                (Mirror::Wrap, true) => (0, 1, pad),
+            };
+            range.starts[axis] = start;
+            range.steps[axis] = if len == 1 { 1 } else { step };
+            range.lens[axis] = len;
+            let edge = slice_item(cx, node, &item, range)?;
+            if !matches!(mirror, Mirror::Edge) || pad == 1 {
+                return Ok(Some(edge));
+            }
+            let mut wide = dims.clone();
+            wide[axis] = pad;
+            if let Some(c) = foldable(&edge) {
+                let strides = broadcast_strides(&c.dims, &wide);
+                let repeated = c.gather_strided(wide, &strides, 0, &mut cx.budget)?;
+                return Ok(Some(Item::Const(repeated)));
+            }
+            let x = cx.value(&edge)?;
+            Ok(Some(cx.emit(node, Op::Expand { dims: wide }, &[x])?))
+        };
+        let front = part(cx, before[axis], false)?;
+        let back = part(cx, after[axis], true)?;
+        let parts: Vec<Item> = front.into_iter().chain([item.clone()]).chain(back).collect();
+        item = concat_items(cx, node, &parts, axis as i64)?;
+    }
+    Ok(item)
 }
 
 #[cfg(test)]

@@ -6,19 +6,20 @@ use super::super::import::{Importer, Item};
 use super::super::node::{Node, extent};
 use super::{Entry, known_bool, known_float, one};
 use vdnn_ir::op::{LossReduction, LrnAttrs};
-use vdnn_ir::{Dims, Op};
+use vdnn_ir::{Dims, Op, ValueId};
 
 pub(super) const OPERATORS: &[Entry] = &[
-    ("BatchNormalization", 7, batch_normalization),
+    ("BatchNormalization", 6, batch_normalization),
     ("LRN", 1, lrn),
     ("Softmax", 1, softmax),
     ("LogSoftmax", 1, log_softmax),
     ("SoftmaxCrossEntropyLoss", 12, softmax_cross_entropy),
-    ("Dropout", 7, dropout),
+    ("NegativeLogLikelihoodLoss", 12, negative_log_likelihood),
+    ("Dropout", 6, dropout),
 ];
 
 /// Batch statistics if the node trains: by its attribute since opset 14, before that by
-/// having more outputs than one.
+/// having more outputs than one, before opset 7 by another attribute.
 fn batch_normalization(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
     node.arity(5, 5)?;
     let eps = node.float_or("epsilon", 1e-5)?.into();
@@ -29,7 +30,8 @@ fn batch_normalization(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Ite
         if node.opset < 9 && !node.flag("spatial", true)? {
             return unsupported("statistics per activation (spatial = 0)");
         }
-        node.proto.output.iter().skip(1).any(|o| !o.is_empty())
+        let test = if node.opset < 7 { node.flag("is_test", false)? } else { false };
+        !test && node.proto.output.iter().skip(1).any(|o| !o.is_empty())
     };
     let mut inputs = Vec::with_capacity(5);
     for i in 0..3 {
@@ -84,6 +86,25 @@ fn along_axis(cx: &mut Importer<'_>, node: &Node<'_>, op: impl Fn(u64) -> Op) ->
 }
 
 fn softmax_cross_entropy(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
+    let loss = loss(cx, node)?;
+    let op = Op::SoftmaxCrossEntropy { reduction: loss.reduction, ignore_index: loss.ignore_index };
+    cx.emit_many(node, op, &loss.inputs, 2)
+}
+
+fn negative_log_likelihood(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
+    let loss = loss(cx, node)?;
+    let op = Op::NegativeLogLikelihood { reduction: loss.reduction, ignore_index: loss.ignore_index };
+    one(cx.emit(node, op, &loss.inputs)?)
+}
+
+/// What the two losses over class indices have in common.
+struct Loss {
+    reduction: LossReduction,
+    ignore_index: Option<i64>,
+    inputs: Vec<ValueId>,
+}
+
+fn loss(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Loss, Fail> {
     node.arity(2, 3)?;
     let reduction = match node.string("reduction")?.unwrap_or("mean") {
         "mean" => LossReduction::Mean,
@@ -96,7 +117,7 @@ fn softmax_cross_entropy(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<I
     if let Some(weight) = node.optional(2) {
         inputs.push(cx.value(weight)?);
     }
-    cx.emit_many(node, Op::SoftmaxCrossEntropy { reduction, ignore_index }, &inputs, 2)
+    Ok(Loss { reduction, ignore_index, inputs })
 }
 
 /// The identity, unless the import is for training and the ratio is not zero. As with batch
@@ -105,6 +126,9 @@ fn dropout(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
     const DEFAULT_RATIO: f32 = 0.5;
     let ratio = if node.opset < 12 {
         node.arity(1, 1)?;
+        if node.opset < 7 {
+            node.ignore("is_test");
+        }
         node.float_or("ratio", DEFAULT_RATIO)?
     } else {
         node.arity(1, 3)?;

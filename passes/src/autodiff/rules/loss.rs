@@ -43,3 +43,19 @@ pub(super) fn softmax_cross_entropy(
     }
     Ok(())
 }
+
+/// Reads the labels.
+pub(super) fn negative_log_likelihood(
+    s: &mut Sweep<'_>,
+    at: &Forward,
+    reduction: LossReduction,
+    ignore_index: Option<i64>,
+) -> Result<(), PassError> {
+    let dloss = dy(s, at)?;
+    let mut operands = vec![dloss, at.inputs[1]];
+    operands.extend(at.inputs.get(2));
+    let x_dims = s.dims(at.inputs[0]);
+    let op = Op::NegativeLogLikelihoodGrad { reduction, ignore_index, x_dims };
+    let dx = s.emit(at, op, &operands, "grad")?;
+    s.contribute(at, at.inputs[0], dx)
+}

@@ -41,6 +41,9 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         Op::SoftmaxCrossEntropy { reduction, ignore_index } => {
             loss::softmax_cross_entropy(s, at, *reduction, *ignore_index)
         }
+        Op::NegativeLogLikelihood { reduction, ignore_index } => {
+            loss::negative_log_likelihood(s, at, *reduction, *ignore_index)
+        }
         Op::Concat { axis } => shape::concat(s, at, *axis),
         Op::Split { axis, .. } => shape::split(s, at, *axis),
         Op::Slice(attrs) => shape::slice(s, at, attrs),
@@ -62,6 +65,7 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::LogSoftmaxGrad { .. }
         | Op::SliceGrad { .. }
         | Op::SoftmaxCrossEntropyGrad { .. }
+        | Op::NegativeLogLikelihoodGrad { .. }
         | Op::SgdUpdate
         | Op::OffloadStart
         | Op::OffloadDone

@@ -81,7 +81,8 @@ pub fn slice_of_everything(v: &View<'_>, op: &Op, x: &[Id]) -> Found {
 
 /// The concatenation of one tensor.
 pub fn concat_of_one(_: &View<'_>, op: &Op, x: &[Id]) -> Found {
-    same_if(matches!(op, Op::Concat { .. }) && x.len() == 1, x[0])
+    let Op::Concat { .. } = op else { return none() };
+    same_if(x.len() == 1, x[0])
 }
 
 /// A split into one part.

@@ -106,6 +106,12 @@ impl Kernels for CpuKernels {
             Op::SoftmaxCrossEntropyGrad { reduction, ignore_index } => {
                 loss::grad(&call, *reduction, *ignore_index, outputs)
             }
+            Op::NegativeLogLikelihood { reduction, ignore_index } => {
+                loss::pick(&call, *reduction, *ignore_index, outputs)
+            }
+            Op::NegativeLogLikelihoodGrad { reduction, ignore_index, .. } => {
+                loss::pick_grad(&call, *reduction, *ignore_index, outputs)
+            }
             Op::Concat { axis } => shape::concat(&call, *axis as usize, outputs),
             Op::Split { axis, sizes } => shape::split(&call, *axis as usize, sizes, outputs),
             Op::Slice(a) => shape::slice(&call, a, outputs),

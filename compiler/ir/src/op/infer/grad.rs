@@ -66,6 +66,17 @@ pub(super) fn cross_entropy(cx: &Rule<'_>, reduction: LossReduction) -> Result<T
     cx.same(1)
 }
 
+pub(super) fn negative_log_likelihood(
+    cx: &Rule<'_>,
+    reduction: LossReduction,
+    x_dims: &Dims,
+) -> Result<Types, InferError> {
+    cx.arity(2, 3)?;
+    let loss = nn::loss_dims(cx, x_dims, 1, reduction)?;
+    cx.f32_dims(0, "dloss", &loss)?;
+    cx.one(DType::F32, x_dims.clone())
+}
+
 pub(super) fn sgd(cx: &Rule<'_>) -> Result<Types, InferError> {
     cx.arity(4, 4)?;
     cx.f32(0, "w")?;

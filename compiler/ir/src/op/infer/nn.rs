@@ -141,3 +141,9 @@ pub(super) fn cross_entropy(cx: &Rule<'_>, reduction: LossReduction) -> Result<T
     let loss = loss_dims(cx, logits, 1, reduction)?;
     Ok(smallvec![cx.ty(DType::F32, loss)?, cx.ty(DType::F32, logits.into())?])
 }
+
+pub(super) fn negative_log_likelihood(cx: &Rule<'_>, reduction: LossReduction) -> Result<Types, InferError> {
+    cx.arity(2, 3)?;
+    let loss = loss_dims(cx, cx.f32(0, "log_prob")?, 1, reduction)?;
+    cx.one(DType::F32, loss)
+}

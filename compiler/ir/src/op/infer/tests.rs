@@ -190,6 +190,12 @@ fn losses_and_updates() {
     let grad = "softmax_cross_entropy_grad(reduction:mean,ignore_index:None)";
     assert_eq!(ok(grad, &["f32[]", "f32[2,5]", "i32[2]"], 1), "f32[2,5]");
     assert!(err(grad, &["f32[]", "f32[2,5]", "i64[3]"]).contains("labels of type i64[2], found i64[3]"));
+    let nll = "negative_log_likelihood(reduction:none,ignore_index:Some(2))";
+    assert_eq!(ok(nll, &["f32[2,5,3]", "i64[2,3]", "f32[5]"], 1), "f32[2,3]");
+    assert!(err(nll, &["f32[2,5,3]", "i64[2,3]", "f32[4]"]).contains("weight of type f32[5]"));
+    let grad = "negative_log_likelihood_grad(reduction:mean,ignore_index:None,x_dims:[2,5])";
+    assert_eq!(ok(grad, &["f32[]", "i64[2]"], 1), "f32[2,5]");
+    assert!(err(grad, &["f32[2]", "i64[2]"]).contains("dloss of type f32[]"));
     assert_eq!(ok("sgd_update", &["f32[4]", "f32[4]", "f32[4]", "f32[3]"], 2), "f32[4] f32[4]");
     assert!(err("sgd_update", &["f32[4]", "f32[4]", "f32[4]", "f32[2]"]).contains("hyper"));
     assert!(err("dropout(ratio:1.0,seed:1)", &["f32[4]", "i64[]"]).contains("ratio"));

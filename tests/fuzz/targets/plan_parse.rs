@@ -1,0 +1,5 @@
+//! `plan_parse` of tests/support/fuzzing.rs under libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| vdnn_tests::fuzzing::plan_parse(data));
