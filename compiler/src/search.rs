@@ -6,8 +6,9 @@ use crate::pipeline::{Attempt, to_phase};
 use crate::timing::Timings;
 use std::collections::BTreeMap;
 use vdnn_cost::CostModel;
-use vdnn_ir::{Bytes, Graph, Phase, TensorType};
+use vdnn_ir::{Bytes, Graph, Phase};
 use vdnn_passes::memory::{Layout, LayoutOptions, layout};
+use vdnn_passes::select_conv;
 use vdnn_passes::{AlgoMode, PassError, Policy, Stats, SyncMode};
 use vdnn_plan::plan::ALIGNMENT;
 
@@ -114,9 +115,7 @@ impl Search<'_> {
                 let others =
                     c.layout.live_profile[position].saturating_sub(node.workspace.align_up(ALIGNMENT));
                 let room = limit.saturating_sub(others);
-                let inputs: Vec<&TensorType> = node.inputs.iter().map(|&v| c.graph.ty(v)).collect();
-                let outputs: Vec<&TensorType> = node.outputs.iter().map(|&v| c.graph.ty(v)).collect();
-                let options = self.cost.conv_options(&node.op, &inputs, &outputs);
+                let options = select_conv::options(&c.graph, self.cost, node);
                 let best = options.iter().find(|o| o.workspace.align_up(ALIGNMENT) <= room).or_else(|| {
                     // Nothing fits; the smallest keeps the overrun honest.
                     options.iter().min_by_key(|o| o.workspace)

@@ -2,6 +2,7 @@
 
 use super::dataset::Dataset;
 use super::load::{self, FromTensors};
+use super::synthetic::mix;
 use super::{evaluate, run::default_threads};
 use crate::cli::{LrSchedule, TrainArgs};
 use crate::error::Failure;
@@ -262,21 +263,12 @@ fn learning_rate(args: &TrainArgs, step: u64, total: u64) -> f32 {
     }
 }
 
-/// splitmix64, a small generator whose whole state is its seed.
-fn splitmix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
 /// A permutation of `0..n` (Fisher-Yates) that depends only on seed and epoch.
 fn shuffled(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
-    let mut state = seed ^ epoch.wrapping_mul(0xD134_2543_DE82_EF95);
+    let seed = seed ^ epoch.wrapping_mul(0xD134_2543_DE82_EF95);
     let mut order: Vec<usize> = (0..n).collect();
-    for i in (1..n).rev() {
-        let j = ((u128::from(splitmix(&mut state)) * (i as u128 + 1)) >> 64) as usize;
+    for (draw, i) in (0u64..).zip((1..n).rev()) {
+        let j = ((u128::from(mix(seed, draw)) * (i as u128 + 1)) >> 64) as usize;
         order.swap(i, j);
     }
     order
