@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod executor;
 pub mod program;
