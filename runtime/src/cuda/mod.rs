@@ -3,12 +3,16 @@
 //! Always compiled; nothing is linked. The driver and the libraries are loaded when the
 //! backend is made, and a missing one is an error that says where it was looked for.
 
+mod alias;
+mod arena;
 pub(crate) mod blas;
 pub(crate) mod cudnn;
 pub mod device;
 pub mod error;
 pub(crate) mod kernels;
 pub(crate) mod launch;
+pub mod libs;
+mod stream;
 
-pub use device::DeviceFacts;
+pub use device::{Device, DeviceFacts, DeviceSelector};
 pub use error::CudaError;
