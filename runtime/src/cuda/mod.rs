@@ -5,14 +5,20 @@
 
 mod alias;
 mod arena;
+mod backend;
 pub(crate) mod blas;
 pub(crate) mod cudnn;
 pub mod device;
 pub mod error;
 pub(crate) mod kernels;
+mod lanes;
 pub(crate) mod launch;
 pub mod libs;
+mod replay;
 mod stream;
+mod table;
+mod timeline;
 
+pub use backend::{CudaBackend, CudaOptions};
 pub use device::{Device, DeviceFacts, DeviceSelector};
 pub use error::CudaError;
