@@ -3,7 +3,7 @@
 use super::arena::{DeviceArena, PinnedArena};
 use super::blas::Blas;
 use super::cudnn::Dnn;
-use super::device::{Device, DeviceSelector};
+use super::device::{self, Device, DeviceSelector};
 use super::error::CudaError;
 use super::kernels::Modules;
 use super::lanes::Lanes;
@@ -107,6 +107,16 @@ impl CudaBackend {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let host = CpuKernels::new(threads);
         Ok(Self { options, libraries, host, loaded: None, blas, dnn, modules, device })
+    }
+
+    /// Fails as [`Self::new`] would for want of a library or device, but makes no context.
+    ///
+    /// # Errors
+    /// If a library or the device is missing, or too old.
+    pub fn probe(options: &CudaOptions) -> Result<(), CudaError> {
+        libs::load_all(&options.libs)?;
+        device::find(&options.device)?;
+        Ok(())
     }
 
     /// The device.
