@@ -36,7 +36,9 @@ impl Pass for FoldBatchNorm {
             // Weights that are themselves computed from parameters count as static too.
             super::mark_setup::mark(graph);
             for id in graph.order().to_vec() {
-                if !matches!(graph.node(id).op, Op::BatchNormInfer { .. }) {
+                let node = graph.node(id);
+                // One of static values only is computed when the weights are loaded anyway.
+                if !matches!(node.op, Op::BatchNormInfer { .. }) || node.stage == Stage::Setup {
                     continue;
                 }
                 match candidate(graph, id) {
