@@ -15,6 +15,7 @@ mod window;
 
 use element::{Element, in_graph};
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
+use vdnn_ir::layout::through_row_major;
 use vdnn_ir::op::Op;
 use vdnn_ir::op::infer::infer;
 use vdnn_ir::{DType, Tensor, TensorType};
@@ -30,6 +31,9 @@ impl Kernels for NaiveKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
+        if let Some(done) = through_row_major(self, op, inputs, outputs) {
+            return done;
+        }
         launch::<f32>(op, inputs, outputs)
     }
 }
@@ -45,6 +49,9 @@ impl Kernels for WideKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
+        if let Some(done) = through_row_major(self, op, inputs, outputs) {
+            return done;
+        }
         launch::<f64>(op, inputs, outputs)
     }
 }
@@ -151,7 +158,12 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         Op::Pad { before, value, .. } => return movement::pad(op, before, value.0, x[0], &mut y[0]),
         Op::Transpose { perm } => movement::transpose(perm, x[0], &mut y[0]),
         Op::Expand { .. } => movement::expand(x[0], &mut y[0]),
-        Op::Reshape { .. } | Op::OffloadStart | Op::OffloadDone | Op::PrefetchStart | Op::PrefetchDone => {
+        Op::Reshape { .. }
+        | Op::Relayout { .. }
+        | Op::OffloadStart
+        | Op::OffloadDone
+        | Op::PrefetchStart
+        | Op::PrefetchDone => {
             y[0].bytes.copy_from_slice(x[0].bytes);
         }
     }
