@@ -279,7 +279,12 @@ impl Profile {
                 }
                 _ => continue,
             };
-            return Err(ProfileError::IllegalAlgo { profile: self.name.clone(), table, algo: algo.to_string(), why });
+            return Err(ProfileError::IllegalAlgo {
+                profile: self.name.clone(),
+                table,
+                algo: algo.to_string(),
+                why,
+            });
         }
         Ok(())
     }

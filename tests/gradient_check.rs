@@ -4,9 +4,6 @@
 //! With `L` the sum of `y * dy` for a random `dy`, the derivative of `L` along a random
 //! direction `v` is `(L(x + h v) - L(x - h v)) / 2h`, and also the sum of `gradient * v`.
 
-mod cases;
-
-use cases::{Case, Operand};
 use std::collections::{BTreeMap, BTreeSet};
 use vdnn_interp::interpret_f64;
 use vdnn_ir::graph::NodeSpec;
@@ -14,6 +11,7 @@ use vdnn_ir::op::{BinaryKind, LossReduction, Op, ReduceKind, UnaryKind};
 use vdnn_ir::{DType, Graph, Output, Tensor, TensorType, ValueId};
 use vdnn_passes::autodiff::gradients;
 use vdnn_tests::arbitrary::Rng;
+use vdnn_tests::op_cases::{self, Case, Operand};
 
 /// Step of the difference quotient: its error is about `STEP^2` and `1e-16 / STEP`.
 const STEP: f64 = 1e-5;
@@ -27,7 +25,7 @@ const DIRECTIONS: usize = 2;
 
 #[test]
 fn gradients_are_the_slopes() {
-    let cases = cases::all();
+    let cases = op_cases::all();
     let failures: Vec<String> = cases
         .iter()
         .enumerate()
@@ -71,7 +69,7 @@ variants!(LossReduction, loss_name, LOSS: [Mean Sum None], others: []);
 
 #[test]
 fn every_differentiable_op_has_cases() {
-    let cases = cases::all();
+    let cases = op_cases::all();
     let of = |name: &dyn Fn(&Op) -> Option<&'static str>| -> BTreeSet<&'static str> {
         cases.iter().filter_map(|c| name(&c.op)).collect()
     };
