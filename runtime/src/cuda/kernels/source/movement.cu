@@ -28,11 +28,6 @@ __device__ __forceinline__ void copy_strided(const T* x, T* y, u32 n, const Walk
         NAME(const T* x, T* y, u32 n, const __grid_constant__ Walk w) {                               \
         copy_strided(x, y, n, w);                                                                     \
     }
-COPY_STRIDED(copy_strided1, u8)
-COPY_STRIDED(copy_strided2, u16)
-COPY_STRIDED(copy_strided4, u32)
-COPY_STRIDED(copy_strided8, u64)
-COPY_STRIDED(copy_strided16, uint4)
 
 // Batched transposition through shared memory: x has step 1 along a dimension of `columns`
 // and `x_row` along one of `rows`, y has step 1 along the rows and `y_column` along the
@@ -65,7 +60,3 @@ __device__ __forceinline__ void transpose_tile(const T* x, T* y, u32 rows, u32 c
              Divisor column_tiles, const __grid_constant__ Walk w) {                                             \
         transpose_tile(x, y, rows, columns, x_row, y_column, row_tiles, column_tiles, w);                        \
     }
-TRANSPOSE(transpose1, u8)
-TRANSPOSE(transpose2, u16)
-TRANSPOSE(transpose4, u32)
-TRANSPOSE(transpose8, u64)

@@ -48,14 +48,6 @@ __device__ __forceinline__ void reduce_rows(const float* x, float* y, double* pa
              double divisor) {                                                                                \
         reduce_rows<G, V, R>(x, y, partial, kept, inner, units, chunk, divisor);                              \
     }
-REDUCE_ROWS(sum_rows_warp1, 32, 1, Sum)
-REDUCE_ROWS(sum_rows_warp4, 32, 4, Sum)
-REDUCE_ROWS(sum_rows_block1, THREADS, 1, Sum)
-REDUCE_ROWS(sum_rows_block4, THREADS, 4, Sum)
-REDUCE_ROWS(max_rows_warp1, 32, 1, Max)
-REDUCE_ROWS(max_rows_warp4, 32, 4, Max)
-REDUCE_ROWS(max_rows_block1, THREADS, 1, Max)
-REDUCE_ROWS(max_rows_block4, THREADS, 4, Max)
 
 // x is [outer, rows, columns] with V columns a thread; output (o, column) reduces over rows.
 // `lanes` threads lie along the columns, THREADS / lanes along the rows. Block (i, chunk, o).
@@ -110,10 +102,6 @@ __device__ __forceinline__ void reduce_columns(const float* x, float* y, double*
              double divisor) {                                                                               \
         reduce_columns<V, R>(x, y, partial, rows, columns, chunk, lanes, divisor);                           \
     }
-REDUCE_COLUMNS(sum_columns1, 1, Sum)
-REDUCE_COLUMNS(sum_columns4, 4, Sum)
-REDUCE_COLUMNS(max_columns1, 1, Max)
-REDUCE_COLUMNS(max_columns4, 4, Max)
 
 // y[k] from partial[c * kept + k] of `chunks` chunks: 32 outputs a block, 8 threads each.
 template <class R>
@@ -133,14 +121,11 @@ __device__ __forceinline__ void reduce_finish(const double* partial, float* y, u
         y[k] = (float)(acc / divisor);
     }
 }
-extern "C" __global__ void __launch_bounds__(THREADS)
-    sum_finish(const double* partial, float* y, u32 kept, u32 chunks, double divisor) {
-    reduce_finish<Sum>(partial, y, kept, chunks, divisor);
-}
-extern "C" __global__ void __launch_bounds__(THREADS)
-    max_finish(const double* partial, float* y, u32 kept, u32 chunks, double divisor) {
-    reduce_finish<Max>(partial, y, kept, chunks, divisor);
-}
+#define REDUCE_FINISH(NAME, R)                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                             \
+        NAME(const double* partial, float* y, u32 kept, u32 chunks, double divisor) {                 \
+        reduce_finish<R>(partial, y, kept, chunks, divisor);                                          \
+    }
 
 // Any axes and element types, one output a thread: the first steps of `kept` and `reduced`
 // walk x. A is the type of the arithmetic.
@@ -166,7 +151,3 @@ __device__ __forceinline__ void reduce_any(const T* x, T* y, u32 outputs, u32 co
              const __grid_constant__ Walk kept, const __grid_constant__ Walk reduced) {               \
         reduce_any<T, A>(x, y, outputs, count, kept, reduced, start, divisor, is_max);                \
     }
-REDUCE_ANY(reduce_f32, float, double)
-REDUCE_ANY(reduce_f64, double, double)
-REDUCE_ANY(reduce_i32, i32, i64)
-REDUCE_ANY(reduce_i64, i64, i64)

@@ -91,28 +91,23 @@ __device__ __forceinline__ void softmax_grad_columns(const float* dy, const floa
     }
 }
 
-#define SOFTMAX(NAME, LOG)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME##_warp(const float* x, float* y, u32 rows, u32 axis) {   \
-        softmax_rows<32, LOG>(x, y, rows, axis);                                                                  \
-    }                                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME##_block(const float* x, float* y, u32 rows, u32 axis) {  \
-        softmax_rows<THREADS, LOG>(x, y, rows, axis);                                                             \
-    }                                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                         \
-        NAME##_columns(const float* x, float* y, u32 lines, u32 axis, Divisor inner) {                            \
-        softmax_columns<LOG>(x, y, lines, axis, inner);                                                           \
-    }                                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                         \
-        NAME##_grad_warp(const float* dy, const float* y, float* dx, u32 rows, u32 axis) {                        \
-        softmax_grad_rows<32, LOG>(dy, y, dx, rows, axis);                                                        \
-    }                                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                         \
-        NAME##_grad_block(const float* dy, const float* y, float* dx, u32 rows, u32 axis) {                       \
-        softmax_grad_rows<THREADS, LOG>(dy, y, dx, rows, axis);                                                   \
-    }                                                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                         \
-        NAME##_grad_columns(const float* dy, const float* y, float* dx, u32 lines, u32 axis, Divisor inner) {     \
-        softmax_grad_columns<LOG>(dy, y, dx, lines, axis, inner);                                                 \
+#define SOFTMAX_ROWS(NAME, G, LOG)                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                 \
+        NAME(const float* x, float* y, u32 rows, u32 axis) {                                              \
+        softmax_rows<G, LOG>(x, y, rows, axis);                                                           \
     }
-SOFTMAX(softmax, false)
-SOFTMAX(log_softmax, true)
+#define SOFTMAX_COLUMNS(NAME, LOG)                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                 \
+        NAME(const float* x, float* y, u32 lines, u32 axis, Divisor inner) {                              \
+        softmax_columns<LOG>(x, y, lines, axis, inner);                                                   \
+    }
+#define SOFTMAX_GRAD_ROWS(NAME, G, LOG)                                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                 \
+        NAME(const float* dy, const float* y, float* dx, u32 rows, u32 axis) {                            \
+        softmax_grad_rows<G, LOG>(dy, y, dx, rows, axis);                                                 \
+    }
+#define SOFTMAX_GRAD_COLUMNS(NAME, LOG)                                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                 \
+        NAME(const float* dy, const float* y, float* dx, u32 lines, u32 axis, Divisor inner) {            \
+        softmax_grad_columns<LOG>(dy, y, dx, lines, axis, inner);                                         \
+    }

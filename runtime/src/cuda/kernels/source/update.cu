@@ -40,20 +40,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (first < 4 && tail < n) y[tail] = drop(x[tail], stream, tail, ratio, scale);
 }
 
-// The same for channels-last bytes: the mask still follows the row-major index. Positions are
-// counted from `base` images on, below 2^31 in one launch.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    dropout_channels_last(const float* x, const i64* step, float* y, u32 n, u64 seed, double scale, float ratio,
-                          Divisor channels, Divisor plane, u64 base) {
-    const u32 i = blockIdx.x * THREADS + threadIdx.x;
-    if (i >= n) return;
-    const u64 stream = splitmix64(seed, (u64)*step);
-    u32 rest = i;
-    const u32 c = channels.take(rest), at = plane.take(rest);
-    const u64 logical = ((base + rest) * channels.value + c) * plane.value + at;
-    y[i] = drop(x[i], stream, logical, ratio, scale);
-}
-
 // v = momentum*v + (g + decay*w); w -= lr*v, with the rounded v.
 __device__ __forceinline__ void sgd_step(float& w, float& v, float g, float lr, float momentum, float decay) {
     v = fmaf(momentum, v, fmaf(decay, w, g));
