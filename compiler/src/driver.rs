@@ -206,6 +206,7 @@ pub fn plan_joint(
         policy: options.policy.name().to_owned(),
         algo: options.algo.name().to_owned(),
         device: cost.device_name().to_owned(),
+        precision: cost.precision(),
         model,
     };
     let fits = chosen.fits(budget);

@@ -1,7 +1,8 @@
 //! The pipeline: every pass of every phase, in order, with the reason for the order.
 //!
 //! ```text
-//! Imported --simplify--> Simplified --autodiff | fold-batch-norm, mark-setup--> Joint
+//! Imported --simplify--> Simplified --autodiff | fold-batch-norm, mark-setup-->
+//!   [channels-last] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -12,8 +13,9 @@ use crate::timing::Timings;
 use std::collections::BTreeMap;
 use vdnn_cost::CostModel;
 use vdnn_ir::graph::ConvAlgo;
-use vdnn_ir::{Graph, Mode, NodeId, Phase};
+use vdnn_ir::{Graph, Layout, Mode, NodeId, Phase};
 use vdnn_passes::autodiff::Autodiff;
+use vdnn_passes::channels_last::ChannelsLast;
 use vdnn_passes::inplace::Inplace;
 use vdnn_passes::offload::InsertOffload;
 use vdnn_passes::schedule::Schedule;
@@ -45,6 +47,11 @@ pub fn to_joint(
             timings.pass(&FoldBatchNorm, graph, &cx)?;
             timings.pass(&MarkSetup, graph, &cx)?;
         }
+    }
+    // After autodiff, whose rules then need not know of layouts; before terms are taken and
+    // kernels are priced, which do.
+    if cost.layout() == Layout::ChannelsLast {
+        timings.pass(&ChannelsLast, graph, &cx)?;
     }
     Ok(())
 }

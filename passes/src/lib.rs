@@ -2,6 +2,7 @@
 //! environment, no clocks: the same graph and options give the same plan, byte for byte.
 
 pub mod autodiff;
+pub mod channels_last;
 pub mod elide;
 pub mod inplace;
 pub mod lower;

@@ -55,19 +55,6 @@ pub fn downgrade(graph: &Graph, cost: &CostModel, node: NodeId) -> Option<ConvOp
     options[at + 1..].iter().copied().find(|o| o.workspace < options[at].workspace)
 }
 
-/// Name of an algorithm in statistics.
-fn stat_name(algo: ConvAlgo) -> &'static str {
-    match algo {
-        ConvAlgo::ImplicitGemm => "implicit_gemm",
-        ConvAlgo::ImplicitPrecompGemm => "implicit_precomp_gemm",
-        ConvAlgo::Gemm => "gemm",
-        ConvAlgo::Fft => "fft",
-        ConvAlgo::FftTiling => "fft_tiling",
-        ConvAlgo::Winograd => "winograd",
-        ConvAlgo::WinogradNonfused => "winograd_nonfused",
-    }
-}
-
 impl Pass for SelectConv {
     fn name(&self) -> &'static str {
         "select-conv"
@@ -92,11 +79,11 @@ impl Pass for SelectConv {
             let options = options(graph, cx.cost, node);
             let option = match self.overrides.get(&id) {
                 Some(&algo) => options.iter().copied().find(|o| o.algo == algo).ok_or_else(|| {
-                    let can: Vec<_> = options.iter().map(|o| stat_name(o.algo)).collect();
+                    let can: Vec<_> = options.iter().map(|o| o.algo.kind()).collect();
                     PassError::Unsupported(format!(
                         "node {id} `{}`: {} cannot run this convolution on {}; choose one of {}",
                         node.name,
-                        stat_name(algo),
+                        algo,
                         cx.cost.device_name(),
                         can.join(", ")
                     ))
@@ -114,7 +101,7 @@ impl Pass for SelectConv {
             *notes.algo = Some(option.algo);
             *notes.workspace = option.workspace;
             largest = largest.max(option.workspace);
-            *outcome.stats.entry(stat_name(option.algo)).or_default() += 1;
+            *outcome.stats.entry(option.algo.kind()).or_default() += 1;
         }
         outcome.stats.insert("max_workspace_bytes", largest.0);
         Ok(outcome)

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use vdnn_ir::id::EntityId;
 use vdnn_ir::kernel::{Kernels, Operand, TensorMut};
-use vdnn_ir::{Tensor, TensorType};
+use vdnn_ir::{Layout, Tensor, TensorType};
 use vdnn_plan::{CmdId, Param, ParamSource, Plan, SetupId};
 
 /// Where initializers come from.
@@ -66,8 +66,8 @@ impl<B: Backend> Executor<B> {
                 ParamSource::Setup(id) => executor.backend.write(span, setup[id].bytes()),
                 ParamSource::Inline(bytes) => executor.backend.write(span, bytes),
                 source_kind => {
-                    let tensor = fetch(source_kind, &p.name, ty, source)?;
-                    executor.backend.write(span, tensor.bytes());
+                    let tensor = fetch(source_kind, &p.name, &ty.in_layout(Layout::RowMajor), source)?;
+                    executor.backend.write(span, tensor.to_layout(ty.layout).bytes());
                 }
             }
         }
@@ -124,7 +124,7 @@ impl<B: Backend> Executor<B> {
             .collect())
     }
 
-    /// A parameter's present content.
+    /// A parameter's present content, row-major.
     ///
     /// # Errors
     /// If there is no parameter of that name.
@@ -132,25 +132,22 @@ impl<B: Backend> Executor<B> {
         let buf = self.param(name)?.buf;
         let mut t = Tensor::zeros(self.plan().buffers[buf].ty.clone());
         self.backend.read(self.program.span(buf), t.bytes_mut());
-        Ok(t)
+        Ok(t.to_layout(Layout::RowMajor))
     }
 
-    /// Replaces a parameter's content.
+    /// Replaces a parameter's content by a row-major tensor.
     ///
     /// # Errors
     /// If there is no parameter of that name, or its type is another.
     pub fn write_param(&mut self, name: &str, value: &Tensor) -> Result<(), RunError> {
         let buf = self.param(name)?.buf;
-        let expected = &self.plan().buffers[buf].ty;
-        if expected != value.ty() {
-            return Err(RunError::ParamType {
-                name: name.to_owned(),
-                expected: expected.clone(),
-                found: value.ty().clone(),
-            });
+        let layout = self.plan().buffers[buf].ty.layout;
+        let expected = self.plan().buffers[buf].ty.in_layout(Layout::RowMajor);
+        if expected != *value.ty() {
+            return Err(RunError::ParamType { name: name.to_owned(), expected, found: value.ty().clone() });
         }
         let span = self.program.span(buf);
-        self.backend.write(span, value.bytes());
+        self.backend.write(span, value.to_layout(layout).bytes());
         Ok(())
     }
 

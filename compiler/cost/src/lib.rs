@@ -13,15 +13,14 @@ mod tests;
 
 pub use conv::ConvDir;
 pub use profile::ProfileError;
+pub use vdnn_ir::Precision;
 
 use conv::ConvShape;
 use profile::Profile;
 use roofline::Roofline;
-use std::fmt;
-use std::str::FromStr;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::op::work;
-use vdnn_ir::{Bytes, Nanos, Op, TensorType};
+use vdnn_ir::{Bytes, Layout, Nanos, Op, TensorType};
 
 /// Direction of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,45 +29,6 @@ pub enum CopyDir {
     D2h,
     /// Host to device.
     H2d,
-}
-
-/// Arithmetic the device's matrix units use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Precision {
-    /// Strict f32.
-    F32,
-    /// TF32 products, f32 sums.
-    Tf32,
-    /// bf16 products, f32 sums.
-    Bf16,
-}
-
-impl Precision {
-    /// Every precision.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Tf32, Self::Bf16];
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Tf32 => "tf32",
-            Self::Bf16 => "bf16",
-        }
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Precision {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|p| p.name() == s).ok_or_else(|| {
-            format!("`{s}` is not a precision; choose one of {}", Self::ALL.map(Self::name).join(", "))
-        })
-    }
 }
 
 /// One way to run a convolution.
@@ -131,6 +91,11 @@ impl CostModel {
     /// The precision asked for.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// The layout in which this device's fast convolutions want images, at this precision.
+    pub fn layout(&self) -> Layout {
+        self.roofline.layout()
     }
 
     /// Device memory a plan may use.

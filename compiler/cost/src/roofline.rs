@@ -7,7 +7,7 @@ use crate::{ConvOption, Precision};
 use std::collections::BTreeMap;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::op::work;
-use vdnn_ir::{Bytes, Nanos, Op, TensorType};
+use vdnn_ir::{Bytes, Layout, Nanos, Op, TensorType};
 
 /// Rates of one device at one precision, in operations and bytes per nanosecond.
 #[derive(Clone, Debug)]
@@ -83,6 +83,11 @@ impl Roofline {
             ConvDir::Dgrad => &self.directions.dgrad,
             ConvDir::Wgrad => &self.directions.wgrad,
         }
+    }
+
+    /// Layout of the convolutions' operands.
+    pub(crate) fn layout(&self) -> Layout {
+        self.directions.layout
     }
 
     /// Workspace of a legal algorithm.

@@ -13,6 +13,7 @@ mod walk;
 mod window;
 
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
+use vdnn_ir::layout::through_row_major;
 use vdnn_ir::op::Op;
 use vdnn_ir::op::infer::infer;
 use vdnn_ir::{DType, Tensor, TensorType};
@@ -28,6 +29,9 @@ impl Kernels for NaiveKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
+        if let Some(done) = through_row_major(self, op, inputs, outputs) {
+            return done;
+        }
         let copies = inputs
             .iter()
             .map(|operand| match operand {
@@ -119,7 +123,12 @@ fn dispatch(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -> Result<(),
         Op::Pad { before, value, .. } => return movement::pad(op, before, value.0, x[0], &mut y[0]),
         Op::Transpose { perm } => movement::transpose(perm, x[0], &mut y[0]),
         Op::Expand { .. } => movement::expand(x[0], &mut y[0]),
-        Op::Reshape { .. } | Op::OffloadStart | Op::OffloadDone | Op::PrefetchStart | Op::PrefetchDone => {
+        Op::Reshape { .. }
+        | Op::Relayout { .. }
+        | Op::OffloadStart
+        | Op::OffloadDone
+        | Op::PrefetchStart
+        | Op::PrefetchDone => {
             y[0].bytes.copy_from_slice(x[0].bytes);
         }
     }

@@ -2,8 +2,8 @@
 //! operands, in-place rights, phase legality. Shape rules are in [`infer`], work and
 //! traffic in [`work`].
 //!
-//! Tensors are row-major; images are N, C, then one or more spatial dimensions. All
-//! arithmetic is f32 unless stated. The text form of an op is RON (`Display`/`FromStr`).
+//! Images are N, C, then one or more spatial dimensions, whatever their order in memory (see
+//! [`infer::takes_channels_last`]). All arithmetic is f32 unless stated. The text form of an op is RON (`Display`/`FromStr`).
 
 pub mod attrs;
 pub mod infer;
@@ -15,7 +15,7 @@ pub use attrs::{
 };
 
 use crate::phase::Phase;
-use crate::types::{Dims, Real};
+use crate::types::{Dims, Layout, Real};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -124,6 +124,11 @@ pub enum Op {
     Reshape {
         /// The new shape.
         dims: Dims,
+    },
+    /// `x -> y`: the same tensor of rank 4 in another memory layout.
+    Relayout {
+        /// Layout of y.
+        to: Layout,
     },
     /// `x -> y`: `y.dims[i] = x.dims[perm[i]]`.
     Transpose {
@@ -310,7 +315,8 @@ impl Op {
             | Self::SliceGrad { .. }
             | Self::SoftmaxCrossEntropyGrad { .. }
             | Self::NegativeLogLikelihoodGrad { .. }
-            | Self::SgdUpdate => Phase::Joint,
+            | Self::SgdUpdate
+            | Self::Relayout { .. } => Phase::Joint,
             Self::OffloadStart | Self::OffloadDone | Self::PrefetchStart | Self::PrefetchDone => {
                 Phase::Placed
             }

@@ -62,6 +62,7 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         | Op::SliceGrad { .. }
         | Op::Pad { .. }
         | Op::Reshape { .. }
+        | Op::Relayout { .. }
         | Op::Transpose { .. }
         | Op::Expand { .. }
         | Op::Fill { .. }

@@ -67,6 +67,7 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::SoftmaxCrossEntropyGrad { .. }
         | Op::NegativeLogLikelihoodGrad { .. }
         | Op::SgdUpdate
+        | Op::Relayout { .. }
         | Op::OffloadStart
         | Op::OffloadDone
         | Op::PrefetchStart

@@ -39,6 +39,7 @@ mod tests;
 use args::Call;
 use par::Par;
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut};
+use vdnn_ir::layout::through_row_major;
 use vdnn_ir::op::Op;
 
 /// The CPU kernel set, with its own thread pool.
@@ -70,6 +71,9 @@ impl Kernels for CpuKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
+        if let Some(done) = through_row_major(self, op, inputs, outputs) {
+            return done;
+        }
         let call = Call::new(op, &self.par, inputs);
         match op {
             Op::Conv(a) => conv::forward(&call, a, outputs),
@@ -122,6 +126,7 @@ impl Kernels for CpuKernels {
             Op::Fill { value, .. } => shape::fill(&call, value.0, outputs),
             Op::SgdUpdate => update::sgd(&call, outputs),
             Op::Reshape { .. }
+            | Op::Relayout { .. }
             | Op::OffloadStart
             | Op::OffloadDone
             | Op::PrefetchStart
