@@ -127,9 +127,10 @@ fn symbol<F: Copy>(name: &'static str) -> Result<F, CudaError> {
     // SAFETY: the library is present (`require_library`) and stays loaded to the end of the
     // process; `F` is the C signature of `name` in the header, enumerations being C ints.
     let found = unsafe { sys::culib().get::<F>(name.as_bytes()) };
-    found
-        .map(|f| *f)
-        .map_err(|e| CudaError::MissingLibrary { library: format!("cuDNN's {name}"), tried: vec![e.to_string()] })
+    found.map(|f| *f).map_err(|e| CudaError::MissingLibrary {
+        library: format!("cuDNN's {name}"),
+        tried: vec![e.to_string()],
+    })
 }
 
 /// cuDNN with one handle on the context that was current when it was made.
@@ -143,7 +144,8 @@ impl Session {
     pub(super) fn new() -> Result<Rc<Self>, CudaError> {
         let mut session = Self { api: Api::load()?, handle: std::ptr::null_mut() };
         // SAFETY: the out pointer is valid.
-        session.check("cudnnCreate", unsafe { (session.api.create)(&raw mut session.handle) })?;
+        let status = unsafe { (session.api.create)(&raw mut session.handle) };
+        session.check("cudnnCreate", status)?;
         Ok(Rc::new(session))
     }
 

@@ -60,8 +60,7 @@ pub(super) fn build(session: &Rc<Session>, problem: &Problem) -> Result<Graph, C
     let x = tensor(session, &problem.x, uid::X, false)?;
     let w = tensor(session, &problem.w, uid::W, false)?;
     let y = tensor(session, &problem.y, uid::Y, false)?;
-    let product =
-        if problem.bias { Some(tensor(session, &problem.y, uid::PRODUCT, true)?) } else { None };
+    let product = if problem.bias { Some(tensor(session, &problem.y, uid::PRODUCT, true)?) } else { None };
 
     let (kind, base) = match problem.dir {
         Direction::Fprop => (Kind::OperationConvFprop, attr::FPROP),

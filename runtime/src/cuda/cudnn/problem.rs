@@ -146,8 +146,7 @@ fn flat(list: &[u64], fill: i64) -> Vec<i64> {
 impl Shape {
     /// `None` if an extent or stride does not fit 63 bits.
     fn of(ty: &TensorType, channels_last: bool) -> Option<Self> {
-        let mut dims =
-            ty.dims.iter().map(|&d| i64::try_from(d).ok()).collect::<Option<Vec<i64>>>()?;
+        let mut dims = ty.dims.iter().map(|&d| i64::try_from(d).ok()).collect::<Option<Vec<i64>>>()?;
         if dims.len() == 3 {
             dims.insert(2, 1);
         }
@@ -225,8 +224,11 @@ mod tests {
     #[test]
     fn padding_behind_becomes_that_in_front_only_where_nothing_reads_it() {
         // 7x7 stride 2 on 224: one row less behind gives the same 112 outputs.
-        let (x, w, y) =
-            (TensorType::f32([1, 3, 224, 224]), TensorType::f32([8, 3, 7, 7]), TensorType::f32([1, 8, 112, 112]));
+        let (x, w, y) = (
+            TensorType::f32([1, 3, 224, 224]),
+            TensorType::f32([8, 3, 7, 7]),
+            TensorType::f32([1, 8, 112, 112]),
+        );
         let op = Op::Conv(attrs(&[7, 7], &[2, 2], &[3, 3], &[2, 2]));
         assert!(Problem::of(&op, &[&x, &w], &[&y]).unwrap().is_symmetric());
         // 3x3 stride 2 with all padding behind: there, dropping it would lose an output.
