@@ -133,9 +133,10 @@ fn symbol<F: Copy>(name: &'static str) -> Result<F, CudaError> {
     })
 }
 
-/// cuDNN with one handle on the context that was current when it was made.
+/// cuDNN with one handle on the context that was current when it was made, or without a GPU.
 pub(super) struct Session {
     pub(super) api: Api,
+    /// Null without a GPU: such a session answers questions and executes nothing.
     pub(super) handle: Handle,
 }
 
@@ -147,6 +148,12 @@ impl Session {
         let status = unsafe { (session.api.create)(&raw mut session.handle) };
         session.check("cudnnCreate", status)?;
         Ok(Rc::new(session))
+    }
+
+    /// cuDNN without a GPU, for a device described by a [`super::desc::device`] descriptor.
+    #[cfg(test)]
+    pub(super) fn without_gpu() -> Result<Rc<Self>, CudaError> {
+        Ok(Rc::new(Self { api: Api::load()?, handle: std::ptr::null_mut() }))
     }
 
     /// `Ok` for success, else the status by name and cuDNN's own account of it.

@@ -24,6 +24,8 @@ pub(super) enum Kind {
     OperationGraph = 15,
     VariantPack = 16,
     Tensor = 17,
+    #[cfg(test)]
+    DeviceProperties = 38,
 }
 
 /// `cudnnBackendAttributeType_t`.
@@ -42,6 +44,8 @@ pub(super) enum AttrType {
     NumericalNote = 11,
     PointwiseMode = 14,
     Descriptor = 15,
+    #[cfg(test)]
+    Char = 24,
 }
 
 /// `cudnnBackendAttributeName_t`, those that are used.
@@ -58,12 +62,14 @@ pub(super) mod attr {
     pub(in crate::cuda::cudnn) const HEUR_MODE: i32 = 200;
     pub(in crate::cuda::cudnn) const HEUR_OPERATION_GRAPH: i32 = 201;
     pub(in crate::cuda::cudnn) const HEUR_RESULTS: i32 = 202;
+    pub(in crate::cuda::cudnn) const HEUR_DEVICE: i32 = 204;
     pub(in crate::cuda::cudnn) const CONFIG_ENGINE: i32 = 300;
     pub(in crate::cuda::cudnn) const CONFIG_KNOB_CHOICES: i32 = 302;
     pub(in crate::cuda::cudnn) const CONFIG_WORKSPACE_SIZE: i32 = 303;
     pub(in crate::cuda::cudnn) const PLAN_HANDLE: i32 = 400;
     pub(in crate::cuda::cudnn) const PLAN_ENGINE_CONFIG: i32 = 401;
     pub(in crate::cuda::cudnn) const PLAN_WORKSPACE_SIZE: i32 = 402;
+    pub(in crate::cuda::cudnn) const PLAN_DEVICE: i32 = 407;
     pub(in crate::cuda::cudnn) const KNOB_CHOICE_TYPE: i32 = 600;
     pub(in crate::cuda::cudnn) const KNOB_CHOICE_VALUE: i32 = 601;
     /// Alpha, beta, convolution, w, x, y of a forward operation, in this order from here.
@@ -93,6 +99,9 @@ pub(super) mod attr {
     pub(in crate::cuda::cudnn) const ENGINE_OPERATION_GRAPH: i32 = 1300;
     pub(in crate::cuda::cudnn) const ENGINE_GLOBAL_INDEX: i32 = 1301;
     pub(in crate::cuda::cudnn) const ENGINE_NUMERICAL_NOTE: i32 = 1303;
+    pub(in crate::cuda::cudnn) const ENGINE_DEVICE: i32 = 1307;
+    #[cfg(test)]
+    pub(in crate::cuda::cudnn) const DEVICE_JSON: i32 = 2702;
 }
 
 /// A backend descriptor; destroyed when dropped.
@@ -162,7 +171,7 @@ impl Desc {
         self.set(name, AttrType::VoidPtr, values)
     }
     /// The library handle.
-    pub(super) fn set_handle(&self, name: i32) -> Result<(), CudaError> {
+    fn set_handle(&self, name: i32) -> Result<(), CudaError> {
         self.set(name, AttrType::Handle, &[self.session.handle])
     }
 
@@ -249,5 +258,40 @@ impl Drop for Desc {
 impl fmt::Debug for Desc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}({:p})", self.kind, self.raw)
+    }
+}
+
+/// What descriptors are made for: the device of a session's handle, or one that is only
+/// described.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub session: Rc<Session>,
+    described: Option<Desc>,
+}
+
+impl Target {
+    /// The device of the session.
+    pub(super) fn new(session: Rc<Session>) -> Self {
+        Self { session, described: None }
+    }
+
+    /// A device that is not there, by its properties in the JSON form of cuDNN 9.8 and newer.
+    #[cfg(test)]
+    pub(super) fn described(json: &str) -> Result<Self, CudaError> {
+        let session = Session::without_gpu()?;
+        let device = Desc::new(&session, Kind::DeviceProperties)?;
+        device.set(attr::DEVICE_JSON, AttrType::Char, json.as_bytes())?;
+        let described = Some(device.finalize()?);
+        Ok(Self { session, described })
+    }
+
+    /// Tells a descriptor its device: by the handle, where it has such an attribute, or by
+    /// the description, where it has that one.
+    pub(super) fn bind(&self, d: &Desc, handle: Option<i32>, device: Option<i32>) -> Result<(), CudaError> {
+        match (&self.described, handle, device) {
+            (None, Some(name), _) => d.set_handle(name),
+            (Some(described), _, Some(name)) => d.set_descs(name, &[described]),
+            _ => Ok(()),
+        }
     }
 }

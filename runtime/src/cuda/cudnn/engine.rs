@@ -9,12 +9,10 @@
 //! TF32 takes the first and not the second. FFT and Winograd are f32 arithmetic in another
 //! order with another error; they are allowed and reported.
 
-use super::api::Session;
-use super::desc::{AttrType, Desc, Kind, attr};
+use super::desc::{AttrType, Desc, Kind, Target, attr};
 use super::graph::Graph;
 use crate::cuda::error::CudaError;
 use std::fmt;
-use std::rc::Rc;
 use vdnn_cost::Precision;
 use vdnn_ir::Bytes;
 use vdnn_ir::graph::EngineConfig;
@@ -138,13 +136,14 @@ pub(super) struct Config {
 /// What one heuristic offers for a graph, in its order. Configurations that cannot be written
 /// down (more than 16 knobs, values beyond 32 bits) are left out.
 pub(super) fn offered(
-    session: &Rc<Session>,
+    target: &Target,
     graph: &Graph,
     source: Source,
 ) -> Result<Vec<Candidate>, CudaError> {
-    let heuristic = Desc::new(session, Kind::EngineHeuristic)?;
+    let heuristic = Desc::new(&target.session, Kind::EngineHeuristic)?;
     heuristic.set_descs(attr::HEUR_OPERATION_GRAPH, &[&graph.desc])?;
     heuristic.set_enum(attr::HEUR_MODE, AttrType::HeurMode, source.mode())?;
+    target.bind(&heuristic, None, Some(attr::HEUR_DEVICE))?;
     let heuristic = heuristic.finalize()?;
     let count = heuristic.count(attr::HEUR_RESULTS)?;
     let configs = heuristic.get_descs(attr::HEUR_RESULTS, Kind::EngineConfig, count)?;
@@ -179,7 +178,7 @@ fn candidate(desc: &Desc, source: Source) -> Result<Option<Candidate>, CudaError
 /// # Errors
 /// If this cuDNN has no such engine for the graph or the engine does not take the knobs.
 pub(super) fn rebuild(
-    session: &Rc<Session>,
+    target: &Target,
     graph: &Graph,
     config: EngineConfig,
 ) -> Result<Config, CudaError> {
@@ -188,9 +187,11 @@ pub(super) fn rebuild(
     if index >= count {
         return Err(CudaError::BadPlan { why: format!("engine {index} of {count} for this convolution") });
     }
+    let session = &target.session;
     let engine = Desc::new(session, Kind::Engine)?;
     engine.set_descs(attr::ENGINE_OPERATION_GRAPH, &[&graph.desc])?;
     engine.set_i64(attr::ENGINE_GLOBAL_INDEX, &[index])?;
+    target.bind(&engine, None, Some(attr::ENGINE_DEVICE))?;
     let engine = engine.finalize()?;
     let notes = Notes::of(&engine.get_enums(attr::ENGINE_NUMERICAL_NOTE, AttrType::NumericalNote)?);
 

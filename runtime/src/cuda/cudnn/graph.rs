@@ -1,7 +1,7 @@
 //! Operation graphs: a convolution, and the addition of its bias behind it.
 
 use super::api::Session;
-use super::desc::{AttrType, Desc, Kind, attr};
+use super::desc::{AttrType, Desc, Kind, Target, attr};
 use super::problem::{Direction, Problem, Shape};
 use crate::cuda::error::CudaError;
 use std::rc::Rc;
@@ -46,7 +46,8 @@ fn tensor(session: &Rc<Session>, shape: &Shape, id: i64, is_virtual: bool) -> Re
 }
 
 /// The graph of a problem: one convolution, followed by the addition of the bias if it has one.
-pub(super) fn build(session: &Rc<Session>, problem: &Problem) -> Result<Graph, CudaError> {
+pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaError> {
+    let session = &target.session;
     let conv = Desc::new(session, Kind::Convolution)?;
     conv.set_enum(attr::CONV_COMP_TYPE, AttrType::DataType, FLOAT)?;
     conv.set_enum(attr::CONV_MODE, AttrType::ConvolutionMode, CROSS_CORRELATION)?;
@@ -98,7 +99,7 @@ pub(super) fn build(session: &Rc<Session>, problem: &Problem) -> Result<Graph, C
 
     let desc = Desc::new(session, Kind::OperationGraph)?;
     desc.set_descs(attr::GRAPH_OPS, &ops.iter().collect::<Vec<_>>())?;
-    desc.set_handle(attr::GRAPH_HANDLE)?;
+    target.bind(&desc, Some(attr::GRAPH_HANDLE), None)?;
     let desc = desc.finalize()?;
     parts.extend(ops);
     Ok(Graph { desc, _parts: parts })

@@ -17,6 +17,7 @@ pub(crate) use engine::{Candidate, Notes, Source};
 use super::error::CudaError;
 use super::launch::{DeviceRange, LaunchSpec, Prepared};
 use api::Session;
+use desc::Target;
 use engine::BIAS_APART;
 use graph::Graph;
 use legacy::{BiasAdd, LegacyConv, LegacyLaunch};
@@ -44,7 +45,7 @@ pub(crate) struct DnnOptions {
 /// with it. Not for use from several threads.
 #[derive(Debug)]
 pub(crate) struct Dnn {
-    session: Rc<Session>,
+    target: Target,
     options: DnnOptions,
     graphs: RefCell<HashMap<Problem, Rc<Graph>>>,
     built: RefCell<HashMap<(Problem, EngineConfig), Rc<Built>>>,
@@ -64,13 +65,16 @@ impl Dnn {
     /// # Errors
     /// As [`Self::new`].
     pub(crate) fn with_options(options: DnnOptions) -> Result<Self, CudaError> {
-        let session = Session::new()?;
-        Ok(Self { session, options, graphs: RefCell::default(), built: RefCell::default() })
+        Ok(Self::on(Target::new(Session::new()?), options))
+    }
+
+    fn on(target: Target, options: DnnOptions) -> Self {
+        Self { target, options, graphs: RefCell::default(), built: RefCell::default() }
     }
 
     /// Version of the library, such as `9.19.0`.
     pub(crate) fn version(&self) -> String {
-        let v = self.session.version();
+        let v = self.target.session.version();
         format!("{}.{}.{}", v / 10000, v / 100 % 100, v % 100)
     }
 
@@ -83,7 +87,7 @@ impl Dnn {
         if let Some(graph) = self.graphs.borrow().get(problem) {
             return Ok(Rc::clone(graph));
         }
-        let graph = Rc::new(graph::build(&self.session, problem)?);
+        let graph = Rc::new(graph::build(&self.target, problem)?);
         self.graphs.borrow_mut().insert(problem.clone(), Rc::clone(&graph));
         Ok(graph)
     }
@@ -96,7 +100,7 @@ impl Dnn {
             return Ok(Rc::clone(&built.plan));
         }
         let graph = self.graph(&key.0)?;
-        let plan = Plan::build(&self.session, engine::rebuild(&self.session, &graph, config)?)?;
+        let plan = Plan::build(&self.target, engine::rebuild(&self.target, &graph, config)?)?;
         let built = Rc::new(Built::new(plan, graph));
         let plan = Rc::clone(&built.plan);
         self.built.borrow_mut().insert(key, built);
@@ -113,7 +117,7 @@ impl Dnn {
         let mut all: Vec<Candidate> = Vec::new();
         let mut refused = None;
         for source in sources {
-            match engine::offered(&self.session, &graph, source) {
+            match engine::offered(&self.target, &graph, source) {
                 Ok(offered) => all.extend(offered),
                 Err(error) => refused = Some(error),
             }
@@ -261,7 +265,7 @@ fn named(
     pointers: Pointers,
     algo: ConvAlgo,
 ) -> Result<Box<dyn Prepared>, CudaError> {
-    let session = &dnn.session;
+    let session = &dnn.target.session;
     let conv = LegacyConv::new(session, problem, algo, spec.precision, dnn.options.deterministic)?;
     let ranges = [spec.workspace, Some(spec.scratch)];
     let workspace = if conv.workspace == Bytes::ZERO {
@@ -283,7 +287,7 @@ fn named(
 }
 
 fn bias_step(dnn: &Dnn, problem: &Problem, pointers: Pointers) -> Result<Option<BiasAdd>, CudaError> {
-    let add = |bias| BiasAdd::new(&dnn.session, problem, bias, pointers.y);
+    let add = |bias| BiasAdd::new(&dnn.target.session, problem, bias, pointers.y);
     pointers.bias.map(add).transpose()
 }
 
@@ -296,21 +300,8 @@ fn launch(
     apart: bool,
 ) -> Result<Box<dyn Prepared>, CudaError> {
     let bias = if apart { bias_step(dnn, problem, pointers)? } else { None };
-    Ok(Box::new(Launch::new(&dnn.session, plan, pointers, workspace, bias)?))
+    Ok(Box::new(Launch::new(&dnn.target.session, plan, pointers, workspace, bias)?))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mark_of_a_separate_bias_survives_the_text_form() {
-        let config = EngineConfig::new(7, &[(2, 3), (27, -1)]).expect("two knobs");
-        let apart = apart_of(config).expect("room");
-        assert!(is_apart(apart) && !is_apart(config));
-        assert_eq!(apart.to_string(), "eng7_k2=3_k27=-1_k255=1");
-        assert_eq!(apart.to_string().parse(), Ok(apart));
-        let full: Vec<(u8, i32)> = (0..16).map(|k| (k, 0)).collect();
-        assert_eq!(apart_of(EngineConfig::new(0, &full).expect("16 knobs")), None);
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! Execution plans, and launches of them with their addresses.
 
 use super::api::Session;
-use super::desc::{Desc, Kind, attr};
+use super::desc::{Desc, Kind, Target, attr};
 use super::engine::{Config, Notes};
 use super::graph::{Graph, uid};
 use super::legacy::BiasAdd;
@@ -24,9 +24,9 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Builds the plan of a configuration; engines that compile at run time compile here.
-    pub(super) fn build(session: &Rc<Session>, config: Config) -> Result<Self, CudaError> {
-        let desc = Desc::new(session, Kind::ExecutionPlan)?;
-        desc.set_handle(attr::PLAN_HANDLE)?;
+    pub(super) fn build(target: &Target, config: Config) -> Result<Self, CudaError> {
+        let desc = Desc::new(&target.session, Kind::ExecutionPlan)?;
+        target.bind(&desc, Some(attr::PLAN_HANDLE), Some(attr::PLAN_DEVICE))?;
         desc.set_descs(attr::PLAN_ENGINE_CONFIG, &[&config.desc])?;
         let desc = desc.finalize()?;
         let workspace = Bytes(u64::try_from(desc.get_i64(attr::PLAN_WORKSPACE_SIZE)?).unwrap_or(0));
