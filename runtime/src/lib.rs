@@ -6,5 +6,6 @@ pub mod cuda;
 pub mod error;
 pub mod executor;
 pub mod program;
+mod ranges;
 pub mod sim;
 pub mod trace;

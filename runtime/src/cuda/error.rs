@@ -98,6 +98,11 @@ impl CudaError {
         Self::Driver { call, text }
     }
 
+    /// The error of cudarc's checked calls as ours.
+    pub(crate) fn of(call: &'static str) -> impl Fn(cudarc::driver::result::DriverError) -> Self {
+        move |e| Self::driver(call, e.0)
+    }
+
     /// `Ok` for success, else [`Self::driver`].
     pub(crate) fn check(call: &'static str, status: cudarc::driver::sys::CUresult) -> Result<(), Self> {
         match status {

@@ -3,9 +3,9 @@
 use super::error::CudaError;
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
 use std::fmt;
-use vdnn_cost::Precision;
+
 use vdnn_ir::graph::ConvAlgo;
-use vdnn_ir::{Bytes, Op, TensorType};
+use vdnn_ir::{Bytes, Op, Precision, TensorType};
 
 /// Size of the range that all launches share as [`LaunchSpec::scratch`].
 pub(crate) const SCRATCH: Bytes = Bytes(64 << 20);
