@@ -67,3 +67,30 @@ pub trait Backend {
     /// Kernels that run on host memory, for the setup program.
     fn host_kernels(&self) -> &dyn Kernels;
 }
+
+impl<B: Backend + ?Sized> Backend for Box<B> {
+    fn prepare(&mut self, program: Arc<Program>) -> Result<(), RunError> {
+        (**self).prepare(program)
+    }
+    fn begin(&mut self) -> Result<(), RunError> {
+        (**self).begin()
+    }
+    fn write(&mut self, span: Span, bytes: &[u8]) -> Result<(), RunError> {
+        (**self).write(span, bytes)
+    }
+    fn read(&self, span: Span, into: &mut [u8]) -> Result<(), RunError> {
+        (**self).read(span, into)
+    }
+    fn issue(&mut self, at: CmdId) -> Result<(), RunError> {
+        (**self).issue(at)
+    }
+    fn synchronize(&mut self) -> Result<(), RunError> {
+        (**self).synchronize()
+    }
+    fn run(&mut self, program: &Program) -> Result<(), RunError> {
+        (**self).run(program)
+    }
+    fn host_kernels(&self) -> &dyn Kernels {
+        (**self).host_kernels()
+    }
+}

@@ -18,6 +18,7 @@ mod replay;
 mod stream;
 mod table;
 mod timeline;
+mod timing;
 
 pub use backend::{CudaBackend, CudaOptions};
 pub use device::{Device, DeviceFacts, DeviceSelector};

@@ -1,0 +1,653 @@
+//! One op each with operands at which it is differentiable: every combination of its options,
+//! several random shapes of each.
+
+use crate::arbitrary::Rng;
+use vdnn_ir::op::{
+    BinaryKind, ConvAttrs, LossReduction, LrnAttrs, Op, PoolAttrs, ReduceKind, SliceAttrs, UnaryKind,
+};
+use vdnn_ir::{DType, Dims, Real, Tensor, TensorType};
+
+/// Random shapes per combination of options.
+const REPEATS: usize = 5;
+/// Distance of operands from points without a derivative; far more than the step.
+const MARGIN: f64 = 0.05;
+
+/// An operand and its elements.
+#[derive(Debug)]
+pub enum Operand {
+    /// An f32 tensor in the graph.
+    Real {
+        /// Its type.
+        ty: TensorType,
+        /// Its elements.
+        data: Vec<f64>,
+        /// The op gives it no gradient although the result depends on it.
+        constant: bool,
+    },
+    /// Labels, a step number.
+    Integer(Tensor),
+}
+
+impl Operand {
+    /// Its type in the graph.
+    pub fn ty(&self) -> TensorType {
+        match self {
+            Self::Real { ty, .. } => ty.clone(),
+            Self::Integer(t) => t.ty().clone(),
+        }
+    }
+}
+
+/// An op, its operands, how many outputs it has, and those that are differentiated.
+#[derive(Debug)]
+pub struct Case {
+    /// The op.
+    pub op: Op,
+    /// Its operands.
+    pub operands: Vec<Operand>,
+    /// How many outputs it has.
+    pub outputs: usize,
+    /// Outputs that are differentiated.
+    pub sources: Vec<usize>,
+}
+
+/// Every case, the same ones each time.
+pub fn all() -> Vec<Case> {
+    let mut g = Generator { rng: Rng::new(0x6772_6164), cases: Vec::new() };
+    g.convolutions();
+    g.pools();
+    g.normalisations();
+    g.matrices();
+    g.unary();
+    g.binary();
+    g.reductions();
+    g.movement();
+    g.dropout();
+    g.losses();
+    g.cases
+}
+
+struct Generator {
+    rng: Rng,
+    cases: Vec<Case>,
+}
+
+impl Generator {
+    fn add(&mut self, op: Op, operands: Vec<Operand>) {
+        self.cases.push(Case { op, operands, outputs: 1, sources: vec![0] });
+    }
+
+    // ---- shapes --------------------------------------------------------------------
+
+    /// `rank` extents of at most `most`.
+    fn dims(&mut self, rank: u64, most: u64) -> Vec<u64> {
+        (0..rank).map(|_| self.rng.range(1, most)).collect()
+    }
+
+    /// A shape that broadcasts to `dims`: without some leading ones, with extents of 1.
+    fn narrower(&mut self, dims: &[u64]) -> Vec<u64> {
+        let missing = if self.rng.one_in(2) { self.rng.range(0, dims.len() as u64) as usize } else { 0 };
+        dims[missing..].iter().map(|&d| if self.rng.one_in(3) { 1 } else { d }).collect()
+    }
+
+    fn flag(&mut self) -> bool {
+        self.rng.one_in(2)
+    }
+
+    // ---- elements ------------------------------------------------------------------
+
+    fn with(&mut self, dims: &[u64], mut element: impl FnMut(&mut Rng) -> f64) -> Operand {
+        let ty = TensorType::f32(dims.iter().copied());
+        let data = (0..ty.elements()).map(|_| element(&mut self.rng)).collect();
+        Operand::Real { ty, data, constant: false }
+    }
+
+    /// Any numbers in [-2, 2).
+    fn any(&mut self, dims: &[u64]) -> Operand {
+        self.with(dims, |rng| 2.0 * f64::from(rng.unit()))
+    }
+
+    /// Numbers in [0.4, 2.4).
+    fn positive(&mut self, dims: &[u64]) -> Operand {
+        self.with(dims, |rng| f64::from(rng.unit()) + 1.4)
+    }
+
+    /// Numbers between -3 and 3, none near the ascending `kinks`, on every side of them.
+    fn away(&mut self, dims: &[u64], kinks: &[f64]) -> Operand {
+        let mut ends = vec![-3.0];
+        ends.extend(kinks.iter().filter(|k| k.abs() < 2.9));
+        ends.push(3.0);
+        self.with(dims, |rng| {
+            let i = rng.range(0, ends.len() as u64 - 2) as usize;
+            let (lo, hi) = (ends[i] + MARGIN, ends[i + 1] - MARGIN);
+            lo + (hi - lo) * (f64::from(rng.unit()) + 1.0) / 2.0
+        })
+    }
+
+    /// Numbers that all differ, by 0.2 at least.
+    fn distinct(&mut self, dims: &[u64]) -> Operand {
+        let n: u64 = dims.iter().product();
+        let mut data: Vec<f64> = (0..n).map(|i| (i as f64 - n as f64 / 2.0) * 0.2).collect();
+        for i in (1..data.len()).rev() {
+            data.swap(i, self.rng.range(0, i as u64) as usize);
+        }
+        Operand::Real { ty: TensorType::f32(dims.iter().copied()), data, constant: false }
+    }
+
+    /// Multiples of 0.4 plus `offset`: elements of two operands with different offsets are
+    /// never equal.
+    fn lattice(&mut self, dims: &[u64], offset: f64) -> Operand {
+        self.with(dims, |rng| rng.range(0, 8) as f64 * 0.4 - 1.6 + offset)
+    }
+
+    /// An operand that the result depends on and that has no gradient.
+    fn constant(&mut self, dims: &[u64]) -> Operand {
+        let mut operand = self.positive(dims);
+        if let Operand::Real { constant, .. } = &mut operand {
+            *constant = true;
+        }
+        operand
+    }
+
+    // ---- the ops -------------------------------------------------------------------
+
+    fn convolutions(&mut self) {
+        for spatial in 1..=3 {
+            for groups in [1, 2, 3] {
+                for bias in [false, true] {
+                    for _ in 0..REPEATS {
+                        self.convolution(spatial, groups, bias);
+                    }
+                }
+            }
+        }
+    }
+
+    fn convolution(&mut self, spatial: u64, groups: u64, bias: bool) {
+        let (per_group, filters) = (self.rng.range(1, 2), groups * self.rng.range(1, 2));
+        let mut x = vec![self.rng.range(1, 2), groups * per_group];
+        let mut conv = ConvAttrs {
+            kernel: self.dims(spatial, 3).into(),
+            strides: self.dims(spatial, 3).into(),
+            before: Dims::new(),
+            after: Dims::new(),
+            dilations: self.dims(spatial, 2).into(),
+            groups,
+        };
+        for i in 0..spatial as usize {
+            let (before, after) = (self.rng.range(0, 2), self.rng.range(0, 2));
+            let span = (conv.kernel[i] - 1) * conv.dilations[i] + 1;
+            x.push(span.saturating_sub(before + after).max(1) + self.rng.range(0, 2));
+            conv.before.push(before);
+            conv.after.push(after);
+        }
+        let mut w = vec![filters, per_group];
+        w.extend(&conv.kernel);
+        let mut operands = vec![self.any(&x), self.any(&w)];
+        if bias {
+            operands.push(self.any(&[filters]));
+        }
+        self.add(Op::Conv(conv), operands);
+    }
+
+    fn pools(&mut self) {
+        for spatial in 1..=3 {
+            for ceil_mode in [false, true] {
+                for _ in 0..REPEATS {
+                    let (pool, x) = self.pool(spatial, ceil_mode);
+                    let operand = self.distinct(&x);
+                    self.add(Op::MaxPool(pool), vec![operand]);
+                    for count_include_pad in [false, true] {
+                        let (pool, x) = self.pool(spatial, ceil_mode);
+                        let operand = self.any(&x);
+                        self.add(Op::AvgPool { pool, count_include_pad }, vec![operand]);
+                    }
+                }
+            }
+        }
+        // So large a window that its positions need i32.
+        let (mut pool, _) = self.pool(2, false);
+        pool.kernel = Dims::from_slice(&[17, 16]);
+        let operand = self.distinct(&[1, 1, 35, 34]);
+        self.add(Op::MaxPool(pool), vec![operand]);
+    }
+
+    /// A window and the shape of an x that it fits.
+    fn pool(&mut self, spatial: u64, ceil_mode: bool) -> (PoolAttrs, Vec<u64>) {
+        let mut x = self.dims(2, 2);
+        let mut pool = PoolAttrs {
+            kernel: self.dims(spatial, 3).into(),
+            strides: self.dims(spatial, 3).into(),
+            before: Dims::new(),
+            after: Dims::new(),
+            dilations: self.dims(spatial, 2).into(),
+            ceil_mode,
+        };
+        for i in 0..spatial as usize {
+            let span = (pool.kernel[i] - 1) * pool.dilations[i] + 1;
+            let most = (span - 1).min(2);
+            let (before, after) = (self.rng.range(0, most), self.rng.range(0, most));
+            // No window may step over x.
+            let least = span.saturating_sub(before + after).max(pool.dilations[i]);
+            x.push(least + self.rng.range(0, 2));
+            pool.before.push(before);
+            pool.after.push(after);
+        }
+        (pool, x)
+    }
+
+    fn normalisations(&mut self) {
+        for rank in 2..=5 {
+            for _ in 0..REPEATS {
+                let x = self.dims(rank, 3);
+                let (eps, momentum) = (Real(self.rng.pick(&[1e-3, 0.1])), Real(0.9));
+                let c = [x[1]];
+                let (scale, bias) = (self.any(&c), self.any(&c));
+                let operands = vec![self.any(&x), scale, bias, self.any(&c), self.positive(&c)];
+                self.add(Op::BatchNormInfer { eps, momentum }, operands);
+
+                let (scale, bias) = (self.any(&c), self.any(&c));
+                // The running statistics enter only their next values, which have no gradient.
+                let operands = vec![self.distinct(&x), scale, bias, self.any(&c), self.positive(&c)];
+                let op = Op::BatchNormTrain { eps, momentum };
+                self.cases.push(Case { op, operands, outputs: 5, sources: vec![0] });
+
+                for size in 1..=5 {
+                    let mut x = self.dims(rank, 2);
+                    x[1] = self.rng.range(1, 6);
+                    let lrn = LrnAttrs {
+                        size,
+                        alpha: Real(self.rng.pick(&[0.1, 1.0])),
+                        beta: Real(self.rng.pick(&[0.5, 0.75, 1.0])),
+                        bias: Real(self.rng.pick(&[1.0, 2.0])),
+                    };
+                    let operand = self.any(&x);
+                    self.add(Op::Lrn(lrn), vec![operand]);
+                }
+            }
+        }
+    }
+
+    fn matrices(&mut self) {
+        for (trans_a, trans_b) in [(false, false), (false, true), (true, false), (true, true)] {
+            let turned = |rows, columns, swap| if swap { [columns, rows] } else { [rows, columns] };
+            for _ in 0..REPEATS {
+                let [m, k, n] = [(); 3].map(|()| self.rng.range(1, 4));
+                let (a, b) = (turned(m, k, trans_a), turned(k, n, trans_b));
+                let addends: [Option<&[u64]>; 7] =
+                    [None, Some(&[]), Some(&[n]), Some(&[1]), Some(&[m, 1]), Some(&[1, n]), Some(&[m, n])];
+                for c in addends {
+                    let alpha = Real(self.rng.pick(&[1.0, 0.5, -2.0]));
+                    let beta = Real(self.rng.pick(&[1.0, 0.5, -2.0, 0.0]));
+                    let mut operands = vec![self.any(&a), self.any(&b)];
+                    operands.extend(c.map(|c| self.any(c)));
+                    self.add(Op::Gemm { trans_a, trans_b, alpha, beta }, operands);
+                }
+                for rank in 0..=2 {
+                    let batch = self.dims(rank, 3);
+                    let (mut batch_a, mut batch_b) = (batch.clone(), self.narrower(&batch));
+                    if self.flag() {
+                        std::mem::swap(&mut batch_a, &mut batch_b);
+                    }
+                    let (a, b) = ([batch_a, a.into()].concat(), [batch_b, b.into()].concat());
+                    let operands = vec![self.any(&a), self.any(&b)];
+                    self.add(Op::MatMul { trans_a, trans_b }, operands);
+                }
+            }
+        }
+    }
+
+    fn unary(&mut self) {
+        for _ in 0..REPEATS {
+            let mut real = |least: f32| Real(least + self.rng.unit().abs());
+            let kinds = [
+                UnaryKind::Relu,
+                UnaryKind::LeakyRelu { alpha: real(0.0) },
+                UnaryKind::Clip { lo: real(-2.0), hi: real(0.0) },
+                UnaryKind::Clip { lo: Real(f32::NEG_INFINITY), hi: real(0.0) },
+                UnaryKind::Clip { lo: real(-1.0), hi: Real(f32::INFINITY) },
+                UnaryKind::Sigmoid,
+                UnaryKind::HardSigmoid { alpha: real(0.4), beta: real(0.0) },
+                UnaryKind::HardSwish,
+                UnaryKind::Tanh,
+                UnaryKind::Elu { alpha: real(0.3) },
+                UnaryKind::Exp,
+                UnaryKind::Log,
+                UnaryKind::Sqrt,
+                UnaryKind::Neg,
+                UnaryKind::Abs,
+                UnaryKind::Reciprocal,
+                UnaryKind::Affine { scale: real(-1.5), shift: real(-1.0) },
+                UnaryKind::PowConst { exponent: real(-2.0) },
+                UnaryKind::PowConst { exponent: real(1.0) },
+                UnaryKind::PowConst { exponent: Real(0.0) },
+                UnaryKind::PowConst { exponent: Real(2.0) },
+                UnaryKind::PowConst { exponent: Real(-3.0) },
+            ];
+            for kind in kinds {
+                let rank = self.rng.range(0, 4);
+                let dims = self.dims(rank, 3);
+                let operand = self.domain(kind, &dims);
+                self.add(Op::Unary(kind), vec![operand]);
+            }
+        }
+    }
+
+    /// Operands at which the function is smooth.
+    fn domain(&mut self, kind: UnaryKind, dims: &[u64]) -> Operand {
+        match kind {
+            UnaryKind::Relu
+            | UnaryKind::LeakyRelu { .. }
+            | UnaryKind::Elu { .. }
+            | UnaryKind::Abs
+            | UnaryKind::Reciprocal => self.away(dims, &[0.0]),
+            UnaryKind::Clip { lo, hi } => self.away(dims, &[lo, hi].map(|r| f64::from(r.0))),
+            UnaryKind::HardSigmoid { alpha, beta } => {
+                self.away(dims, &[0.0, 1.0].map(|y| (y - f64::from(beta.0)) / f64::from(alpha.0)))
+            }
+            // Its kinks are at -3 and 3: scaled out, so that both sides are met.
+            UnaryKind::HardSwish => self.with(dims, |rng| {
+                let inside = f64::from(rng.unit()) * (3.0 - MARGIN);
+                if rng.one_in(2) { inside } else { inside.signum() * (6.0 - inside.abs()) }
+            }),
+            UnaryKind::Log | UnaryKind::Sqrt => self.positive(dims),
+            UnaryKind::PowConst { exponent } if exponent.0.fract() == 0.0 => self.away(dims, &[0.0]),
+            UnaryKind::PowConst { .. } => self.positive(dims),
+            UnaryKind::Sigmoid
+            | UnaryKind::Tanh
+            | UnaryKind::Exp
+            | UnaryKind::Neg
+            | UnaryKind::Affine { .. } => self.any(dims),
+        }
+    }
+
+    fn binary(&mut self) {
+        for _ in 0..3 * REPEATS {
+            for kind in [
+                BinaryKind::Add,
+                BinaryKind::Sub,
+                BinaryKind::Mul,
+                BinaryKind::Div,
+                BinaryKind::Pow,
+                BinaryKind::Max,
+                BinaryKind::Min,
+                BinaryKind::PRelu,
+                BinaryKind::Gate,
+            ] {
+                let rank = self.rng.range(0, 4);
+                let dims = self.dims(rank, 3);
+                let (a, b) = (self.narrower(&dims), self.narrower(&dims));
+                let operands = match kind {
+                    BinaryKind::Add | BinaryKind::Sub | BinaryKind::Mul => vec![self.any(&a), self.any(&b)],
+                    BinaryKind::Div => vec![self.any(&a), self.away(&b, &[0.0])],
+                    BinaryKind::Pow => vec![self.positive(&a), self.any(&b)],
+                    BinaryKind::Max | BinaryKind::Min => vec![self.lattice(&a, 0.0), self.lattice(&b, 0.2)],
+                    BinaryKind::PRelu => vec![self.away(&a, &[0.0]), self.any(&b)],
+                    BinaryKind::Gate => vec![self.any(&a), self.away(&b, &[0.0])],
+                };
+                self.add(Op::Binary(kind), operands);
+            }
+        }
+    }
+
+    fn reductions(&mut self) {
+        for kind in [ReduceKind::Sum, ReduceKind::Mean, ReduceKind::Max] {
+            for keepdims in [false, true] {
+                for rank in 0..=4 {
+                    for _ in 0..REPEATS {
+                        let dims = self.dims(rank, 3);
+                        let axes = (0..rank).filter(|_| self.flag()).collect();
+                        let operand = self.distinct(&dims);
+                        self.add(Op::Reduce { kind, axes, keepdims }, vec![operand]);
+                    }
+                }
+            }
+        }
+        for rank in 1..=4 {
+            for axis in 0..rank {
+                let dims = self.dims(rank, 4);
+                let (x, y) = (self.any(&dims), self.any(&dims));
+                self.add(Op::Softmax { axis }, vec![x]);
+                self.add(Op::LogSoftmax { axis }, vec![y]);
+            }
+        }
+    }
+
+    fn movement(&mut self) {
+        for rank in 1..=4 {
+            for _ in 0..2 * REPEATS {
+                let dims = self.dims(rank, 4);
+                let axis = self.rng.range(0, rank - 1);
+                self.concat(&dims, axis);
+                self.split(&dims, axis);
+                self.slice(&dims);
+                self.pad(&dims);
+                let narrow = self.narrower(&dims);
+                let operand = self.any(&narrow);
+                self.add(Op::Expand { dims: dims.as_slice().into() }, vec![operand]);
+                let mut perm: Dims = (0..rank).collect();
+                for i in (1..perm.len()).rev() {
+                    perm.swap(i, self.rng.range(0, i as u64) as usize);
+                }
+                let operand = self.any(&dims);
+                self.add(Op::Transpose { perm }, vec![operand]);
+                let other = if self.flag() {
+                    dims.iter().rev().copied().collect()
+                } else {
+                    Dims::from_slice(&[1, dims.iter().product()])
+                };
+                let operand = self.any(&dims);
+                self.add(Op::Reshape { dims: other }, vec![operand]);
+            }
+        }
+    }
+
+    fn concat(&mut self, dims: &[u64], axis: u64) {
+        let operands = (0..self.rng.range(1, 4))
+            .map(|_| {
+                let mut dims = dims.to_vec();
+                dims[axis as usize] = self.rng.range(1, 3);
+                self.any(&dims)
+            })
+            .collect();
+        self.add(Op::Concat { axis }, operands);
+    }
+
+    fn split(&mut self, dims: &[u64], axis: u64) {
+        let outputs = self.rng.range(1, 4) as usize;
+        let sizes: Dims = (0..outputs).map(|_| self.rng.range(0, 3)).collect();
+        let mut dims = dims.to_vec();
+        dims[axis as usize] = sizes.iter().sum();
+        let mut sources: Vec<usize> = (0..outputs).filter(|_| self.flag()).collect();
+        if sources.is_empty() {
+            sources.push(self.rng.range(0, outputs as u64 - 1) as usize);
+        }
+        let operands = vec![self.any(&dims)];
+        self.cases.push(Case { op: Op::Split { axis, sizes }, operands, outputs, sources });
+    }
+
+    fn slice(&mut self, dims: &[u64]) {
+        let mut slice = SliceAttrs { starts: Dims::new(), steps: Default::default(), lens: Dims::new() };
+        for &d in dims {
+            let (start, step) = (self.rng.range(0, d - 1), self.rng.range(1, 3));
+            let backwards = self.flag();
+            let room = if backwards { start } else { d - 1 - start };
+            slice.starts.push(start);
+            slice.steps.push(if backwards { -(step as i64) } else { step as i64 });
+            let least = u64::from(!self.rng.one_in(8));
+            slice.lens.push(self.rng.range(least, room / step + 1));
+        }
+        let operand = self.any(dims);
+        self.add(Op::Slice(slice), vec![operand]);
+    }
+
+    fn pad(&mut self, dims: &[u64]) {
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        for &d in dims {
+            // Crops less than the extent, all ends together.
+            let b = self.rng.range(0, 2 + d / 2) as i64 - (d / 2) as i64;
+            let least = b.min(0).unsigned_abs();
+            let a = self.rng.range(0, 2 + (d - least) / 2) as i64 - ((d - least) / 2) as i64;
+            before.push(b);
+            after.push(a);
+        }
+        let value = Real(self.rng.pick(&[0.0, 3.0]));
+        let operand = self.any(dims);
+        self.add(Op::Pad { before: before.into(), after: after.into(), value }, vec![operand]);
+    }
+
+    fn dropout(&mut self) {
+        for ratio in [0.0, 0.25, 0.5, 0.9] {
+            for _ in 0..REPEATS {
+                let dims = self.dims(3, 4);
+                let step = Operand::Integer(Tensor::from_i64([], &[self.rng.range(0, 100) as i64]));
+                let operands = vec![self.any(&dims), step];
+                let op = Op::Dropout { ratio: Real(ratio), seed: self.rng.next_u64() };
+                self.add(op, operands);
+            }
+        }
+    }
+
+    fn losses(&mut self) {
+        for reduction in [LossReduction::Mean, LossReduction::Sum, LossReduction::None] {
+            for weighted in [false, true] {
+                for ignore_index in [None, Some(-100), Some(0)] {
+                    for rank in 2..=4 {
+                        for sources in [vec![0], vec![1], vec![0, 1]] {
+                            let operands = self.loss_operands(rank, weighted, ignore_index);
+                            let op = Op::SoftmaxCrossEntropy { reduction, ignore_index };
+                            self.cases.push(Case { op, operands, outputs: 2, sources });
+                            let operands = self.loss_operands(rank, weighted, ignore_index);
+                            self.add(Op::NegativeLogLikelihood { reduction, ignore_index }, operands);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Scores, labels of which the first is not ignored, and weights.
+    fn loss_operands(&mut self, rank: u64, weighted: bool, ignore_index: Option<i64>) -> Vec<Operand> {
+        let mut x = self.dims(rank, 3);
+        x[1] = self.rng.range(2, 5);
+        let labels: Vec<u64> = x[..1].iter().chain(&x[2..]).copied().collect();
+        let classes: Vec<i64> = (0..labels.iter().product())
+            .map(|i| match ignore_index {
+                Some(ignored) if i > 0 && self.rng.one_in(3) => ignored,
+                _ => self.rng.range(1, x[1] - 1) as i64,
+            })
+            .collect();
+        let tensor = if self.flag() {
+            Tensor::from_i64(labels, &classes)
+        } else {
+            let classes: Vec<i32> = classes.iter().map(|&c| c as i32).collect();
+            let ty = TensorType::new(DType::I32, labels);
+            Tensor::from_bytes(ty, bytemuck::cast_slice(&classes)).expect("an element per place")
+        };
+        let mut operands = vec![self.any(&x), Operand::Integer(tensor)];
+        if weighted {
+            operands.push(self.constant(&x[1..2]));
+        }
+        operands
+    }
+}
+
+/// Layers as networks have them: large enough for vectors, tiles and more than one block.
+pub fn layers() -> Vec<Case> {
+    let mut g = Generator { rng: Rng::new(0x6c61_7965), cases: Vec::new() };
+    let square = |kernel: u64, stride: u64, pad: u64, groups: u64| ConvAttrs {
+        kernel: Dims::from_slice(&[kernel, kernel]),
+        strides: Dims::from_slice(&[stride, stride]),
+        before: Dims::from_slice(&[pad, pad]),
+        after: Dims::from_slice(&[pad, pad]),
+        dilations: Dims::from_slice(&[1, 1]),
+        groups,
+    };
+    let convolutions: [([u64; 4], u64, ConvAttrs); 7] = [
+        ([2, 3, 35, 35], 64, square(7, 2, 3, 1)),
+        ([2, 64, 28, 28], 64, square(3, 1, 1, 1)),
+        ([3, 64, 14, 14], 128, square(1, 2, 0, 1)),
+        ([2, 48, 13, 13], 64, square(5, 1, 2, 1)),
+        ([2, 32, 17, 17], 32, square(3, 1, 1, 32)),
+        ([2, 64, 9, 9], 96, square(3, 2, 1, 4)),
+        ([1, 256, 7, 7], 256, square(1, 1, 0, 1)),
+    ];
+    for (x, k, conv) in convolutions {
+        for bias in [false, true] {
+            let w = [k, x[1] / conv.groups, conv.kernel[0], conv.kernel[1]];
+            let mut operands = vec![g.any(&x), g.any(&w)];
+            if bias {
+                operands.push(g.any(&[k]));
+            }
+            g.add(Op::Conv(conv.clone()), operands);
+        }
+    }
+    for (kernel, stride, pad, ceil_mode) in
+        [(3, 2, 1, false), (2, 2, 0, false), (3, 2, 0, true), (3, 1, 1, false)]
+    {
+        let pair = |n: u64| Dims::from_slice(&[n, n]);
+        let pool = PoolAttrs {
+            kernel: pair(kernel),
+            strides: pair(stride),
+            before: pair(pad),
+            after: pair(pad),
+            dilations: pair(1),
+            ceil_mode,
+        };
+        for x in [[2, 64, 28, 28], [3, 13, 29, 29]] {
+            let operand = g.distinct(&x);
+            g.add(Op::MaxPool(pool.clone()), vec![operand]);
+            let operand = g.any(&x);
+            g.add(Op::AvgPool { pool: pool.clone(), count_include_pad: false }, vec![operand]);
+        }
+    }
+    for x in [[8, 64, 28, 28], [3, 30, 9, 11], [2, 512, 7, 7]] {
+        let c = [x[1]];
+        let (eps, momentum) = (Real(1e-5), Real(0.9));
+        let operands = vec![g.any(&x), g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
+        g.cases.push(Case {
+            op: Op::BatchNormTrain { eps, momentum },
+            operands,
+            outputs: 5,
+            sources: vec![0],
+        });
+        let operands = vec![g.any(&x), g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
+        g.add(Op::BatchNormInfer { eps, momentum }, operands);
+        let lrn = LrnAttrs { size: 5, alpha: Real(1e-2), beta: Real(0.75), bias: Real(1.0) };
+        let operand = g.any(&x);
+        g.add(Op::Lrn(lrn), vec![operand]);
+        for axes in [[2, 3].as_slice(), &[0, 2, 3]] {
+            let operand = g.positive(&x);
+            let axes = Dims::from_slice(axes);
+            g.add(Op::Reduce { kind: ReduceKind::Sum, axes, keepdims: false }, vec![operand]);
+        }
+        let operand = g.away(&x, &[0.0]);
+        g.add(Op::Unary(UnaryKind::Relu), vec![operand]);
+        let operands = vec![g.any(&x), g.any(&x)];
+        g.add(Op::Binary(BinaryKind::Add), operands);
+        let narrow = [x[0], 20, x[2], x[3]];
+        let operands = vec![g.any(&x), g.any(&narrow), g.any(&x)];
+        g.add(Op::Concat { axis: 1 }, operands);
+        let half = x[1] / 2;
+        let operands = vec![g.any(&x)];
+        let sizes = Dims::from_slice(&[half, x[1] - half]);
+        g.cases.push(Case { op: Op::Split { axis: 1, sizes }, operands, outputs: 2, sources: vec![0, 1] });
+    }
+    for (m, k, n) in [(64, 512, 1000), (3, 4096, 17), (100, 33, 257)] {
+        let (alpha, beta) = (Real(1.0), Real(1.0));
+        for trans_b in [false, true] {
+            let b = if trans_b { [n, k] } else { [k, n] };
+            let operands = vec![g.any(&[m, k]), g.any(&b), g.any(&[n])];
+            g.add(Op::Gemm { trans_a: false, trans_b, alpha, beta }, operands);
+        }
+    }
+    for (n, c) in [(64, 1000), (7, 10)] {
+        let labels: Vec<i64> = (0..n).map(|i| (i * 7 % c) as i64).collect();
+        let operands = vec![g.any(&[n, c]), Operand::Integer(Tensor::from_i64([n], &labels))];
+        let op = Op::SoftmaxCrossEntropy { reduction: LossReduction::Mean, ignore_index: None };
+        g.cases.push(Case { op, operands, outputs: 2, sources: vec![0] });
+        let operand = g.any(&[n, c]);
+        g.add(Op::Softmax { axis: 1 }, vec![operand]);
+    }
+    g.cases
+}
