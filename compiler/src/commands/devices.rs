@@ -51,6 +51,9 @@ fn text(libraries: &Libraries, devices: &Result<Vec<DeviceFacts>, CudaError>) ->
                     l.path.as_ref().map_or_else(|| "unknown file".to_owned(), |p| p.display().to_string());
                 format!("{}  {path}", l.version)
             }
+            Err(CudaError::MissingLibrary { tried, .. }) => {
+                format!("{} not found; looked in: {}", library.soname(), tried.join(", "))
+            }
             Err(e) => e.to_string(),
         };
         out.push_str(&format!("  {:<14} {line}\n", library.name()));
