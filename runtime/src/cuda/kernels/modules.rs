@@ -129,10 +129,9 @@ impl Launch {
     #[expect(unsafe_code, reason = "calls the driver")]
     fn enqueue(&self, stream: CUstream) -> Result<(), CudaError> {
         let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGS];
-        let starts = self.args.starts();
-        debug_assert!(starts.len() <= MAX_ARGS);
-        for (to, from) in pointers.iter_mut().zip(starts) {
-            *to = std::ptr::from_ref(from).cast_mut().cast();
+        debug_assert!(self.args.all().count() <= MAX_ARGS);
+        for (to, words) in pointers.iter_mut().zip(self.args.all()) {
+            *to = words.as_ptr().cast_mut().cast();
         }
         let [x, y, z] = self.grid;
         // SAFETY: the planning of each op gives its kernel as many arguments as it has, of the

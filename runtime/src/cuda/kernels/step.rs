@@ -64,9 +64,10 @@ impl Args {
         self.bytes(bytemuck::bytes_of(value))
     }
 
-    /// Where each argument begins.
-    pub(super) fn starts(&self) -> impl ExactSizeIterator<Item = &u64> {
-        self.starts.iter().map(|&at| &self.words[at])
+    /// The words of each argument.
+    pub(super) fn all(&self) -> impl Iterator<Item = &[u64]> {
+        let ends = self.starts.iter().skip(1).copied().chain([self.words.len()]);
+        self.starts.iter().zip(ends).map(|(&from, to)| &self.words[from..to])
     }
 }
 
