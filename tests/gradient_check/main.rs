@@ -5,8 +5,10 @@
 //! direction `v` is `(L(x + h v) - L(x - h v)) / 2h`, and also the sum of `gradient * v`.
 
 mod cases;
+mod operands;
 
-use cases::{Case, Operand};
+use cases::Case;
+use operands::Operand;
 use std::collections::{BTreeMap, BTreeSet};
 use vdnn_interp::interpret_f64;
 use vdnn_ir::graph::NodeSpec;
