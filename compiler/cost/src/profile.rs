@@ -61,7 +61,7 @@ pub enum ProfileError {
         /// Path of the table.
         table: String,
         /// The algorithm.
-        algo: ConvAlgo,
+        algo: String,
         /// The reason.
         why: &'static str,
     },
@@ -279,7 +279,12 @@ impl Profile {
                 }
                 _ => continue,
             };
-            return Err(ProfileError::IllegalAlgo { profile: self.name.clone(), table, algo, why });
+            return Err(ProfileError::IllegalAlgo {
+                profile: self.name.clone(),
+                table,
+                algo: algo.to_string(),
+                why,
+            });
         }
         Ok(())
     }

@@ -9,7 +9,6 @@ use std::str::FromStr;
 /// arithmetic on the CPU does not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[expect(clippy::large_enum_variant, reason = "copied freely, and a plan has few thousand")]
 pub enum ConvAlgo {
     /// No workspace.
     ImplicitGemm,

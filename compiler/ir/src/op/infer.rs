@@ -41,9 +41,17 @@ type Types = SmallVec<[TensorType; 2]>;
 /// If the arity, an element type, a shape or a layout is outside the op's contract, or a size
 /// overflows.
 pub fn infer(op: &Op, inputs: &[&TensorType], n_outputs: usize) -> Result<Types, InferError> {
-    let cx = Rule { op, inputs };
-    let mut types = shapes(&cx, n_outputs)?;
-    layouts::assign(&cx, &mut types)?;
+    if inputs.iter().all(|t| t.layout == Layout::RowMajor) {
+        let cx = Rule { op, inputs };
+        let mut types = shapes(&cx, n_outputs)?;
+        layouts::assign(&cx, &mut types)?;
+        return Ok(types);
+    }
+    // The shape rules know logical extents only.
+    let plain: SmallVec<[TensorType; 4]> = inputs.iter().map(|t| t.in_layout(Layout::RowMajor)).collect();
+    let plain: SmallVec<[&TensorType; 4]> = plain.iter().collect();
+    let mut types = shapes(&Rule { op, inputs: &plain }, n_outputs)?;
+    layouts::assign(&Rule { op, inputs }, &mut types)?;
     Ok(types)
 }
 

@@ -4,11 +4,6 @@
 //! With `L` the sum of `y * dy` for a random `dy`, the derivative of `L` along a random
 //! direction `v` is `(L(x + h v) - L(x - h v)) / 2h`, and also the sum of `gradient * v`.
 
-mod cases;
-mod operands;
-
-use cases::Case;
-use operands::Operand;
 use std::collections::{BTreeMap, BTreeSet};
 use vdnn_interp::interpret_f64;
 use vdnn_ir::graph::NodeSpec;
@@ -16,6 +11,7 @@ use vdnn_ir::op::{BinaryKind, LossReduction, Op, ReduceKind, UnaryKind};
 use vdnn_ir::{DType, Graph, Output, Tensor, TensorType, ValueId};
 use vdnn_passes::autodiff::gradients;
 use vdnn_tests::arbitrary::Rng;
+use vdnn_tests::op_cases::{self, Case, Operand};
 
 /// Step of the difference quotient: its error is about `STEP^2` and `1e-16 / STEP`.
 const STEP: f64 = 1e-5;
@@ -26,10 +22,12 @@ const TOLERANCE: f64 = 1e-6;
 const NOISE: f64 = 1e-8;
 /// Directions per operand.
 const DIRECTIONS: usize = 2;
+/// Random shapes per combination of options of an op.
+const REPEATS: usize = 20;
 
 #[test]
 fn gradients_are_the_slopes() {
-    let cases = cases::all();
+    let cases = op_cases::all(REPEATS);
     let failures: Vec<String> = cases
         .iter()
         .enumerate()
@@ -73,7 +71,7 @@ variants!(LossReduction, loss_name, LOSS: [Mean Sum None], others: []);
 
 #[test]
 fn every_differentiable_op_has_cases() {
-    let cases = cases::all();
+    let cases = op_cases::all(1);
     let of = |name: &dyn Fn(&Op) -> Option<&'static str>| -> BTreeSet<&'static str> {
         cases.iter().filter_map(|c| name(&c.op)).collect()
     };

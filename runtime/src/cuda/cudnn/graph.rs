@@ -1,0 +1,106 @@
+//! Operation graphs: a convolution, and the addition of its bias behind it.
+
+use super::api::Session;
+use super::desc::{AttrType, Desc, Kind, Target, attr};
+use super::problem::{Direction, Problem, Shape};
+use crate::cuda::error::CudaError;
+use std::rc::Rc;
+
+/// `CUDNN_DATA_FLOAT`.
+pub(super) const FLOAT: i32 = 0;
+/// `CUDNN_CROSS_CORRELATION`.
+pub(super) const CROSS_CORRELATION: i32 = 1;
+/// `CUDNN_POINTWISE_ADD`.
+const ADD: i32 = 0;
+/// Every address is a multiple of this many bytes; arenas give more.
+pub(super) const ALIGNMENT: i64 = 16;
+
+/// Unique ids of the tensors of a graph.
+pub(super) mod uid {
+    pub(in crate::cuda::cudnn) const X: i64 = 1;
+    pub(in crate::cuda::cudnn) const W: i64 = 2;
+    pub(in crate::cuda::cudnn) const Y: i64 = 3;
+    pub(in crate::cuda::cudnn) const BIAS: i64 = 4;
+    /// The product before the bias; exists inside the engine alone.
+    pub(in crate::cuda::cudnn) const PRODUCT: i64 = 5;
+}
+
+/// A finalized operation graph with the descriptors it was made of.
+#[derive(Debug)]
+pub(super) struct Graph {
+    pub desc: Desc,
+    _parts: Vec<Desc>,
+}
+
+fn tensor(session: &Rc<Session>, shape: &Shape, id: i64, is_virtual: bool) -> Result<Desc, CudaError> {
+    let d = Desc::new(session, Kind::Tensor)?;
+    d.set_enum(attr::TENSOR_DATA_TYPE, AttrType::DataType, FLOAT)?;
+    d.set_i64(attr::TENSOR_DIMENSIONS, &shape.dims)?;
+    d.set_i64(attr::TENSOR_STRIDES, &shape.strides)?;
+    d.set_i64(attr::TENSOR_UNIQUE_ID, &[id])?;
+    d.set_i64(attr::TENSOR_BYTE_ALIGNMENT, &[ALIGNMENT])?;
+    if is_virtual {
+        d.set_bool(attr::TENSOR_IS_VIRTUAL, true)?;
+    }
+    d.finalize()
+}
+
+/// The graph of a problem: one convolution, followed by the addition of the bias if it has one.
+pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaError> {
+    let session = &target.session;
+    let conv = Desc::new(session, Kind::Convolution)?;
+    conv.set_enum(attr::CONV_COMP_TYPE, AttrType::DataType, FLOAT)?;
+    conv.set_enum(attr::CONV_MODE, AttrType::ConvolutionMode, CROSS_CORRELATION)?;
+    conv.set_i64(attr::CONV_SPATIAL_DIMS, &[problem.strides.len() as i64])?;
+    conv.set_i64(attr::CONV_PRE_PADDINGS, &problem.before)?;
+    conv.set_i64(attr::CONV_POST_PADDINGS, &problem.after)?;
+    conv.set_i64(attr::CONV_DILATIONS, &problem.dilations)?;
+    conv.set_i64(attr::CONV_STRIDES, &problem.strides)?;
+    let conv = conv.finalize()?;
+
+    let x = tensor(session, &problem.x, uid::X, false)?;
+    let w = tensor(session, &problem.w, uid::W, false)?;
+    let y = tensor(session, &problem.y, uid::Y, false)?;
+    let product = if problem.bias { Some(tensor(session, &problem.y, uid::PRODUCT, true)?) } else { None };
+
+    let (kind, base) = match problem.dir {
+        Direction::Fprop => (Kind::OperationConvFprop, attr::FPROP),
+        Direction::Dgrad => (Kind::OperationConvDgrad, attr::DGRAD),
+        Direction::Wgrad => (Kind::OperationConvWgrad, attr::WGRAD),
+    };
+    let op = Desc::new(session, kind)?;
+    op.set_f32(base, 1.0)?;
+    op.set_f32(base + 1, 0.0)?;
+    op.set_descs(base + 2, &[&conv])?;
+    op.set_descs(base + 3, &[&w])?;
+    op.set_descs(base + 4, &[&x])?;
+    op.set_descs(base + 5, &[product.as_ref().unwrap_or(&y)])?;
+    let op = op.finalize()?;
+
+    let mut parts = vec![conv, x, w];
+    let mut ops = vec![op];
+    if let Some(product) = product {
+        let bias = tensor(session, &problem.bias_shape(), uid::BIAS, false)?;
+        let add = Desc::new(session, Kind::Pointwise)?;
+        add.set_enum(attr::POINTWISE_MODE, AttrType::PointwiseMode, ADD)?;
+        add.set_enum(attr::POINTWISE_MATH_PREC, AttrType::DataType, FLOAT)?;
+        let add = add.finalize()?;
+        let op = Desc::new(session, Kind::OperationPointwise)?;
+        op.set_descs(attr::OP_POINTWISE_DESC, &[&add])?;
+        op.set_descs(attr::OP_POINTWISE_X, &[&product])?;
+        op.set_descs(attr::OP_POINTWISE_B, &[&bias])?;
+        op.set_descs(attr::OP_POINTWISE_Y, &[&y])?;
+        op.set_f32(attr::OP_POINTWISE_ALPHA1, 1.0)?;
+        op.set_f32(attr::OP_POINTWISE_ALPHA2, 1.0)?;
+        ops.push(op.finalize()?);
+        parts.extend([product, bias, add]);
+    }
+    parts.push(y);
+
+    let desc = Desc::new(session, Kind::OperationGraph)?;
+    desc.set_descs(attr::GRAPH_OPS, &ops.iter().collect::<Vec<_>>())?;
+    target.bind(&desc, Some(attr::GRAPH_HANDLE), None)?;
+    let desc = desc.finalize()?;
+    parts.extend(ops);
+    Ok(Graph { desc, _parts: parts })
+}
