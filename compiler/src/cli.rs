@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
-use vdnn_passes::{AlgoMode, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
 use vdnn_runtime::cuda::DeviceSelector;
 
 /// Compiles a convolutional network into a plan of GPU memory, kernels and transfers.
@@ -105,6 +105,10 @@ pub struct SharedArgs {
     /// Arithmetic the cost model assumes.
     #[arg(long, value_name = "f32|tf32|bf16", default_value = "f32", value_parser = parse_precision)]
     pub precision: Precision,
+    /// What is fused: epilogue puts sums and ReLUs into the convolution or batch norm in
+    /// front of them. Default: off, and epilogue where a GPU runs the plan.
+    #[arg(long, value_name = "off|epilogue")]
+    pub fuse: Option<Fuse>,
     /// Keep weight gradients to the end of the step (implied by --save-gradients).
     #[arg(long)]
     pub keep_gradients: bool,
@@ -474,6 +478,7 @@ impl SharedArgs {
             memory: self.memory,
             sync: self.sync,
             precision: self.precision,
+            fuse: self.fuse.unwrap_or(Fuse::Off),
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),
             elide_copies: !self.no_elide.contains(&Elision::Copies),

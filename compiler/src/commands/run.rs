@@ -74,6 +74,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
                 &mut graph,
                 Mode::Train,
                 options.keep_gradients,
+                options.fuse,
                 &cost,
                 &mut Timings::default(),
             )?;

@@ -277,9 +277,7 @@ fn launch(
                 .map_err(|_| CudaError::BadPlan { why: "a tensor above the address space".to_owned() })?;
             Action::Within { to, from, len }
         }
-        Op::Conv(_) | Op::ConvDgrad { .. } | Op::ConvWgrad { .. } => {
-            Action::Kernel(cudnn::prepare(spec, resources.handles.dnn()?)?)
-        }
+        op if op.is_conv() => Action::Kernel(cudnn::prepare(spec, resources.handles.dnn()?)?),
         Op::Gemm { .. } | Op::MatMul { .. } => {
             Action::Kernel(blas::prepare(spec, resources.handles.blas()?)?)
         }
