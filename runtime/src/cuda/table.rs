@@ -238,7 +238,7 @@ fn launch(
                 .map_err(|_| CudaError::BadPlan { why: "a tensor above the address space".to_owned() })?;
             Action::Within { to, from, len }
         }
-        op if op.is_conv() => Action::Kernel(cudnn::prepare(spec, resources.dnn)?),
+        op if op.is_conv() => Action::Kernel(cudnn::prepare(spec, resources.dnn, modules)?),
         Op::Gemm { .. } | Op::MatMul { .. } => Action::Kernel(blas::prepare(spec, resources.blas)?),
         _ => Action::Kernel(kernels::prepare(spec, modules)?),
     })

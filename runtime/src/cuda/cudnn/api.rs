@@ -101,7 +101,6 @@ functions! {
     conv_set: SetConv = "cudnnSetConvolutionNdDescriptor";
     conv_groups: SetInt = "cudnnSetConvolutionGroupCount";
     conv_math: SetInt = "cudnnSetConvolutionMathType";
-    add_tensor: AddTensor = "cudnnAddTensor";
     fprop: Convolve = "cudnnConvolutionForward";
     dgrad: Convolve = "cudnnConvolutionBackwardData";
     wgrad: Convolve = "cudnnConvolutionBackwardFilter";

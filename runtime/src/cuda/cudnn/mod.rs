@@ -15,12 +15,13 @@ mod problem;
 pub(crate) use engine::{Candidate, Notes, Source};
 
 use super::error::CudaError;
+use super::kernels::{self, Modules};
 use super::launch::{DeviceRange, LaunchSpec, Prepared};
 use api::Session;
 use desc::Target;
 use engine::BIAS_APART;
 use graph::Graph;
-use legacy::{BiasAdd, LegacyConv, LegacyLaunch};
+use legacy::{LegacyConv, LegacyLaunch};
 use plan::{Built, Launch, Plan, Pointers};
 use problem::Problem;
 use std::cell::RefCell;
@@ -94,7 +95,7 @@ impl Dnn {
 
     /// The kernel `config` names, for the problem with its bias fused or apart.
     fn build(&self, problem: &Problem, config: EngineConfig) -> Result<Rc<Plan>, CudaError> {
-        let problem = if is_apart(config) { problem.without_bias() } else { problem.clone() };
+        let problem = if is_apart(config) { problem.without_epilogue() } else { problem.clone() };
         let key = (problem, config);
         if let Some(built) = self.built.borrow().get(&key) {
             return Ok(Rc::clone(&built.plan));
@@ -136,12 +137,12 @@ impl Dnn {
     }
 
     fn candidates(&self, problem: &Problem, precision: Precision) -> Result<Vec<Candidate>, CudaError> {
-        if !problem.bias {
+        if !problem.has_epilogue() {
             return self.offers(problem, precision);
         }
-        // No engine that fuses the bias is a reason to add it apart, not to fail.
+        // No engine that fuses the epilogue is a reason to run it apart, not to fail.
         let fused = self.offers(problem, precision).unwrap_or_default();
-        let apart = self.offers(&problem.without_bias(), precision)?;
+        let apart = self.offers(&problem.without_epilogue(), precision)?;
         let apart = apart.into_iter().filter_map(|c| Some(Candidate { config: apart_of(c.config)?, ..c }));
         Ok(fused.into_iter().chain(apart).collect())
     }
@@ -187,15 +188,19 @@ pub(crate) fn candidates(
 /// [`CudaError::Unsupported`] as [`Problem::of`] or if no engine fits; [`CudaError::BadPlan`]
 /// if the engine named does not exist or build here, needs more workspace than the plan gives
 /// it, or its arithmetic is not what was asked for.
-pub(crate) fn prepare(spec: &LaunchSpec<'_>, dnn: &Dnn) -> Result<Box<dyn Prepared>, CudaError> {
+pub(crate) fn prepare(
+    spec: &LaunchSpec<'_>,
+    dnn: &Dnn,
+    modules: &mut Modules,
+) -> Result<Box<dyn Prepared>, CudaError> {
     let inputs: Vec<&TensorType> = spec.inputs.iter().map(|o| o.ty).collect();
     let outputs: Vec<&TensorType> = spec.outputs.iter().map(|o| o.ty).collect();
     let problem = Problem::of(spec.op, &inputs, &outputs)?;
     let pointers = Pointers::of(spec, problem.dir)?;
     match spec.algo {
-        Some(ConvAlgo::Engine(config)) => exact(spec, dnn, &problem, pointers, config),
-        Some(algo) if dnn.options.legacy => named(spec, dnn, &problem, pointers, algo),
-        _ => first_that_fits(spec, dnn, &problem, pointers),
+        Some(ConvAlgo::Engine(config)) => exact(spec, dnn, modules, &problem, pointers, config),
+        Some(algo) if dnn.options.legacy => named(spec, dnn, modules, &problem, pointers, algo),
+        _ => first_that_fits(spec, dnn, modules, &problem, pointers),
     }
 }
 
@@ -203,6 +208,7 @@ pub(crate) fn prepare(spec: &LaunchSpec<'_>, dnn: &Dnn) -> Result<Box<dyn Prepar
 fn exact(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
+    modules: &mut Modules,
     problem: &Problem,
     pointers: Pointers,
     config: EngineConfig,
@@ -223,13 +229,14 @@ fn exact(
         return Err(bad(format!("it needs a workspace of {}, and the plan gives {given}", plan.workspace)));
     }
     let apart = is_apart(config);
-    launch(dnn, problem, plan, pointers, spec.workspace, apart)
+    launch(spec, dnn, modules, plan, pointers, spec.workspace, apart)
 }
 
 /// The best engine, in the order of the heuristics, that builds and fits.
 fn first_that_fits(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
+    modules: &mut Modules,
     problem: &Problem,
     pointers: Pointers,
 ) -> Result<Box<dyn Prepared>, CudaError> {
@@ -252,7 +259,7 @@ fn first_that_fits(
             continue;
         }
         let range = if plan.workspace <= given { spec.workspace } else { Some(spec.scratch) };
-        return launch(dnn, problem, plan, pointers, range, is_apart(candidate.config));
+        return launch(spec, dnn, modules, plan, pointers, range, is_apart(candidate.config));
     }
     Err(CudaError::Unsupported { op: spec.op.to_string(), why })
 }
@@ -261,6 +268,7 @@ fn first_that_fits(
 fn named(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
+    modules: &mut Modules,
     problem: &Problem,
     pointers: Pointers,
     algo: ConvAlgo,
@@ -282,25 +290,21 @@ fn named(
             ),
         })?)
     };
-    let bias = bias_step(dnn, problem, pointers)?;
-    Ok(Box::new(LegacyLaunch { conv, pointers, workspace, bias }))
-}
-
-fn bias_step(dnn: &Dnn, problem: &Problem, pointers: Pointers) -> Result<Option<BiasAdd>, CudaError> {
-    let add = |bias| BiasAdd::new(&dnn.target.session, problem, bias, pointers.y);
-    pointers.bias.map(add).transpose()
+    let epilogue = if problem.has_epilogue() { Some(kernels::epilogue(spec, modules)?) } else { None };
+    Ok(Box::new(LegacyLaunch { conv, pointers, workspace, epilogue }))
 }
 
 fn launch(
+    spec: &LaunchSpec<'_>,
     dnn: &Dnn,
-    problem: &Problem,
+    modules: &mut Modules,
     plan: Rc<Plan>,
     pointers: Pointers,
     workspace: Option<DeviceRange>,
     apart: bool,
 ) -> Result<Box<dyn Prepared>, CudaError> {
-    let bias = if apart { bias_step(dnn, problem, pointers)? } else { None };
-    Ok(Box::new(Launch::new(&dnn.target.session, plan, pointers, workspace, bias)?))
+    let epilogue = if apart { Some(kernels::epilogue(spec, modules)?) } else { None };
+    Ok(Box::new(Launch::new(&dnn.target.session, plan, pointers, workspace, epilogue)?))
 }
 
 #[cfg(test)]
