@@ -60,6 +60,11 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
     let mut failed = Vec::new();
     for target in &args.targets {
         if let Err(failure) = bench(args, target) {
+            if args.json {
+                super::print(
+                    &json!({"kind": "error", "model": target, "message": failure.message}).to_string(),
+                );
+            }
             failed.push((target, failure));
         }
     }
