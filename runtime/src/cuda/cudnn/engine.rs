@@ -135,11 +135,7 @@ pub(super) struct Config {
 
 /// What one heuristic offers for a graph, in its order. Configurations that cannot be written
 /// down (more than 16 knobs, values beyond 32 bits) are left out.
-pub(super) fn offered(
-    target: &Target,
-    graph: &Graph,
-    source: Source,
-) -> Result<Vec<Candidate>, CudaError> {
+pub(super) fn offered(target: &Target, graph: &Graph, source: Source) -> Result<Vec<Candidate>, CudaError> {
     let heuristic = Desc::new(&target.session, Kind::EngineHeuristic)?;
     heuristic.set_descs(attr::HEUR_OPERATION_GRAPH, &[&graph.desc])?;
     heuristic.set_enum(attr::HEUR_MODE, AttrType::HeurMode, source.mode())?;
@@ -177,11 +173,7 @@ fn candidate(desc: &Desc, source: Source) -> Result<Option<Candidate>, CudaError
 ///
 /// # Errors
 /// If this cuDNN has no such engine for the graph or the engine does not take the knobs.
-pub(super) fn rebuild(
-    target: &Target,
-    graph: &Graph,
-    config: EngineConfig,
-) -> Result<Config, CudaError> {
+pub(super) fn rebuild(target: &Target, graph: &Graph, config: EngineConfig) -> Result<Config, CudaError> {
     let count = graph.desc.get_i64(attr::GRAPH_ENGINE_COUNT)?;
     let index = i64::from(config.engine());
     if index >= count {
