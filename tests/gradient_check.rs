@@ -22,10 +22,12 @@ const TOLERANCE: f64 = 1e-6;
 const NOISE: f64 = 1e-8;
 /// Directions per operand.
 const DIRECTIONS: usize = 2;
+/// Random shapes per combination of options of an op.
+const REPEATS: usize = 20;
 
 #[test]
 fn gradients_are_the_slopes() {
-    let cases = op_cases::all();
+    let cases = op_cases::all(REPEATS);
     let failures: Vec<String> = cases
         .iter()
         .enumerate()
@@ -58,7 +60,7 @@ variants!(Op, op_name, OPS: [
 ], others: [
     Fill ConvDgrad ConvWgrad MaxPoolGrad AvgPoolGrad BatchNormGrad BatchNormInferGrad LrnGrad UnaryGrad
     SoftmaxGrad LogSoftmaxGrad SliceGrad SoftmaxCrossEntropyGrad NegativeLogLikelihoodGrad SgdUpdate
-    Relayout OffloadStart OffloadDone PrefetchStart PrefetchDone
+    BatchNormTrainRelu BatchNormReluGrad ConvEpilogue Relayout OffloadStart OffloadDone PrefetchStart PrefetchDone
 ]);
 variants!(UnaryKind, unary_name, UNARY: [
     Relu LeakyRelu Clip Sigmoid HardSigmoid HardSwish Tanh Elu Exp Log Sqrt Neg Abs Reciprocal Affine PowConst
@@ -69,7 +71,7 @@ variants!(LossReduction, loss_name, LOSS: [Mean Sum None], others: []);
 
 #[test]
 fn every_differentiable_op_has_cases() {
-    let cases = op_cases::all();
+    let cases = op_cases::all(1);
     let of = |name: &dyn Fn(&Op) -> Option<&'static str>| -> BTreeSet<&'static str> {
         cases.iter().filter_map(|c| name(&c.op)).collect()
     };

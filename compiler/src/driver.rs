@@ -112,7 +112,14 @@ pub fn stop_after(
             timings.pass(&vdnn_passes::simplify::Simplify, &mut graph, &cx)?;
             return Ok(graph);
         }
-        pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, cost, &mut timings)?;
+        pipeline::to_joint(
+            &mut graph,
+            options.mode,
+            options.keep_gradients,
+            options.fuse,
+            cost,
+            &mut timings,
+        )?;
     }
     if phase <= Phase::Joint {
         return Ok(graph);
@@ -166,7 +173,7 @@ pub fn compile(
 ) -> Result<Compiled, NoPlan> {
     let start = Instant::now();
     let mut timings = Timings::default();
-    pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, cost, &mut timings)?;
+    pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, options.fuse, cost, &mut timings)?;
     plan_joint(&graph, batch, model, options, cost, start, timings)
 }
 

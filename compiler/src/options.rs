@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode};
-use vdnn_passes::{AlgoMode, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
 
 /// Options of one compilation.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct CompileOptions {
     pub sync: SyncMode,
     /// Arithmetic the cost model assumes.
     pub precision: Precision,
+    /// What is fused.
+    pub fuse: Fuse,
     /// Keep every weight gradient to the end of the step, as outputs `grad:NAME`.
     pub keep_gradients: bool,
     /// Remove waits that other waits imply.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Imported --simplify--> Simplified --autodiff | fold-batch-norm, mark-setup-->
-//!   [channels-last] Joint
+//!   [fuse-epilogues, channels-last] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -16,12 +16,13 @@ use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::{Graph, Layout, Mode, NodeId, Phase};
 use vdnn_passes::autodiff::Autodiff;
 use vdnn_passes::channels_last::ChannelsLast;
+use vdnn_passes::fuse::FuseEpilogues;
 use vdnn_passes::inplace::Inplace;
 use vdnn_passes::offload::InsertOffload;
 use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
 use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
-use vdnn_passes::{AlgoMode, PassCtx, PassError, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, PassCtx, PassError, Policy, SyncMode};
 
 /// Passes up to the joint graph. Independent of policy, algorithms and budget.
 ///
@@ -31,6 +32,7 @@ pub fn to_joint(
     graph: &mut Graph,
     mode: Mode,
     keep_gradients: bool,
+    fuse: Fuse,
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
@@ -47,6 +49,11 @@ pub fn to_joint(
             timings.pass(&FoldBatchNorm, graph, &cx)?;
             timings.pass(&MarkSetup, graph, &cx)?;
         }
+    }
+    // After autodiff, whose rules then need not know of fused ops, and after batch norms have
+    // become weights, which makes more convolutions end in a ReLU.
+    if fuse == Fuse::Epilogue {
+        timings.pass(&FuseEpilogues, graph, &cx)?;
     }
     // After autodiff, whose rules then need not know of layouts; before terms are taken and
     // kernels are priced, which do.

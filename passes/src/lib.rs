@@ -4,6 +4,7 @@
 pub mod autodiff;
 pub mod channels_last;
 pub mod elide;
+pub mod fuse;
 pub mod inplace;
 pub mod lower;
 pub mod memory;
@@ -15,5 +16,5 @@ pub mod schedule;
 pub mod select_conv;
 pub mod simplify;
 
-pub use options::{AlgoMode, Policy, SyncMode};
+pub use options::{AlgoMode, Fuse, Policy, SyncMode};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};

@@ -50,7 +50,7 @@ const VARIANTS: [(Precision, Layout); 3] = [
 /// Runs every op.
 pub fn run(device: Device, wanted: &dyn Fn(&str) -> bool, rows: &mut Vec<Row>) {
     let mut by_op: BTreeMap<String, Vec<Case>> = BTreeMap::new();
-    for case in op_cases::all().into_iter().chain(op_cases::layers()) {
+    for case in op_cases::all(5).into_iter().chain(op_cases::layers()) {
         let kind = match &case.op {
             Op::Unary(_) => "unary".to_owned(),
             op => op.name(),

@@ -149,7 +149,7 @@ fn compile_and_run(
     assert!(options.memory.is_none_or(|m| plan.device.bytes <= m), "over budget\n{graph}");
     let mut joint = graph.clone();
     let timings = &mut vdnnc::timing::Timings::default();
-    vdnnc::pipeline::to_joint(&mut joint, options.mode, options.keep_gradients, &cost, timings)
+    vdnnc::pipeline::to_joint(&mut joint, options.mode, options.keep_gradients, options.fuse, &cost, timings)
         .expect("it was compiled");
     if plan.device.bytes > MAX_RUN_BYTES || plan.host.bytes > MAX_RUN_BYTES || flops(&joint) > MAX_RUN_FLOPS {
         return Some(plan.device.bytes);

@@ -5,7 +5,7 @@ use std::path::Path;
 use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Graph, Mode, Tensor};
-use vdnn_passes::{AlgoMode, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
 use vdnn_plan::Plan;
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::executor::Executor;
@@ -31,6 +31,7 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         keep_gradients: false,
         elide_waits: true,
         elide_copies: true,
+        fuse: Fuse::Off,
     }
 }
 

@@ -1,42 +1,18 @@
 //! One op each with operands at which it is differentiable: every combination of its options,
 //! several random shapes of each.
 
+mod layers;
+mod operands;
+
+pub use layers::layers;
+pub use operands::Operand;
+
 use crate::arbitrary::Rng;
+use operands::MARGIN;
 use vdnn_ir::op::{
     BinaryKind, ConvAttrs, LossReduction, LrnAttrs, Op, PoolAttrs, ReduceKind, SliceAttrs, UnaryKind,
 };
 use vdnn_ir::{DType, Dims, Real, Tensor, TensorType};
-
-/// Random shapes per combination of options.
-const REPEATS: usize = 5;
-/// Distance of operands from points without a derivative; far more than the step.
-const MARGIN: f64 = 0.05;
-
-/// An operand and its elements.
-#[derive(Debug)]
-pub enum Operand {
-    /// An f32 tensor in the graph.
-    Real {
-        /// Its type.
-        ty: TensorType,
-        /// Its elements.
-        data: Vec<f64>,
-        /// The op gives it no gradient although the result depends on it.
-        constant: bool,
-    },
-    /// Labels, a step number.
-    Integer(Tensor),
-}
-
-impl Operand {
-    /// Its type in the graph.
-    pub fn ty(&self) -> TensorType {
-        match self {
-            Self::Real { ty, .. } => ty.clone(),
-            Self::Integer(t) => t.ty().clone(),
-        }
-    }
-}
 
 /// An op, its operands, how many outputs it has, and those that are differentiated.
 #[derive(Debug)]
@@ -51,9 +27,9 @@ pub struct Case {
     pub sources: Vec<usize>,
 }
 
-/// Every case, the same ones each time.
-pub fn all() -> Vec<Case> {
-    let mut g = Generator { rng: Rng::new(0x6772_6164), cases: Vec::new() };
+/// The cases with so many random shapes per combination of options, the same ones each time.
+pub fn all(repeats: usize) -> Vec<Case> {
+    let mut g = Generator { rng: Rng::new(0x6772_6164), repeats, cases: Vec::new() };
     g.convolutions();
     g.pools();
     g.normalisations();
@@ -69,6 +45,7 @@ pub fn all() -> Vec<Case> {
 
 struct Generator {
     rng: Rng,
+    repeats: usize,
     cases: Vec<Case>,
 }
 
@@ -77,85 +54,11 @@ impl Generator {
         self.cases.push(Case { op, operands, outputs: 1, sources: vec![0] });
     }
 
-    // ---- shapes --------------------------------------------------------------------
-
-    /// `rank` extents of at most `most`.
-    fn dims(&mut self, rank: u64, most: u64) -> Vec<u64> {
-        (0..rank).map(|_| self.rng.range(1, most)).collect()
-    }
-
-    /// A shape that broadcasts to `dims`: without some leading ones, with extents of 1.
-    fn narrower(&mut self, dims: &[u64]) -> Vec<u64> {
-        let missing = if self.rng.one_in(2) { self.rng.range(0, dims.len() as u64) as usize } else { 0 };
-        dims[missing..].iter().map(|&d| if self.rng.one_in(3) { 1 } else { d }).collect()
-    }
-
-    fn flag(&mut self) -> bool {
-        self.rng.one_in(2)
-    }
-
-    // ---- elements ------------------------------------------------------------------
-
-    fn with(&mut self, dims: &[u64], mut element: impl FnMut(&mut Rng) -> f64) -> Operand {
-        let ty = TensorType::f32(dims.iter().copied());
-        let data = (0..ty.elements()).map(|_| element(&mut self.rng)).collect();
-        Operand::Real { ty, data, constant: false }
-    }
-
-    /// Any numbers in [-2, 2).
-    fn any(&mut self, dims: &[u64]) -> Operand {
-        self.with(dims, |rng| 2.0 * f64::from(rng.unit()))
-    }
-
-    /// Numbers in [0.4, 2.4).
-    fn positive(&mut self, dims: &[u64]) -> Operand {
-        self.with(dims, |rng| f64::from(rng.unit()) + 1.4)
-    }
-
-    /// Numbers between -3 and 3, none near the ascending `kinks`, on every side of them.
-    fn away(&mut self, dims: &[u64], kinks: &[f64]) -> Operand {
-        let mut ends = vec![-3.0];
-        ends.extend(kinks.iter().filter(|k| k.abs() < 2.9));
-        ends.push(3.0);
-        self.with(dims, |rng| {
-            let i = rng.range(0, ends.len() as u64 - 2) as usize;
-            let (lo, hi) = (ends[i] + MARGIN, ends[i + 1] - MARGIN);
-            lo + (hi - lo) * (f64::from(rng.unit()) + 1.0) / 2.0
-        })
-    }
-
-    /// Numbers that all differ, by 0.2 at least.
-    fn distinct(&mut self, dims: &[u64]) -> Operand {
-        let n: u64 = dims.iter().product();
-        let mut data: Vec<f64> = (0..n).map(|i| (i as f64 - n as f64 / 2.0) * 0.2).collect();
-        for i in (1..data.len()).rev() {
-            data.swap(i, self.rng.range(0, i as u64) as usize);
-        }
-        Operand::Real { ty: TensorType::f32(dims.iter().copied()), data, constant: false }
-    }
-
-    /// Multiples of 0.4 plus `offset`: elements of two operands with different offsets are
-    /// never equal.
-    fn lattice(&mut self, dims: &[u64], offset: f64) -> Operand {
-        self.with(dims, |rng| rng.range(0, 8) as f64 * 0.4 - 1.6 + offset)
-    }
-
-    /// An operand that the result depends on and that has no gradient.
-    fn constant(&mut self, dims: &[u64]) -> Operand {
-        let mut operand = self.positive(dims);
-        if let Operand::Real { constant, .. } = &mut operand {
-            *constant = true;
-        }
-        operand
-    }
-
-    // ---- the ops -------------------------------------------------------------------
-
     fn convolutions(&mut self) {
         for spatial in 1..=3 {
             for groups in [1, 2, 3] {
                 for bias in [false, true] {
-                    for _ in 0..REPEATS {
+                    for _ in 0..self.repeats {
                         self.convolution(spatial, groups, bias);
                     }
                 }
@@ -193,7 +96,7 @@ impl Generator {
     fn pools(&mut self) {
         for spatial in 1..=3 {
             for ceil_mode in [false, true] {
-                for _ in 0..REPEATS {
+                for _ in 0..self.repeats {
                     let (pool, x) = self.pool(spatial, ceil_mode);
                     let operand = self.distinct(&x);
                     self.add(Op::MaxPool(pool), vec![operand]);
@@ -238,7 +141,7 @@ impl Generator {
 
     fn normalisations(&mut self) {
         for rank in 2..=5 {
-            for _ in 0..REPEATS {
+            for _ in 0..self.repeats {
                 let x = self.dims(rank, 3);
                 let (eps, momentum) = (Real(self.rng.pick(&[1e-3, 0.1])), Real(0.9));
                 let c = [x[1]];
@@ -271,7 +174,7 @@ impl Generator {
     fn matrices(&mut self) {
         for (trans_a, trans_b) in [(false, false), (false, true), (true, false), (true, true)] {
             let turned = |rows, columns, swap| if swap { [columns, rows] } else { [rows, columns] };
-            for _ in 0..REPEATS {
+            for _ in 0..self.repeats {
                 let [m, k, n] = [(); 3].map(|()| self.rng.range(1, 4));
                 let (a, b) = (turned(m, k, trans_a), turned(k, n, trans_b));
                 let addends: [Option<&[u64]>; 7] =
@@ -298,7 +201,7 @@ impl Generator {
     }
 
     fn unary(&mut self) {
-        for _ in 0..REPEATS {
+        for _ in 0..self.repeats {
             let mut real = |least: f32| Real(least + self.rng.unit().abs());
             let kinds = [
                 UnaryKind::Relu,
@@ -362,7 +265,7 @@ impl Generator {
     }
 
     fn binary(&mut self) {
-        for _ in 0..3 * REPEATS {
+        for _ in 0..3 * self.repeats {
             for kind in [
                 BinaryKind::Add,
                 BinaryKind::Sub,
@@ -394,7 +297,7 @@ impl Generator {
         for kind in [ReduceKind::Sum, ReduceKind::Mean, ReduceKind::Max] {
             for keepdims in [false, true] {
                 for rank in 0..=4 {
-                    for _ in 0..REPEATS {
+                    for _ in 0..self.repeats {
                         let dims = self.dims(rank, 3);
                         let axes = (0..rank).filter(|_| self.flag()).collect();
                         let operand = self.distinct(&dims);
@@ -415,7 +318,7 @@ impl Generator {
 
     fn movement(&mut self) {
         for rank in 1..=4 {
-            for _ in 0..2 * REPEATS {
+            for _ in 0..2 * self.repeats {
                 let dims = self.dims(rank, 4);
                 let axis = self.rng.range(0, rank - 1);
                 self.concat(&dims, axis);
@@ -498,7 +401,7 @@ impl Generator {
 
     fn dropout(&mut self) {
         for ratio in [0.0, 0.25, 0.5, 0.9] {
-            for _ in 0..REPEATS {
+            for _ in 0..self.repeats {
                 let dims = self.dims(3, 4);
                 let step = Operand::Integer(Tensor::from_i64([], &[self.rng.range(0, 100) as i64]));
                 let operands = vec![self.any(&dims), step];
@@ -550,104 +453,4 @@ impl Generator {
         }
         operands
     }
-}
-
-/// Layers as networks have them: large enough for vectors, tiles and more than one block.
-pub fn layers() -> Vec<Case> {
-    let mut g = Generator { rng: Rng::new(0x6c61_7965), cases: Vec::new() };
-    let square = |kernel: u64, stride: u64, pad: u64, groups: u64| ConvAttrs {
-        kernel: Dims::from_slice(&[kernel, kernel]),
-        strides: Dims::from_slice(&[stride, stride]),
-        before: Dims::from_slice(&[pad, pad]),
-        after: Dims::from_slice(&[pad, pad]),
-        dilations: Dims::from_slice(&[1, 1]),
-        groups,
-    };
-    let convolutions: [([u64; 4], u64, ConvAttrs); 7] = [
-        ([2, 3, 35, 35], 64, square(7, 2, 3, 1)),
-        ([2, 64, 28, 28], 64, square(3, 1, 1, 1)),
-        ([3, 64, 14, 14], 128, square(1, 2, 0, 1)),
-        ([2, 48, 13, 13], 64, square(5, 1, 2, 1)),
-        ([2, 32, 17, 17], 32, square(3, 1, 1, 32)),
-        ([2, 64, 9, 9], 96, square(3, 2, 1, 4)),
-        ([1, 256, 7, 7], 256, square(1, 1, 0, 1)),
-    ];
-    for (x, k, conv) in convolutions {
-        for bias in [false, true] {
-            let w = [k, x[1] / conv.groups, conv.kernel[0], conv.kernel[1]];
-            let mut operands = vec![g.any(&x), g.any(&w)];
-            if bias {
-                operands.push(g.any(&[k]));
-            }
-            g.add(Op::Conv(conv.clone()), operands);
-        }
-    }
-    for (kernel, stride, pad, ceil_mode) in
-        [(3, 2, 1, false), (2, 2, 0, false), (3, 2, 0, true), (3, 1, 1, false)]
-    {
-        let pair = |n: u64| Dims::from_slice(&[n, n]);
-        let pool = PoolAttrs {
-            kernel: pair(kernel),
-            strides: pair(stride),
-            before: pair(pad),
-            after: pair(pad),
-            dilations: pair(1),
-            ceil_mode,
-        };
-        for x in [[2, 64, 28, 28], [3, 13, 29, 29]] {
-            let operand = g.distinct(&x);
-            g.add(Op::MaxPool(pool.clone()), vec![operand]);
-            let operand = g.any(&x);
-            g.add(Op::AvgPool { pool: pool.clone(), count_include_pad: false }, vec![operand]);
-        }
-    }
-    for x in [[8, 64, 28, 28], [3, 30, 9, 11], [2, 512, 7, 7]] {
-        let c = [x[1]];
-        let (eps, momentum) = (Real(1e-5), Real(0.9));
-        let operands = vec![g.any(&x), g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
-        g.cases.push(Case {
-            op: Op::BatchNormTrain { eps, momentum },
-            operands,
-            outputs: 5,
-            sources: vec![0],
-        });
-        let operands = vec![g.any(&x), g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
-        g.add(Op::BatchNormInfer { eps, momentum }, operands);
-        let lrn = LrnAttrs { size: 5, alpha: Real(1e-2), beta: Real(0.75), bias: Real(1.0) };
-        let operand = g.any(&x);
-        g.add(Op::Lrn(lrn), vec![operand]);
-        for axes in [[2, 3].as_slice(), &[0, 2, 3]] {
-            let operand = g.positive(&x);
-            let axes = Dims::from_slice(axes);
-            g.add(Op::Reduce { kind: ReduceKind::Sum, axes, keepdims: false }, vec![operand]);
-        }
-        let operand = g.away(&x, &[0.0]);
-        g.add(Op::Unary(UnaryKind::Relu), vec![operand]);
-        let operands = vec![g.any(&x), g.any(&x)];
-        g.add(Op::Binary(BinaryKind::Add), operands);
-        let narrow = [x[0], 20, x[2], x[3]];
-        let operands = vec![g.any(&x), g.any(&narrow), g.any(&x)];
-        g.add(Op::Concat { axis: 1 }, operands);
-        let half = x[1] / 2;
-        let operands = vec![g.any(&x)];
-        let sizes = Dims::from_slice(&[half, x[1] - half]);
-        g.cases.push(Case { op: Op::Split { axis: 1, sizes }, operands, outputs: 2, sources: vec![0, 1] });
-    }
-    for (m, k, n) in [(64, 512, 1000), (3, 4096, 17), (100, 33, 257)] {
-        let (alpha, beta) = (Real(1.0), Real(1.0));
-        for trans_b in [false, true] {
-            let b = if trans_b { [n, k] } else { [k, n] };
-            let operands = vec![g.any(&[m, k]), g.any(&b), g.any(&[n])];
-            g.add(Op::Gemm { trans_a: false, trans_b, alpha, beta }, operands);
-        }
-    }
-    for (n, c) in [(64, 1000), (7, 10)] {
-        let labels: Vec<i64> = (0..n).map(|i| (i * 7 % c) as i64).collect();
-        let operands = vec![g.any(&[n, c]), Operand::Integer(Tensor::from_i64([n], &labels))];
-        let op = Op::SoftmaxCrossEntropy { reduction: LossReduction::Mean, ignore_index: None };
-        g.cases.push(Case { op, operands, outputs: 2, sources: vec![0] });
-        let operand = g.any(&[n, c]);
-        g.add(Op::Softmax { axis: 1 }, vec![operand]);
-    }
-    g.cases
 }

@@ -71,7 +71,9 @@ impl<'a> ConvShape<'a> {
     /// of a convolution's.
     pub(crate) fn of(op: &'a Op, inputs: &[&'a TensorType], outputs: &[&'a TensorType]) -> Option<Self> {
         let (dir, attrs, x, y): (_, _, &[u64], &[u64]) = match op {
-            Op::Conv(attrs) => (ConvDir::Fprop, attrs, &inputs.first()?.dims, &outputs.first()?.dims),
+            Op::Conv(attrs) | Op::ConvEpilogue { conv: attrs, .. } => {
+                (ConvDir::Fprop, attrs, &inputs.first()?.dims, &outputs.first()?.dims)
+            }
             Op::ConvDgrad { conv, x_dims } => (ConvDir::Dgrad, conv, x_dims, &inputs.first()?.dims),
             Op::ConvWgrad { conv, .. } => (ConvDir::Wgrad, conv, &inputs.first()?.dims, &inputs.get(1)?.dims),
             _ => return None,

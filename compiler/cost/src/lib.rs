@@ -6,18 +6,21 @@
 //! profile, the op and its types; with one algorithm they never decrease when a tensor grows.
 
 mod conv;
+pub mod measured;
 mod profile;
 mod roofline;
 #[cfg(test)]
 mod tests;
 
 pub use conv::ConvDir;
+pub use measured::{Measured, MeasuredError, MeasuredOn, MeasuredRow};
 pub use profile::ProfileError;
 pub use vdnn_ir::Precision;
 
 use conv::ConvShape;
 use profile::Profile;
 use roofline::Roofline;
+use std::sync::Arc;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::op::work;
 use vdnn_ir::{Bytes, Layout, Nanos, Op, TensorType};
@@ -52,6 +55,9 @@ pub struct CostModel {
     precision: Precision,
     capacity: Bytes,
     roofline: Roofline,
+    /// Times that take precedence over the roofline.
+    measured: Arc<Measured>,
+    deterministic: bool,
 }
 
 impl CostModel {
@@ -75,7 +81,27 @@ impl CostModel {
             .parse()
             .map_err(|error| ProfileError::Capacity { profile: profile.name.clone(), error })?;
         let roofline = Roofline::new(&profile, precision);
-        Ok(Self { profile, precision, capacity, roofline })
+        let measured = Arc::default();
+        Ok(Self { profile, precision, capacity, roofline, measured, deterministic: false })
+    }
+
+    /// The same model with measured times, which it prefers to its own wherever it has them.
+    /// They must be of this device and of the libraries the plans are to run with.
+    #[must_use]
+    pub fn with_measured(self, measured: impl Into<Arc<Measured>>) -> Self {
+        Self { measured: measured.into(), ..self }
+    }
+
+    /// The same model, offering measured convolution algorithms only if their results do not
+    /// differ from run to run.
+    #[must_use]
+    pub fn with_deterministic(self, deterministic: bool) -> Self {
+        Self { deterministic, ..self }
+    }
+
+    /// The measured times.
+    pub fn measured(&self) -> &Measured {
+        &self.measured
     }
 
     /// Names of the shipped profiles.
@@ -103,8 +129,8 @@ impl CostModel {
         self.capacity
     }
 
-    /// Time of one kernel; `algo` must be one of [`Self::conv_options`] for convolutions
-    /// (any other, or none, is priced as the algorithm without workspace).
+    /// Time of one kernel, measured if it was; `algo` must be one of [`Self::conv_options`]
+    /// for convolutions (any other, or none, is priced as implicit GEMM).
     pub fn kernel(
         &self,
         op: &Op,
@@ -112,6 +138,9 @@ impl CostModel {
         outputs: &[&TensorType],
         algo: Option<ConvAlgo>,
     ) -> Nanos {
+        if let Some(time) = self.measured.time(op, inputs, outputs, self.precision, algo) {
+            return time;
+        }
         let Some(shape) = ConvShape::of(op, inputs, outputs) else {
             return self.roofline.op(op, inputs, outputs);
         };
@@ -123,8 +152,14 @@ impl CostModel {
     }
 
     /// Every algorithm that can run this convolution direction, fastest first (ties by
-    /// workspace, then by algorithm). Never empty; the one without workspace is always in it.
+    /// workspace, then by algorithm). Never empty. If the convolution was measured, what was
+    /// measured to run, which may all need workspace; else the roofline's, of which one needs
+    /// none.
     pub fn conv_options(&self, op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Vec<ConvOption> {
+        let measured = self.measured.conv_options(op, inputs, outputs, self.precision, self.deterministic);
+        if !measured.is_empty() {
+            return measured;
+        }
         match ConvShape::of(op, inputs, outputs) {
             Some(shape) => self.roofline.options(&shape, op, inputs, outputs),
             None => vec![ConvOption {

@@ -156,6 +156,10 @@ fn traffic(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Bytes {
     match op {
         // Statistics read x; the normalisation reads x and writes y.
         Op::BatchNormTrain { .. } => passes(3),
+        // And the other summand.
+        Op::BatchNormTrainRelu { .. } => passes(if inputs.len() > 5 { 4 } else { 3 }),
+        // With y: it gates dy, which is written for the other branch and read again.
+        Op::BatchNormReluGrad { .. } => passes(if inputs.len() > 6 { 7 } else { 5 }),
         // The two sums read dy and x; dx reads both again and is written.
         Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => passes(5),
         // Maximum, sum, result: two reads and one write after the first read.

@@ -18,6 +18,7 @@ use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
 use vdnn_ir::layout::through_row_major;
 use vdnn_ir::op::Op;
 use vdnn_ir::op::infer::infer;
+use vdnn_ir::parts::through_parts;
 use vdnn_ir::{DType, Tensor, TensorType};
 
 /// Kernels for every op, single-threaded, with scalar loops. An in-place input is copied first.
@@ -31,7 +32,9 @@ impl Kernels for NaiveKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
-        if let Some(done) = through_row_major(self, op, inputs, outputs) {
+        if let Some(done) =
+            through_row_major(self, op, inputs, outputs).or_else(|| through_parts(self, op, inputs, outputs))
+        {
             return done;
         }
         launch::<f32>(op, inputs, outputs)
@@ -49,7 +52,9 @@ impl Kernels for WideKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
-        if let Some(done) = through_row_major(self, op, inputs, outputs) {
+        if let Some(done) =
+            through_row_major(self, op, inputs, outputs).or_else(|| through_parts(self, op, inputs, outputs))
+        {
             return done;
         }
         launch::<f64>(op, inputs, outputs)
@@ -165,6 +170,9 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         | Op::PrefetchStart
         | Op::PrefetchDone => {
             y[0].bytes.copy_from_slice(x[0].bytes);
+        }
+        Op::BatchNormTrainRelu { .. } | Op::BatchNormReluGrad { .. } | Op::ConvEpilogue { .. } => {
+            return Err(KernelError::Unsupported { op: op.to_string(), why: "it runs as its parts".into() });
         }
     }
     Ok(())

@@ -13,6 +13,7 @@ mod names;
 pub mod op;
 pub mod order;
 pub mod parse;
+pub mod parts;
 pub mod phase;
 pub mod print;
 pub mod tensor;

@@ -262,7 +262,7 @@ impl<'g> Inserter<'g> {
             {
                 return Some(*x);
             }
-            if matches!(self.graph.node(id).op, Op::Conv(_)) {
+            if matches!(self.graph.node(id).op, Op::Conv(_) | Op::ConvEpilogue { .. }) {
                 return None;
             }
         }

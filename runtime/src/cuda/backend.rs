@@ -2,8 +2,8 @@
 
 use super::arena::{DeviceArena, PinnedArena};
 use super::blas::Blas;
-use super::cudnn::Dnn;
-use super::device::{Device, DeviceSelector};
+use super::cudnn::{Dnn, DnnOptions};
+use super::device::{self, Device, DeviceSelector};
 use super::error::CudaError;
 use super::kernels::Modules;
 use super::lanes::Lanes;
@@ -102,11 +102,22 @@ impl CudaBackend {
         let libraries = libs::load_all(&options.libs)?;
         let device = Device::open(&options.device)?;
         let modules = Modules::new(device.facts(), options.cache_dir.clone())?;
-        let dnn = Dnn::new()?;
+        let dnn =
+            Dnn::with_options(DnnOptions { deterministic: options.deterministic, ..DnnOptions::default() })?;
         let blas = Blas::new()?;
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let host = CpuKernels::new(threads);
         Ok(Self { options, libraries, host, loaded: None, blas, dnn, modules, device })
+    }
+
+    /// Fails as [`Self::new`] would for want of a library or device, but makes no context.
+    ///
+    /// # Errors
+    /// If a library or the device is missing, or too old.
+    pub fn probe(options: &CudaOptions) -> Result<(), CudaError> {
+        libs::load_all(&options.libs)?;
+        device::find(&options.device)?;
+        Ok(())
     }
 
     /// The device.
@@ -287,6 +298,7 @@ impl Backend for CudaBackend {
         let options = TableOptions { poison: self.options.poison, delay_seed: self.options.delay_seed };
         let table = Table::new(&program, &resources, &mut self.modules, options)
             .map_err(|(at, error)| command_error(&program, at, error))?;
+        self.dnn.forget_unused();
         let graph = self.options.graph && self.options.delay_seed.is_none();
         let loaded = Loaded {
             replay: Replay::new(graph),

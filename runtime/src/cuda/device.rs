@@ -102,6 +102,28 @@ pub fn list() -> Result<Vec<DeviceFacts>, CudaError> {
     (0..count).map(|i| facts(handle(i)?)).collect()
 }
 
+/// The number and facts of a device. Makes no context. The driver must be loaded.
+///
+/// # Errors
+/// If the driver fails or there is no such device.
+pub fn find(which: &DeviceSelector) -> Result<(i32, DeviceFacts), CudaError> {
+    let mut all = list()?;
+    let found = match which {
+        DeviceSelector::Ordinal(n) => usize::try_from(*n).ok().filter(|n| *n < all.len()),
+        DeviceSelector::Uuid(uuid) => all.iter().position(|f| f.uuid.eq_ignore_ascii_case(uuid)),
+    };
+    match found {
+        Some(at) => Ok((at as i32, all.swap_remove(at))),
+        None => {
+            let known: Vec<String> =
+                all.iter().enumerate().map(|(i, f)| format!("{i} ({}, {})", f.name, f.uuid)).collect();
+            Err(CudaError::BadPlan {
+                why: format!("no CUDA device {which}; there are: {}", known.join(", ")),
+            })
+        }
+    }
+}
+
 fn handle(ordinal: i32) -> Result<sys::CUdevice, CudaError> {
     result::device::get(ordinal).map_err(CudaError::of("cuDeviceGet"))
 }
@@ -149,23 +171,12 @@ impl Device {
     /// If there is no such device, or its context cannot be made.
     #[expect(unsafe_code, reason = "takes the primary context")]
     pub fn open(which: &DeviceSelector) -> Result<Self, CudaError> {
-        let all = list()?;
-        let found = match which {
-            DeviceSelector::Ordinal(n) => usize::try_from(*n).ok().filter(|n| *n < all.len()),
-            DeviceSelector::Uuid(uuid) => all.iter().position(|f| f.uuid.eq_ignore_ascii_case(uuid)),
-        };
-        let Some(ordinal) = found else {
-            let known: Vec<String> =
-                all.iter().enumerate().map(|(i, f)| format!("{i} ({}, {})", f.name, f.uuid)).collect();
-            return Err(CudaError::BadPlan {
-                why: format!("no CUDA device {which}; there are: {}", known.join(", ")),
-            });
-        };
-        let handle = handle(ordinal as i32)?;
+        let (ordinal, facts) = find(which)?;
+        let handle = handle(ordinal)?;
         // SAFETY: `handle` comes from the driver; released in `drop`.
         let context = unsafe { result::primary_ctx::retain(handle) }
             .map_err(CudaError::of("cuDevicePrimaryCtxRetain"))?;
-        let mut device = Self { facts: all[ordinal].clone(), handle, context, free_at_start: Bytes::ZERO };
+        let mut device = Self { facts, handle, context, free_at_start: Bytes::ZERO };
         device.make_current()?;
         device.free_at_start = device.memory()?.0;
         Ok(device)

@@ -12,8 +12,6 @@ use vdnn_plan::{EventId, Plan, StreamId, StreamKind};
 pub(super) struct Shape {
     /// Streams other than the main one with at least one command, in order.
     pub others: Vec<usize>,
-    /// Compute streams, in order; each has a scratch range.
-    pub compute: Vec<usize>,
 }
 
 impl Shape {
@@ -23,10 +21,7 @@ impl Shape {
             used[command.stream().index()] = true;
         }
         let all = 0..plan.streams.len();
-        Self {
-            others: all.clone().filter(|&s| s != 0 && used[s]).collect(),
-            compute: all.filter(|&s| plan.streams[s] == StreamKind::Compute).collect(),
-        }
+        Self { others: all.filter(|&s| s != 0 && used[s]).collect() }
     }
 }
 
@@ -55,10 +50,6 @@ impl Lanes {
         let events: Result<Vec<_>, _> = (0..plan.n_events).map(|_| Event::new()).collect();
         let joins: Result<Vec<_>, _> = shape.others.iter().map(|_| Event::new()).collect();
         Ok(Self { streams, events: events?, fork: Event::new()?, joins: joins?, shape })
-    }
-
-    pub(super) fn shape(&self) -> &Shape {
-        &self.shape
     }
 
     /// The stream that orders whole steps.
@@ -105,6 +96,6 @@ mod tests {
                     buffer b0 device 0 f32[1] \"x\"\nbuffer b1 host 0 f32[1] \"y\"\ninput \"x\" b0\n\
                     c0 s0 record e0\nc1 s2 wait e0\nc2 s2 copy b1 -> b0\n";
         let plan = vdnn_plan::parse_plan(text).expect("a plan");
-        assert_eq!(Shape::new(&plan), Shape { others: vec![2], compute: vec![0, 3] });
+        assert_eq!(Shape::new(&plan), Shape { others: vec![2] });
     }
 }

@@ -203,7 +203,14 @@ fn entry(
                 _ => return Err(CudaError::BadPlan { why: "a copy within an arena".to_owned() }),
             }
         }
-        Command::Free { buf, .. } if options.poison => Action::Poison(bytes(span(*buf))),
+        Command::Free { buf, .. } if options.poison => match span(*buf) {
+            // Fills by the driver are for device memory; a kernel reaches pinned memory too.
+            host @ Span { space: Space::Host, .. } => {
+                let range = DeviceRange { ptr: resources.address(host), bytes: Bytes(host.len as u64) };
+                Action::Kernel(kernels::poison(range, u32::from_ne_bytes([POISON; 4]), modules)?)
+            }
+            device => Action::Poison(bytes(device)),
+        },
         Command::Free { .. } => Action::Nothing,
         Command::Record { event, .. } => Action::Record(*event),
         Command::Wait { event, .. } => Action::Wait(*event),
@@ -231,9 +238,7 @@ fn launch(
                 .map_err(|_| CudaError::BadPlan { why: "a tensor above the address space".to_owned() })?;
             Action::Within { to, from, len }
         }
-        Op::Conv(_) | Op::ConvDgrad { .. } | Op::ConvWgrad { .. } => {
-            Action::Kernel(cudnn::prepare(spec, resources.dnn)?)
-        }
+        op if op.is_conv() => Action::Kernel(cudnn::prepare(spec, resources.dnn)?),
         Op::Gemm { .. } | Op::MatMul { .. } => Action::Kernel(blas::prepare(spec, resources.blas)?),
         _ => Action::Kernel(kernels::prepare(spec, modules)?),
     })

@@ -35,7 +35,8 @@ type Types = SmallVec<[TensorType; 2]>;
 
 /// The output types of `op` applied to inputs of the given types. `n_outputs` tells
 /// whether the optional output of [`Op::MaxPool`] is wanted; every other op has a fixed
-/// number of outputs, whatever `n_outputs` says.
+/// number of outputs, whatever `n_outputs` says, but for the fourth of
+/// [`Op::BatchNormReluGrad`].
 ///
 /// # Errors
 /// If the arity, an element type, a shape or a layout is outside the op's contract, or a size
@@ -69,6 +70,8 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         }
         Op::BatchNormInfer { .. } => nn::batch_norm_infer(cx),
         Op::BatchNormTrain { .. } => nn::batch_norm_train(cx),
+        Op::BatchNormTrainRelu { .. } => nn::batch_norm_train_relu(cx),
+        Op::ConvEpilogue { conv, .. } => nn::conv_epilogue(cx, conv),
         Op::Lrn(lrn) => {
             cx.arity(1, 1)?;
             nn::lrn(cx, lrn)
@@ -122,6 +125,7 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         Op::MaxPoolGrad { pool, x_dims } => grad::max_pool(cx, pool, x_dims),
         Op::AvgPoolGrad { pool, x_dims, .. } => grad::avg_pool(cx, pool, x_dims),
         Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => grad::batch_norm(cx),
+        Op::BatchNormReluGrad { .. } => grad::batch_norm_relu(cx, n_outputs),
         Op::LrnGrad(lrn) => {
             cx.arity(3, 3)?;
             cx.equal(0, 1)?;

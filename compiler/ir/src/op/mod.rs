@@ -54,6 +54,22 @@ pub enum Op {
         /// Weight of the old running statistic.
         momentum: Real,
     },
+    /// `x, scale, bias, mean, var, [r] -> y, new_mean, new_var, batch_mean, batch_invstd`:
+    /// [`Op::BatchNormTrain`], then `y = max(y + r, 0)`, in the same pass over x.
+    BatchNormTrainRelu {
+        /// Added to the variance.
+        eps: Real,
+        /// Weight of the old running statistic.
+        momentum: Real,
+    },
+    /// `x, w, b, [r] -> y`: [`Op::Conv`], then `y + r`, then `max(y, 0)` if `relu`, before the
+    /// result is stored.
+    ConvEpilogue {
+        /// The convolution.
+        conv: ConvAttrs,
+        /// Ends with a ReLU.
+        relu: bool,
+    },
     /// `x[N,C,..] -> y`: across-channel local response normalisation (ONNX LRN).
     Lrn(LrnAttrs),
     /// `a[.,.], b[.,.], [c] -> y[M,N]`: `alpha * op(a) op(b) + beta * c`; c broadcasts to y.
@@ -204,6 +220,13 @@ pub enum Op {
     },
     /// `dy, x, scale, batch_mean, batch_invstd -> dx, dscale, dbias`.
     BatchNormGrad,
+    /// `dy, x, scale, bias, batch_mean, batch_invstd, [y] -> dx, dscale, dbias, [dr]`: gradient
+    /// of [`Op::BatchNormTrainRelu`]. Where y is given it gates dy, and dr is dy gated; else
+    /// the normalised x is computed again for that.
+    BatchNormReluGrad {
+        /// Added to the variance in the forward pass.
+        eps: Real,
+    },
     /// `dy, x, scale, mean, var -> dx, dscale, dbias`: statistics are constants.
     BatchNormInferGrad {
         /// Added to the variance.
@@ -272,9 +295,10 @@ impl Op {
             | Self::Dropout { .. }
             | Self::BatchNormInfer { .. }
             | Self::BatchNormGrad
+            | Self::BatchNormReluGrad { .. }
             | Self::BatchNormInferGrad { .. } => &[(0, 0)],
             Self::Binary(_) => &[(0, 0), (0, 1)],
-            Self::BatchNormTrain { .. } => &[(1, 3), (2, 4)],
+            Self::BatchNormTrain { .. } | Self::BatchNormTrainRelu { .. } => &[(1, 3), (2, 4)],
             Self::SgdUpdate => &[(0, 0), (1, 1)],
             _ => &[],
         }
@@ -296,7 +320,10 @@ impl Op {
     /// True for the three convolution directions, which need an algorithm from
     /// [`Phase::Selected`] on.
     pub fn is_conv(&self) -> bool {
-        matches!(self, Self::Conv(_) | Self::ConvDgrad { .. } | Self::ConvWgrad { .. })
+        matches!(
+            self,
+            Self::Conv(_) | Self::ConvEpilogue { .. } | Self::ConvDgrad { .. } | Self::ConvWgrad { .. }
+        )
     }
 
     /// The first phase whose graphs may contain this op.
@@ -307,6 +334,9 @@ impl Op {
             | Self::MaxPoolGrad { .. }
             | Self::AvgPoolGrad { .. }
             | Self::BatchNormGrad
+            | Self::BatchNormTrainRelu { .. }
+            | Self::BatchNormReluGrad { .. }
+            | Self::ConvEpilogue { .. }
             | Self::BatchNormInferGrad { .. }
             | Self::LrnGrad(_)
             | Self::UnaryGrad(_)

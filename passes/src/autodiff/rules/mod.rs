@@ -58,6 +58,9 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::MaxPoolGrad { .. }
         | Op::AvgPoolGrad { .. }
         | Op::BatchNormGrad
+        | Op::BatchNormTrainRelu { .. }
+        | Op::BatchNormReluGrad { .. }
+        | Op::ConvEpilogue { .. }
         | Op::BatchNormInferGrad { .. }
         | Op::LrnGrad(_)
         | Op::UnaryGrad(_)

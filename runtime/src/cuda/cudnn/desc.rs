@@ -215,6 +215,13 @@ impl Desc {
         Ok(value[0])
     }
 
+    /// One value of one of cuDNN's enumerations, as a number.
+    pub(super) fn get_enum(&self, name: i32, ty: AttrType) -> Result<i32, CudaError> {
+        let mut value = [-1i32];
+        self.get(name, ty, &mut value)?;
+        Ok(value[0])
+    }
+
     /// Values of one of cuDNN's enumerations, at most 64. Numbers, because a library newer
     /// than this code may have others.
     pub(super) fn get_enums(&self, name: i32, ty: AttrType) -> Result<Vec<i32>, CudaError> {

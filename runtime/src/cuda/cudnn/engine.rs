@@ -98,15 +98,19 @@ pub enum Source {
     ModeB,
     /// What runs if nothing else does; no order.
     Fallback,
+    /// Every engine there is, with its default knobs, by index. The heuristics rank engines
+    /// that use tensor cores first and never offer the Fourier and Winograd ones of f32.
+    Exhaustive,
 }
 
 impl Source {
     /// `cudnnBackendHeurMode_t`.
-    fn mode(self) -> i32 {
+    fn mode(self) -> Option<i32> {
         match self {
-            Self::ModeA => 3,
-            Self::ModeB => 1,
-            Self::Fallback => 2,
+            Self::ModeA => Some(3),
+            Self::ModeB => Some(1),
+            Self::Fallback => Some(2),
+            Self::Exhaustive => None,
         }
     }
 }
@@ -133,12 +137,26 @@ pub(super) struct Config {
     _parts: Vec<Desc>,
 }
 
+/// Every engine of a graph with default knobs; those that do not take the graph are left out.
+fn every(target: &Target, graph: &Graph) -> Result<Vec<Candidate>, CudaError> {
+    let count = graph.desc.get_i64(attr::GRAPH_ENGINE_COUNT)?;
+    let configs = (0..u16::try_from(count).unwrap_or(u16::MAX)).filter_map(|e| EngineConfig::new(e, &[]));
+    let of = |config: EngineConfig| {
+        let built = rebuild(target, graph, config).ok()?;
+        let workspace = u64::try_from(built.desc.get_i64(attr::CONFIG_WORKSPACE_SIZE).ok()?).ok()?;
+        let (notes, source) = (built.notes, Source::Exhaustive);
+        Some(Candidate { config, workspace: Bytes(workspace), notes, source })
+    };
+    Ok(configs.filter_map(of).collect())
+}
+
 /// What one heuristic offers for a graph, in its order. Configurations that cannot be written
 /// down (more than 16 knobs, values beyond 32 bits) are left out.
 pub(super) fn offered(target: &Target, graph: &Graph, source: Source) -> Result<Vec<Candidate>, CudaError> {
+    let Some(mode) = source.mode() else { return every(target, graph) };
     let heuristic = Desc::new(&target.session, Kind::EngineHeuristic)?;
     heuristic.set_descs(attr::HEUR_OPERATION_GRAPH, &[&graph.desc])?;
-    heuristic.set_enum(attr::HEUR_MODE, AttrType::HeurMode, source.mode())?;
+    heuristic.set_enum(attr::HEUR_MODE, AttrType::HeurMode, mode)?;
     target.bind(&heuristic, None, Some(attr::HEUR_DEVICE))?;
     let heuristic = heuristic.finalize()?;
     let count = heuristic.count(attr::HEUR_RESULTS)?;
@@ -153,8 +171,7 @@ fn candidate(desc: &Desc, source: Source) -> Result<Option<Candidate>, CudaError
     let notes = Notes::of(&engine.get_enums(attr::ENGINE_NUMERICAL_NOTE, AttrType::NumericalNote)?);
     let mut knobs = Vec::new();
     for choice in desc.get_descs(attr::CONFIG_KNOB_CHOICES, Kind::KnobChoice, 64)? {
-        let kind = choice.get_enums(attr::KNOB_CHOICE_TYPE, AttrType::KnobType)?;
-        let kind = kind.first().and_then(|&k| u8::try_from(k).ok());
+        let kind = u8::try_from(choice.get_enum(attr::KNOB_CHOICE_TYPE, AttrType::KnobType)?).ok();
         let value = i32::try_from(choice.get_i64(attr::KNOB_CHOICE_VALUE)?).ok();
         let (Some(kind), Some(value)) = (kind, value) else { return Ok(None) };
         knobs.push((kind, value));

@@ -113,7 +113,7 @@ impl Dnn {
         let graph = self.graph(problem)?;
         let mut sources = vec![Source::ModeA];
         sources.extend(self.options.mode_b.then_some(Source::ModeB));
-        sources.push(Source::Fallback);
+        sources.extend([Source::Fallback, Source::Exhaustive]);
         let mut all: Vec<Candidate> = Vec::new();
         let mut refused = None;
         for source in sources {
@@ -161,7 +161,7 @@ fn apart_of(config: EngineConfig) -> Option<EngineConfig> {
 
 /// Every configuration cuDNN's heuristics offer for a convolution op that the precision (and
 /// [`DnnOptions::deterministic`]) admits: heuristic mode A in its order, then mode B if asked
-/// for, then the fallbacks; for a convolution with bias first those that fuse it, then those
+/// for, the fallbacks, and every other engine with its default knobs; for a convolution with bias first those that fuse it, then those
 /// that add it in a second step. Each once; whether it builds shows when it is prepared.
 ///
 /// # Errors

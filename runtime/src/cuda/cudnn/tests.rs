@@ -18,10 +18,14 @@ const H200: &str = r#"{
 }"#;
 
 /// cuDNN for a described H200; `None` where there is no cuDNN.
+#[expect(clippy::print_stderr, reason = "says why a test does nothing")]
 fn h200(options: DnnOptions) -> Option<Dnn> {
     match Target::described(H200) {
         Ok(target) => Some(Dnn::on(target, options)),
-        Err(CudaError::MissingLibrary { .. }) => None,
+        Err(error @ CudaError::MissingLibrary { .. }) => {
+            eprintln!("skipped: {error}");
+            None
+        }
         Err(error) => panic!("cuDNN refuses the description of a device: {error}"),
     }
 }
@@ -80,19 +84,123 @@ fn the_mark_of_a_separate_bias_survives_the_text_form() {
     assert_eq!(apart_of(EngineConfig::new(0, &full).expect("16 knobs")), None);
 }
 
+const STRICT: (Layout, Precision) = (Layout::RowMajor, Precision::F32);
+const TF32: (Layout, Precision) = (Layout::ChannelsLast, Precision::Tf32);
+
 #[test]
-fn explore() {
-    let Some(dnn) = h200(DnnOptions { mode_b: true, ..Default::default() }) else { return };
-    for (layout, precision) in [(Layout::RowMajor, Precision::F32), (Layout::ChannelsLast, Precision::Tf32)] {
+fn each_direction_has_engines_of_the_arithmetic_asked_for() {
+    let Some(dnn) = h200(DnnOptions::default()) else { return };
+    for (layout, precision) in [STRICT, TF32] {
         for case in cases(32, 64, 128, 56, 3, layout) {
-            eprintln!("{} {precision}", case.op);
-            match case.candidates(precision, &dnn) {
-                Err(e) => eprintln!("  {e}"),
-                Ok(list) => {
-                    for c in list {
-                        eprintln!("  {:?} {} ws {} notes {}", c.source, c.config, c.workspace, c.notes);
-                    }
-                }
+            let found = case.candidates(precision, &dnn).unwrap();
+            let text = || format!("{precision} {}: {found:?}", case.op);
+            assert_eq!(found.first().map(|c| c.source), Some(Source::ModeA), "{}", text());
+            let tensor_core = found.iter().filter(|c| c.notes.contains(Notes::TENSOR_CORE)).count();
+            assert_eq!(tensor_core > 0, precision == Precision::Tf32, "{}", text());
+            assert!(!found.iter().any(|c| c.notes.contains(Notes::DOWN_CONVERT_INPUTS)), "{}", text());
+            assert!(found.iter().any(|c| c.workspace == Bytes::ZERO), "{}", text());
+            let mut configs: Vec<_> = found.iter().map(|c| c.config).collect();
+            configs.sort_unstable();
+            configs.dedup();
+            assert_eq!(configs.len(), found.len(), "one twice: {}", text());
+            let biased = case.inputs.len() == 3;
+            let apart = found.iter().filter(|c| is_apart(c.config)).count();
+            assert_eq!(apart > 0, biased, "{}", text());
+            assert!(apart < found.len(), "none fuses the bias: {}", text());
+        }
+    }
+}
+
+#[test]
+fn a_configuration_written_down_builds_again_with_the_workspace_it_promised() {
+    let Some(dnn) = h200(DnnOptions::default()) else { return };
+    for (layout, precision) in [STRICT, TF32] {
+        for case in cases(8, 32, 64, 28, 3, layout) {
+            let inputs: Vec<_> = case.inputs.iter().collect();
+            let problem = Problem::of(&case.op, &inputs, &[&case.outputs[0]]).unwrap();
+            for c in case.candidates(precision, &dnn).unwrap().into_iter().take(3) {
+                let again: EngineConfig = c.config.to_string().parse().unwrap();
+                let plan = dnn.build(&problem, again).unwrap();
+                assert_eq!((plan.workspace, plan.notes), (c.workspace, c.notes), "{}", c.config);
+            }
+        }
+    }
+    dnn.forget_unused();
+    assert!(dnn.built.borrow().is_empty());
+}
+
+#[test]
+fn deterministic_means_no_engine_that_says_otherwise() {
+    let wgrad = &cases(32, 64, 128, 56, 3, Layout::RowMajor)[3];
+    let nondeterministic = |deterministic| {
+        let dnn = h200(DnnOptions { deterministic, ..DnnOptions::default() })?;
+        let found = wgrad.candidates(Precision::F32, &dnn).unwrap();
+        assert!(!found.is_empty());
+        Some(found.iter().filter(|c| c.notes.contains(Notes::NONDETERMINISTIC)).count())
+    };
+    let Some(free) = nondeterministic(false) else { return };
+    assert!(free > 0, "this convolution shows nothing");
+    assert_eq!(nondeterministic(true), Some(0));
+}
+
+/// Prepares a case at addresses that are never used.
+fn try_prepare(
+    case: &Case,
+    dnn: &Dnn,
+    algo: Option<ConvAlgo>,
+    workspace: u64,
+    precision: Precision,
+) -> Result<Box<dyn Prepared>, CudaError> {
+    use crate::cuda::launch::{Operand, SCRATCH};
+    let at = |i: usize| 0x1000_0000 * (i as u64 + 1);
+    let inputs: Vec<_> = case.inputs.iter().enumerate().map(|(i, ty)| Operand { ty, ptr: at(i) }).collect();
+    let outputs: Vec<_> =
+        case.outputs.iter().enumerate().map(|(i, ty)| Operand { ty, ptr: at(i + 8) }).collect();
+    let range = |i: usize, bytes: u64| DeviceRange { ptr: at(i), bytes: Bytes(bytes) };
+    let spec = LaunchSpec {
+        op: &case.op,
+        inputs: &inputs,
+        outputs: &outputs,
+        workspace: (workspace > 0).then(|| range(16, workspace)),
+        scratch: range(17, SCRATCH.0),
+        algo,
+        precision,
+        name: "c",
+    };
+    prepare(&spec, dnn)
+}
+
+#[test]
+fn a_plan_gets_the_engine_it_names_or_nothing() {
+    let Some(dnn) = h200(DnnOptions::default()) else { return };
+    let case = &cases(32, 64, 128, 56, 3, Layout::ChannelsLast)[0];
+    let found = case.candidates(Precision::Tf32, &dnn).unwrap();
+    let greedy = found.iter().find(|c| c.workspace.0 > 1 << 20).expect("one with workspace");
+    let algo = Some(ConvAlgo::Engine(greedy.config));
+    let run = |algo, workspace, precision| try_prepare(case, &dnn, algo, workspace, precision);
+    assert!(run(algo, greedy.workspace.0, Precision::Tf32).is_ok());
+    let refused = |r: Result<_, CudaError>, word: &str| match r {
+        Err(CudaError::BadPlan { why }) => assert!(why.contains(word), "{why}"),
+        other => panic!("{other:?}, but {word:?} was expected"),
+    };
+    refused(run(algo, greedy.workspace.0 - 1, Precision::Tf32), "needs a workspace");
+    let fast = found.iter().find(|c| c.notes.contains(Notes::TENSOR_CORE)).expect("one");
+    let fast_algo = Some(ConvAlgo::Engine(fast.config));
+    refused(run(fast_algo, fast.workspace.0, Precision::F32), "TF32");
+    let none = EngineConfig::new(9999, &[]).map(ConvAlgo::Engine);
+    refused(run(none, 0, Precision::Tf32), "eng9999");
+    let odd = EngineConfig::new(fast.config.engine(), &[(2, 12345)]).map(ConvAlgo::Engine);
+    refused(run(odd, 1 << 30, Precision::Tf32), "k2=12345");
+}
+
+#[test]
+fn a_classic_name_or_none_gets_what_fits() {
+    let Some(dnn) = h200(DnnOptions::default()) else { return };
+    for (layout, precision) in [STRICT, TF32] {
+        for case in &cases(8, 32, 64, 28, 3, layout) {
+            for algo in [None, Some(ConvAlgo::ImplicitGemm), Some(ConvAlgo::WinogradNonfused)] {
+                let launch = try_prepare(case, &dnn, algo, 0, precision);
+                assert!(launch.is_ok(), "{precision} {}: {launch:?}", case.op);
             }
         }
     }

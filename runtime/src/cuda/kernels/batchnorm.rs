@@ -127,9 +127,10 @@ fn coefficients(cx: &mut Cx<'_>, name: &str, blocks: u32, args: Args) {
     cx.push(Step::new(Kernel::fixed(Source::BatchNormCoefficients, name), blocks, args));
 }
 
-/// [`vdnn_ir::Op::BatchNormTrain`].
-pub(super) fn train(cx: &mut Cx<'_>, eps: f32, momentum: f32) -> Result<(), CudaError> {
+/// [`vdnn_ir::Op::BatchNormTrain`], or with `relu` [`vdnn_ir::Op::BatchNormTrainRelu`].
+pub(super) fn train(cx: &mut Cx<'_>, eps: f32, momentum: f32, relu: bool) -> Result<(), CudaError> {
     let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
+    let added = if cx.spec.inputs.len() > 5 { Some(cx.f32(5)?) } else { None };
     let norm = Norm::new(cx, x.ty)?;
     if norm.channels == 0 {
         return Ok(());
@@ -143,9 +144,12 @@ pub(super) fn train(cx: &mut Cx<'_>, eps: f32, momentum: f32) -> Result<(), Cuda
         args = args.ptr(ptr);
     }
     let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
-    let args = args.f64(f64::from(eps)).f64(f64::from(momentum)).u32(0);
+    // Without a residual the backward pass computes y again, exactly.
+    let plain = relu && added.is_none();
+    let args = args.f64(f64::from(eps)).f64(f64::from(momentum)).u32(u32::from(plain));
     coefficients(cx, "bn_train_coefficients", norm.channels.div_ceil(32), args);
-    norm.apply(cx, "BN_APPLY", "false, false", Args::new().ptr(x.ptr).ptr(0).ptr(y.ptr), factors)
+    let pointers = Args::new().ptr(x.ptr).ptr(added.map_or(0, |r| r.ptr)).ptr(y.ptr);
+    norm.apply(cx, "BN_APPLY", &format!("{relu}, {}", added.is_some()), pointers, factors)
 }
 
 /// [`vdnn_ir::Op::BatchNormInfer`].
@@ -182,4 +186,32 @@ pub(super) fn grad(cx: &mut Cx<'_>, eps: Option<f32>) -> Result<(), CudaError> {
     let pointers = Args::new().ptr(dy.ptr).ptr(x.ptr).ptr(0).ptr(0).ptr(dx.ptr).ptr(0);
     let flags = if eps.is_none() { "true, 0, false" } else { "false, 0, false" };
     norm.apply(cx, "BN_GRAD_APPLY", flags, pointers, factors)
+}
+
+/// [`vdnn_ir::Op::BatchNormReluGrad`].
+pub(super) fn relu_grad(cx: &mut Cx<'_>) -> Result<(), CudaError> {
+    let (dy, x, dx) = (cx.f32(0)?, cx.f32(1)?, cx.f32_out(0)?);
+    let norm = Norm::new(cx, x.ty)?;
+    if norm.channels == 0 {
+        return Ok(());
+    }
+    let [scale, bias, mean, invstd] = [cx.f32(2)?, cx.f32(3)?, cx.f32(4)?, cx.f32(5)?].map(|t| t.ptr);
+    let (dscale, dbias) = (cx.f32_out(1)?, cx.f32_out(2)?);
+    let factors = norm.coefficients(cx)?;
+    // The gate is y where it is given, else the output computed again.
+    let (gate, y) = if cx.spec.inputs.len() > 6 { (1, cx.f32(6)?.ptr) } else { (2, 0) };
+    let sent = if cx.spec.outputs.len() > 3 { cx.f32_out(3)?.ptr } else { 0 };
+    let factor = factors + 4 * u64::from(norm.channels);
+    if gate == 2 {
+        // scale * invstd, which the sums need before the other coefficients exist.
+        let args = Args::new().ptr(scale).ptr(invstd).ptr(factor).u32(norm.channels);
+        coefficients(cx, "bn_gate_factors", norm.channels.div_ceil(THREADS), args);
+    }
+    let sources = Sources { x: x.ptr, dy: dy.ptr, gate: y, mean, factor, bias };
+    let sums = norm.sums(cx, sources, true, gate)?;
+    let args = Args::new().ptr(sums.at).ptr(scale).ptr(mean).ptr(invstd).ptr(dscale.ptr).ptr(dbias.ptr);
+    let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
+    coefficients(cx, "bn_grad_coefficients", norm.channels.div_ceil(32), args.f64(0.0).u32(1));
+    let pointers = Args::new().ptr(dy.ptr).ptr(x.ptr).ptr(y).ptr(bias).ptr(dx.ptr).ptr(sent);
+    norm.apply(cx, "BN_GRAD_APPLY", &format!("true, {gate}, {}", sent != 0), pointers, factors)
 }

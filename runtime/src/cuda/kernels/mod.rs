@@ -81,8 +81,10 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::AvgPool { pool, count_include_pad } => pool::average(cx, pool, *count_include_pad),
         Op::AvgPoolGrad { pool, count_include_pad, .. } => pool::average_grad(cx, pool, *count_include_pad),
         Op::BatchNormInfer { eps, .. } => batchnorm::infer(cx, eps.0),
-        Op::BatchNormTrain { eps, momentum } => batchnorm::train(cx, eps.0, momentum.0),
+        Op::BatchNormTrain { eps, momentum } => batchnorm::train(cx, eps.0, momentum.0, false),
+        Op::BatchNormTrainRelu { eps, momentum } => batchnorm::train(cx, eps.0, momentum.0, true),
         Op::BatchNormGrad => batchnorm::grad(cx, None),
+        Op::BatchNormReluGrad { .. } => batchnorm::relu_grad(cx),
         Op::BatchNormInferGrad { eps } => batchnorm::grad(cx, Some(eps.0)),
         Op::Lrn(attrs) => lrn::forward(cx, attrs),
         Op::LrnGrad(attrs) => lrn::grad(cx, attrs),
@@ -119,6 +121,7 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::Fill { value, .. } => update::fill(cx, value.0),
         Op::Reshape { .. } => update::copy(cx),
         Op::Conv(_)
+        | Op::ConvEpilogue { .. }
         | Op::ConvDgrad { .. }
         | Op::ConvWgrad { .. }
         | Op::Gemm { .. }

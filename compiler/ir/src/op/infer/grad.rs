@@ -52,6 +52,28 @@ pub(super) fn batch_norm(cx: &Rule<'_>) -> Result<Types, InferError> {
     Ok(types)
 }
 
+pub(super) fn batch_norm_relu(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
+    cx.arity(6, 7)?;
+    let c = cx.channels(0, "dy")?;
+    cx.equal(0, 1)?;
+    for (i, what) in [(2, "scale"), (3, "bias"), (4, "mean"), (5, "invstd")] {
+        cx.f32_dims(i, what, &[c])?;
+    }
+    let gated = cx.inputs.len() == 7;
+    if gated {
+        cx.equal(0, 6)?;
+    }
+    let vector = cx.ty(DType::F32, smallvec![c])?;
+    let dx = cx.ty(DType::F32, cx.inputs[0].dims.clone())?;
+    let mut types: Types = smallvec![dx.clone(), vector.clone(), vector];
+    match n_outputs {
+        4 if gated => types.push(dx),
+        4 => return cx.fail("y among the operands of a node with output dr", "none"),
+        _ => {}
+    }
+    Ok(types)
+}
+
 pub(super) fn slice(cx: &Rule<'_>, slice: &SliceAttrs, x_dims: &Dims) -> Result<Types, InferError> {
     cx.arity(1, 1)?;
     movement::slice(cx, slice, x_dims)?;

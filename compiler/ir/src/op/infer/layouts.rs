@@ -28,6 +28,9 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::MaxPoolGrad { .. }
             | Op::AvgPoolGrad { .. }
             | Op::BatchNormGrad
+            | Op::BatchNormTrainRelu { .. }
+            | Op::BatchNormReluGrad { .. }
+            | Op::ConvEpilogue { .. }
             | Op::BatchNormInferGrad { .. }
             | Op::LrnGrad(_)
             | Op::UnaryGrad(_)
