@@ -82,14 +82,6 @@ impl Blas {
         let handle = check("cublasLtCreate", result::create_handle())?;
         Ok(Self { handle: Rc::new(Handle(handle)) })
     }
-
-    /// Version of the library, such as `13.0.0`.
-    #[expect(unsafe_code, reason = "calls into cuBLASLt")]
-    pub(crate) fn version(&self) -> String {
-        // SAFETY: takes nothing.
-        let v = unsafe { sys::cublasLtGetVersion() };
-        format!("{}.{}.{}", v / 10000, v / 100 % 100, v % 100)
-    }
 }
 
 /// A matrix as the library sees it, in a strided batch.
