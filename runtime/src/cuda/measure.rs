@@ -12,6 +12,7 @@ use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared, SCRATCH};
 use super::libs;
 use super::meter::Meter;
 use cudarc::driver::{result, sys};
+use vdnn_cost::measured::NOT_CAPTURED;
 use vdnn_cost::{MeasuredOn, MeasuredRow};
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::{Bytes, DType, Op, Precision, TensorType};
@@ -172,7 +173,7 @@ impl Measurer {
         let mut flags = Vec::new();
         let exact = self.is_as_precise(kernel, &places, &*launch, &mut flags)?;
         if !timing.captured {
-            flags.push("not-captured".to_owned());
+            flags.push(NOT_CAPTURED.to_owned());
         }
         let time = exact.then(|| timing.median());
         Ok(vec![MeasuredRow { algo: None, workspace: Bytes::ZERO, time, flags }])
@@ -220,7 +221,7 @@ impl Measurer {
                     time = Some(timing.median());
                 }
                 if !timing.captured {
-                    flags.push("not-captured".to_owned());
+                    flags.push(NOT_CAPTURED.to_owned());
                 }
             }
             let algo = Some(ConvAlgo::Engine(c.config));
