@@ -149,7 +149,7 @@ impl Session {
         Ok(Rc::new(session))
     }
 
-    /// cuDNN without a GPU, for a device described by a [`super::desc::device`] descriptor.
+    /// cuDNN without a GPU, for a device that a descriptor describes.
     #[cfg(test)]
     pub(super) fn without_gpu() -> Result<Rc<Self>, CudaError> {
         Ok(Rc::new(Self { api: Api::load()?, handle: std::ptr::null_mut() }))

@@ -12,7 +12,9 @@ mod legacy;
 mod plan;
 mod problem;
 
-pub(crate) use engine::{Candidate, Notes, Source};
+#[cfg(test)]
+pub(crate) use engine::Notes;
+pub(crate) use engine::{Candidate, Source};
 
 use super::error::CudaError;
 use super::kernels::{self, Modules};
@@ -57,14 +59,6 @@ impl Dnn {
     ///
     /// # Errors
     /// [`CudaError::MissingLibrary`] without cuDNN; [`CudaError::Cudnn`] if it does not start.
-    pub(crate) fn new() -> Result<Self, CudaError> {
-        Self::with_options(DnnOptions::default())
-    }
-
-    /// Creates the handle.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
     pub(crate) fn with_options(options: DnnOptions) -> Result<Self, CudaError> {
         Ok(Self::on(Target::new(Session::new()?), options))
     }
@@ -148,7 +142,8 @@ impl Dnn {
     }
 }
 
-fn is_apart(config: EngineConfig) -> bool {
+/// True if the configuration of a convolution with bias adds the bias in a step of its own.
+pub(crate) fn is_apart(config: EngineConfig) -> bool {
     config.knobs().iter().any(|&(kind, _)| kind == BIAS_APART)
 }
 
@@ -176,6 +171,20 @@ pub(crate) fn candidates(
     dnn: &Dnn,
 ) -> Result<Vec<Candidate>, CudaError> {
     dnn.candidates(&Problem::of(op, inputs, outputs)?, precision)
+}
+
+/// The workspace of one engine configuration of a convolution op, which is built for it.
+///
+/// # Errors
+/// As [`candidates`], and if there is no such engine or it does not build.
+pub(crate) fn workspace(
+    op: &Op,
+    inputs: &[&TensorType],
+    outputs: &[&TensorType],
+    config: EngineConfig,
+    dnn: &Dnn,
+) -> Result<Bytes, CudaError> {
+    Ok(dnn.build(&Problem::of(op, inputs, outputs)?, config)?.workspace)
 }
 
 /// Prepares a convolution or one of its gradients.
