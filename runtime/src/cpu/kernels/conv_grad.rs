@@ -6,6 +6,8 @@ use super::depthwise;
 use super::gemm::{MACS_PER_VISIT, Mat, product_into};
 use super::geometry::Conv;
 use super::im2col::{col2im, im2col};
+#[cfg(target_arch = "x86_64")]
+use super::implicit;
 use super::par::{Disjoint, Par};
 use super::scratch;
 use std::ops::Range;
@@ -29,7 +31,7 @@ pub(super) fn dgrad(
         depthwise::dgrad(call.par, &g, dy, w, dx);
         return Ok(());
     }
-    if let (Some(t), true) = (g.transposed(), g.is_pointwise()) {
+    if let (Some(t), true, false) = (g.transposed(), g.is_pointwise(), call.par.wide()) {
         // The weights serve as they are.
         conv::run(call.par, &t, dy, Filter::Columns(w), None, dx);
         return Ok(());
@@ -117,9 +119,14 @@ pub(super) fn wgrad(
     }
     if g.groups > 1 && g.c_group() == 1 {
         depthwise::wgrad(call.par, &g, x, dy, dw);
-    } else {
-        WeightGrad::new(&g, x, dy).run(call.par, dw);
+        return Ok(());
     }
+    #[cfg(target_arch = "x86_64")]
+    if implicit::applies(call.par, &g) {
+        implicit::weight_grad(call.par, &g, x, dy, dw);
+        return Ok(());
+    }
+    WeightGrad::new(&g, x, dy).run(call.par, dw);
     Ok(())
 }
 

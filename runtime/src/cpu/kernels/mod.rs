@@ -18,6 +18,7 @@ mod elementwise;
 mod gemm;
 mod geometry;
 mod im2col;
+mod implicit;
 mod layout;
 mod loops;
 mod loss;
@@ -31,7 +32,10 @@ mod reduce;
 mod scratch;
 mod shape;
 mod softmax;
+mod tile;
+mod transpose;
 mod update;
+mod window;
 
 #[cfg(test)]
 mod tests;
