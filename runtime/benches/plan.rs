@@ -3,13 +3,14 @@
 //! `cargo bench -p vdnn-runtime --bench plan -- FILE.vplan [THREADS [STEPS]] [--steps-only]`
 //! runs the plan with made-up parameters and inputs and prints the median time of a step,
 //! then the time per kind of op and the slowest launches, with their share of the step.
-//! `--steps-only` prints one JSON line with every step's seconds instead.
+//! `--steps-only` prints one JSON line with every step's seconds instead. As in the bench of
+//! single kernels, one thread is measured in processor time.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut};
 use vdnn_ir::op::{Op, work};
 use vdnn_ir::{DType, Tensor, TensorType};
@@ -17,6 +18,32 @@ use vdnn_runtime::cpu::kernels::CpuKernels;
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::error::LoadParamError;
 use vdnn_runtime::executor::{Executor, ParamLoader};
+
+/// Processor time of the calling thread (Linux).
+fn processor_time() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
+}
+
+/// Measures processor time if there is one thread and the system tells, else time.
+struct Watch {
+    wall: Instant,
+    busy: Option<Duration>,
+}
+
+impl Watch {
+    fn start(threads: usize) -> Self {
+        Self { busy: if threads == 1 { processor_time() } else { None }, wall: Instant::now() }
+    }
+
+    fn seconds(&self) -> f64 {
+        match (self.busy, processor_time()) {
+            (Some(from), Some(to)) => to.saturating_sub(from),
+            _ => self.wall.elapsed(),
+        }
+        .as_secs_f64()
+    }
+}
 
 /// What one launch was and took.
 struct Sample {
@@ -44,9 +71,9 @@ impl Kernels for Timed {
         if !self.on {
             return self.kernels.launch(op, inputs, outputs);
         }
-        let start = Instant::now();
+        let watch = Watch::start(self.kernels.threads());
         let done = self.kernels.launch(op, inputs, outputs);
-        let seconds = start.elapsed().as_secs_f64();
+        let seconds = watch.seconds();
         let ins: Vec<&TensorType> = inputs
             .iter()
             .map(|i| match i {
@@ -58,7 +85,11 @@ impl Kernels for Timed {
         let types: Vec<String> = ins.iter().take(2).map(ToString::to_string).collect();
         self.samples.lock().expect("no panic").push(Sample {
             kind: op.name() + &conv_kind(op),
-            shape: format!("{} -> {}", types.join(" "), outs.first().map(ToString::to_string).unwrap_or_default()),
+            shape: format!(
+                "{} -> {}",
+                types.join(" "),
+                outs.first().map(ToString::to_string).unwrap_or_default()
+            ),
             seconds,
             flops: work::flops(op, &ins, &outs).0 as f64,
             bytes: work::traffic(op, &ins, &outs).0 as f64,
@@ -140,9 +171,9 @@ fn main() {
     timed.samples.lock().expect("no panic").clear();
     let mut times: Vec<f64> = (0..steps.max(1))
         .map(|_| {
-            let start = Instant::now();
+            let watch = Watch::start(threads);
             executor.step(&inputs).expect("a step");
-            start.elapsed().as_secs_f64()
+            watch.seconds()
         })
         .collect();
     if steps_only {

@@ -9,6 +9,8 @@ use super::im2col::{col2im, im2col};
 #[cfg(target_arch = "x86_64")]
 use super::implicit;
 use super::par::{Disjoint, Par};
+#[cfg(target_arch = "x86_64")]
+use super::phase_grad;
 use super::scratch;
 use std::ops::Range;
 use vdnn_ir::kernel::{KernelError, TensorMut};
@@ -31,7 +33,12 @@ pub(super) fn dgrad(
         depthwise::dgrad(call.par, &g, dy, w, dx);
         return Ok(());
     }
-    if let (Some(t), true, false) = (g.transposed(), g.is_pointwise(), call.par.wide()) {
+    #[cfg(target_arch = "x86_64")]
+    if phase_grad::applies(call.par, &g) {
+        phase_grad::input_grad(call.par, &g, dy, w, dx);
+        return Ok(());
+    }
+    if let (Some(t), true) = (g.transposed(), g.is_pointwise()) {
         // The weights serve as they are.
         conv::run(call.par, &t, dy, Filter::Columns(w), None, dx);
         return Ok(());

@@ -80,7 +80,8 @@ impl Cut {
         let wanted = TASKS.min(g.macs() / MIN_TASK_MACS).max(1);
         let mut row_parts = (m * DEPTH).div_ceil(RESIDENT);
         let rows = part(m, row_parts, ROWS);
-        let deep = if g.depth() > DEPTH { (rows * COLS * all).div_ceil(2 * RESIDENT) } else { 1 };
+        let deep =
+            if rows * g.depth() > 2 * RESIDENT { (rows * COLS * all).div_ceil(2 * RESIDENT) } else { 1 };
         let mut col_parts = deep.clamp(1, all);
         let missing = |r: usize, c: usize| wanted.div_ceil(runs * r * c);
         if all > 8 {
@@ -170,10 +171,14 @@ impl Forward<'_> {
         let w = &self.w[rows.start * depth..rows.end * depth];
         let bias = self.bias.map(|b| &b[rows.clone()]);
         let parts = depth.div_ceil(DEPTH).max(1);
+        // If all of A stays in the second-level cache, a block of C can be finished at once;
+        // else each part of A serves all blocks before it leaves.
+        let together = if rows.len() * depth <= 2 * RESIDENT { 1 } else { blocks.len() };
         scratch::with(depth.div_ceil(parts) * COLS, |panel| {
-            for p in 0..parts {
-                let inner = p * depth / parts..(p + 1) * depth / parts;
-                for block in blocks.clone() {
+            for first in blocks.clone().step_by(together.max(1)) {
+                let some = first..(first + together).min(blocks.end);
+                for (p, block) in (0..parts).flat_map(|p| some.clone().map(move |b| (p, b))) {
+                    let inner = p * depth / parts..(p + 1) * depth / parts;
                     let (from, to) = (widths.first(block), widths.first(block + 1));
                     let vectors = (to - from).div_ceil(tile::LANES);
                     // SAFETY: `applies` has found the extensions; x starts at the window's

@@ -10,7 +10,7 @@
 #![cfg(target_arch = "x86_64")]
 
 use std::arch::x86_64::{
-    __m512, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_load_ps,
+    __m512, _MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_load_ps,
     _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
@@ -104,6 +104,11 @@ unsafe fn block<const R: usize, const V: usize>(t: &Block) {
     // name any address.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); V]; R];
+        for i in 0..R {
+            for j in 0..V {
+                _mm_prefetch::<_MM_HINT_ET0>(t.c.wrapping_add(i * t.ldc + j * LANES).cast());
+            }
+        }
         let (mut a, mut b, mut left) = (t.a, t.b, t.depth);
         while left > 0 {
             // The next block of rows is about to be read; a line holds 16 steps.

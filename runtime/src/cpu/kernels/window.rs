@@ -12,14 +12,18 @@ use super::geometry::{Conv, Space, inputs, outputs, tap_at, taps};
 use super::tile::{LANES, VECTORS};
 use smallvec::SmallVec;
 use std::arch::x86_64::{
-    __m512, _mm512_i32gather_ps, _mm512_load_si512, _mm512_loadu_si512, _mm512_mask_i32gather_ps,
-    _mm512_maskz_loadu_ps, _mm512_permutex2var_ps, _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_ps,
-    _mm512_store_ps, _mm512_test_epi32_mask, _pdep_u32,
+    __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_i32gather_ps, _mm512_load_si512,
+    _mm512_loadu_si512, _mm512_mask_i32gather_ps, _mm512_maskz_loadu_ps, _mm512_permutex2var_ps,
+    _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_store_ps, _mm512_test_epi32_mask,
+    _pdep_u32,
 };
 use std::ops::Range;
 
 /// Taps per word of validity bits.
 const BITS: usize = 32;
+
+/// Elements between what [`Window::pack_transposed`] reads and what it prefetches.
+const AHEAD: isize = 64;
 
 /// Where the outputs of some images find their inputs. Positions count the outputs of one
 /// image after those of the image before.
@@ -36,6 +40,8 @@ pub(super) struct Window<'a> {
     plane: usize,
     /// The base of position p is p.
     contiguous: bool,
+    /// Taps of a row of the kernel: they read the same lines of memory.
+    across: usize,
 }
 
 /// Elements of scratch that a window over `images` images takes.
@@ -83,7 +89,7 @@ impl<'a> Window<'a> {
             })
             .collect();
         let contiguous = base[..positions].iter().enumerate().all(|(i, &b)| i == b as usize);
-        Self { base, valid, pitch, offsets, plane, contiguous }
+        Self { base, valid, pitch, offsets, plane, contiguous, across: w.kernel }
     }
 
     fn taps(&self) -> usize {
@@ -184,9 +190,17 @@ impl<'a> Window<'a> {
         let mut to = out.as_mut_ptr();
         for _ in rows {
             let plane = x.as_ptr().wrapping_add(channel * self.plane).wrapping_offset(self.offsets[tap]);
-            for (v, &mask) in masks[tap][..vectors].iter().enumerate() {
-                // SAFETY: the masks are those of the tap; the panel has room, see above.
-                unsafe {
+            // SAFETY: the masks are those of the tap; the panel has room, see above.
+            // Prefetching may name any address.
+            unsafe {
+                if let (Pattern::Run(base), true) = (patterns[0], tap.is_multiple_of(self.across)) {
+                    // The same row of the next panel; what follows a row is far away.
+                    let next = plane.wrapping_offset(base).wrapping_add(vectors * LANES);
+                    for v in 0..vectors {
+                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(v * LANES).cast());
+                    }
+                }
+                for (v, &mask) in masks[tap][..vectors].iter().enumerate() {
                     _mm512_store_ps(to.add(v * LANES), self.load(patterns[v], plane, mask));
                 }
             }
@@ -227,8 +241,13 @@ impl<'a> Window<'a> {
                 for line in square.iter_mut().take(left) {
                     let plane =
                         x.as_ptr().wrapping_add(channel * self.plane).wrapping_offset(self.offsets[tap]);
-                    // SAFETY: the mask is that of the tap.
-                    *line = unsafe { self.load(pattern, plane, self.mask(tap, at)) };
+                    // SAFETY: the mask is that of the tap. Prefetching may name any address.
+                    *line = unsafe {
+                        if let (Pattern::Run(base), true) = (pattern, tap.is_multiple_of(self.across)) {
+                            _mm_prefetch::<_MM_HINT_T0>(plane.wrapping_offset(base + AHEAD).cast());
+                        }
+                        self.load(pattern, plane, self.mask(tap, at))
+                    };
                     tap += 1;
                     if tap == taps {
                         (channel, tap) = (channel + 1, 0);
