@@ -8,6 +8,7 @@
 
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use smallvec::SmallVec;
+use std::collections::BTreeMap;
 use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::op::infer::InferError;
 use vdnn_ir::op::{BinaryKind, UnaryKind};
@@ -32,6 +33,7 @@ impl Pass for FuseEpilogues {
 
     fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
         let mut counts = [0; 2];
+        let mut became: BTreeMap<NodeId, NodeId> = BTreeMap::new();
         for id in graph.order().to_vec() {
             let Some(node) = graph.get_node(id).filter(|n| n.stage == Stage::Forward) else { continue };
             let kind = match node.op {
@@ -44,8 +46,14 @@ impl Pass for FuseEpilogues {
                 0 => batch_norm(graph, id, &tail),
                 _ => convolution(graph, id, &tail),
             };
-            fused.map_err(|error| PassError::Infer { pass: self.name(), error })?;
+            let fused = fused.map_err(|error| PassError::Infer { pass: self.name(), error })?;
+            became.extend(tail.nodes().chain([id]).map(|old| (old, fused)));
             counts[kind] += 1;
+        }
+        // Backward nodes now belong to the fused node: what is gone is no layer to later passes.
+        for id in graph.order().to_vec() {
+            let origin = graph.annotate(id).origin;
+            *origin = origin.map(|old| became.get(&old).copied().unwrap_or(old));
         }
         let stats = Stats::from([("batch_norms", counts[0]), ("convolutions", counts[1])]);
         Ok(Outcome { changed: counts != [0; 2], stats })
@@ -80,6 +88,10 @@ impl Tail {
         let node = graph.node(user);
         let is_relu = node.op == Op::Unary(UnaryKind::Relu) && node.stage == Stage::Forward;
         is_relu.then(|| Self { add, relu: user, y: node.outputs[0] })
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.add.map(|(add, _)| add).into_iter().chain([self.relu])
     }
 
     fn other(&self) -> Option<ValueId> {
@@ -123,18 +135,20 @@ fn insert(
     graph.insert(position(graph, tail.relu), op, inputs, spec)
 }
 
-fn convolution(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferError> {
-    let Op::Conv(conv) = graph.node(id).op.clone() else { return Ok(()) };
+fn convolution(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<NodeId, InferError> {
+    let Op::Conv(conv) = graph.node(id).op.clone() else { unreachable!("a convolution") };
     let mut inputs = graph.node(id).inputs.clone();
     inputs.extend(tail.other());
     let fused = insert(graph, id, tail, Op::ConvEpilogue { conv, relu: true }, &inputs, 1)?;
     graph.replace_all_uses(tail.y, graph.node(fused).outputs[0]);
     tail.remove(graph, id);
-    Ok(())
+    Ok(fused)
 }
 
-fn batch_norm(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferError> {
-    let Op::BatchNormTrain { eps, momentum } = graph.node(id).op.clone() else { return Ok(()) };
+fn batch_norm(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<NodeId, InferError> {
+    let Op::BatchNormTrain { eps, momentum } = graph.node(id).op.clone() else {
+        unreachable!("a batch norm")
+    };
     let mut inputs = graph.node(id).inputs.clone();
     let (x, scale, bias) = (inputs[0], inputs[1], inputs[2]);
     inputs.extend(tail.other());
@@ -164,8 +178,8 @@ fn batch_norm(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferErr
         // In the ReLU gradient's place: readers of the gated gradient may come before the
         // batch norm's own.
         let at = position(graph, g.relu);
-        let fused = graph.insert(at, Op::BatchNormReluGrad { eps }, &inputs, spec)?;
-        let new = graph.node(fused).outputs.clone();
+        let gradient = graph.insert(at, Op::BatchNormReluGrad { eps }, &inputs, spec)?;
+        let new = graph.node(gradient).outputs.clone();
         for (from, &to) in graph.node(g.norm).outputs.clone().into_iter().zip(&new) {
             graph.replace_all_uses(from, to);
         }
@@ -176,7 +190,7 @@ fn batch_norm(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferErr
         graph.remove(g.relu);
     }
     tail.remove(graph, id);
-    Ok(())
+    Ok(fused)
 }
 
 /// The backward pass of a batch norm with a tail.

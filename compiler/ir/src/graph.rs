@@ -516,6 +516,7 @@ impl Graph {
             workspace: &mut n.workspace,
             inplace: &mut n.inplace,
             name: &mut n.name,
+            origin: &mut n.origin,
         }
     }
 
@@ -544,4 +545,6 @@ pub struct NodeNotes<'a> {
     pub inplace: &'a mut SmallVec<[(u32, u32); 2]>,
     /// See [`Node::name`].
     pub name: &'a mut String,
+    /// See [`Node::origin`].
+    pub origin: &'a mut Option<NodeId>,
 }
