@@ -5,7 +5,7 @@ use super::dataset::Dataset;
 use super::evaluate;
 use super::load::{self, FromTensors};
 use super::synthetic::mix;
-use crate::cli::{LrSchedule, TrainArgs};
+use crate::cli::{ComputeBackend, LrSchedule, TrainArgs};
 use crate::error::Failure;
 use crate::progress::Progress;
 use std::collections::BTreeMap;
