@@ -39,9 +39,10 @@ struct Measured {
 #[derive(Debug)]
 struct Gpu {
     name: String,
-    /// Taken on the device since the context was made; the context itself is not counted.
+    /// Most that was taken on the device since the context was made, of a few looks; the
+    /// context itself is not counted.
     taken: Bytes,
-    /// In use on the whole device, by all processes.
+    /// Most that was in use on the whole device, by all processes, of the same looks.
     used: Bytes,
     scratch: Bytes,
     captured: bool,
@@ -200,15 +201,21 @@ fn on_gpu(
     inputs: &BTreeMap<String, Tensor>,
 ) -> Result<Measured, Failure> {
     let mut executor = Executor::load(plan, source, cuda(&args.cuda, false)?).map_err(Failure::user)?;
+    // What is taken and in use; it grows as code is loaded, and building kernels may have
+    // needed more for a while.
+    let (mut taken, mut used) = (Bytes::ZERO, Bytes::ZERO);
+    let mut look = |backend: &CudaBackend| -> Result<(), Failure> {
+        let (free, total) = backend.device().memory().map_err(Failure::user)?;
+        taken = taken.max(backend.device().taken().map_err(Failure::user)?);
+        used = used.max(total.saturating_sub(free));
+        Ok(())
+    };
+    look(executor.backend())?;
     let loss = warm_up(args, &mut executor, inputs)?;
+    look(executor.backend())?;
     let (backend, bound) = executor.bind(inputs).map_err(Failure::user)?;
     let steps = backend.time_steps(&bound, args.steps as usize).map_err(Failure::user)?;
-    // Everything is loaded now; nothing is given back before this.
-    let memory = |b: &CudaBackend| -> Result<(Bytes, Bytes), vdnn_runtime::cuda::CudaError> {
-        let (free, total) = b.device().memory()?;
-        Ok((b.device().taken()?, total.saturating_sub(free)))
-    };
-    let (taken, used) = memory(backend).map_err(Failure::user)?;
+    look(backend)?;
     let profile = backend.profile_step(&bound).map_err(Failure::user)?;
     let gpu = Gpu {
         name: backend.device().facts().name.clone(),

@@ -171,7 +171,12 @@ fn enqueue_commands(table: &Table, lanes: &Lanes, program: &Program) -> Result<(
         .try_for_each(|at| table.enqueue(at, lanes).map_err(|error| command_error(program, at, error)))
 }
 
+/// What to say when queueing a command fails: which command, unless the error is an earlier
+/// one's that shows only now. Where launches block, every error is the call's own.
 pub(super) fn command_error(program: &Program, at: CmdId, error: CudaError) -> RunError {
+    if error.is_late() && std::env::var_os("CUDA_LAUNCH_BLOCKING").is_none_or(|v| v != "1") {
+        return RunError::Step { error };
+    }
     RunError::Command { at, command: command_text(at, &program.plan().commands[at.index()]), error }
 }
 

@@ -106,11 +106,54 @@ impl CudaError {
         move |e| Self::driver(call, e.0)
     }
 
+    /// True for what the driver reports at whatever call comes next, although an earlier
+    /// kernel or copy caused it.
+    pub(crate) fn is_late(&self) -> bool {
+        const LATE: [&str; 8] = [
+            "ILLEGAL_ADDRESS",
+            "LAUNCH_FAILED",
+            "LAUNCH_TIMEOUT",
+            "ILLEGAL_INSTRUCTION",
+            "MISALIGNED_ADDRESS",
+            "INVALID_ADDRESS_SPACE",
+            "HARDWARE_STACK_ERROR",
+            "ECC_UNCORRECTABLE",
+        ];
+        matches!(self, Self::Driver { text, .. } if LATE.iter().any(|name| text.contains(name)))
+    }
+
     /// `Ok` for success, else [`Self::driver`].
     pub(crate) fn check(call: &'static str, status: cudarc::driver::sys::CUresult) -> Result<(), Self> {
         match status {
             cudarc::driver::sys::CUresult::CUDA_SUCCESS => Ok(()),
             other => Err(Self::driver(call, other)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_earlier_work_are_told_from_those_of_the_call() {
+        let driver = |text: &str| CudaError::Driver { call: "cuLaunchKernel", text: text.to_owned() };
+        assert!(driver("an illegal memory access was encountered (CUDA_ERROR_ILLEGAL_ADDRESS)").is_late());
+        assert!(!driver("invalid argument (CUDA_ERROR_INVALID_VALUE)").is_late());
+        assert!(!CudaError::BadPlan { why: "ILLEGAL_ADDRESS".to_owned() }.is_late());
+    }
+
+    #[test]
+    fn messages_say_what_and_where() {
+        let missing =
+            CudaError::MissingLibrary { library: "cuDNN".into(), tried: vec!["/a".into(), "/b".into()] };
+        assert_eq!(missing.to_string(), "cuDNN was not found; looked in: /a, /b");
+        let full =
+            CudaError::OutOfMemory { what: "it".into(), bytes: Bytes(2 << 30), free: Some(Bytes(1 << 30)) };
+        let text = full.to_string();
+        assert!(
+            text.contains("2.00GiB") && text.contains("1.00GiB free") && text.contains("--memory"),
+            "{text}"
+        );
     }
 }
