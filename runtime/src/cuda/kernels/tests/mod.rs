@@ -168,8 +168,15 @@ fn check(emulator: &mut Emulator, case: &Case) -> Result<(), String> {
         .filter(|&(o, i)| i < inputs.len() && wanted[o].ty() == inputs[i].ty())
         .collect();
     // Most ops do not look at the number of multiprocessors.
-    let depends =
-        matches!(op, Op::Reduce { .. } | Op::AvgPool { .. } | Op::BatchNormTrain { .. } | Op::BatchNormGrad);
+    let depends = matches!(
+        op,
+        Op::Reduce { .. }
+            | Op::AvgPool { .. }
+            | Op::BatchNormTrain { .. }
+            | Op::BatchNormGrad
+            | Op::BatchNormTrainRelu { .. }
+            | Op::BatchNormReluGrad { .. }
+    );
     for &processors in &PROCESSORS[..if depends { 2 } else { 1 }] {
         let got = emulator.run(case, &[], processors, false)?;
         for (i, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
