@@ -202,7 +202,19 @@ fn without_a_gpu_the_cuda_backend_is_refused_before_any_work() {
 #[test]
 fn bench_predicts_before_it_measures() {
     let out = vdnnc()
-        .args(["bench", "lenet", "--backend", "cpu", "--batch", "4", "--policy", "all", "--steps", "3", "--json"])
+        .args([
+            "bench",
+            "lenet",
+            "--backend",
+            "cpu",
+            "--batch",
+            "4",
+            "--policy",
+            "all",
+            "--steps",
+            "3",
+            "--json",
+        ])
         .assert()
         .success()
         .get_output()
