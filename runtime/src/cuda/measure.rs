@@ -259,7 +259,9 @@ impl Measurer {
         };
         match kernel.op {
             Op::Gemm { .. } | Op::MatMul { .. } => blas::prepare(&spec, &self.blas),
-            op if op.is_conv() => cudnn::prepare(&spec, &self.dnn),
+            op if op.is_conv() => {
+                cudnn::prepare(&spec, &self.dnn, &mut || kernels::epilogue(&spec, &mut self.modules))
+            }
             _ => kernels::prepare(&spec, &mut self.modules),
         }
     }

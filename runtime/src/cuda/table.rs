@@ -277,7 +277,9 @@ fn launch(
                 .map_err(|_| CudaError::BadPlan { why: "a tensor above the address space".to_owned() })?;
             Action::Within { to, from, len }
         }
-        op if op.is_conv() => Action::Kernel(cudnn::prepare(spec, resources.handles.dnn()?, modules)?),
+        op if op.is_conv() => Action::Kernel(cudnn::prepare(spec, resources.handles.dnn()?, &mut || {
+            kernels::epilogue(spec, modules)
+        })?),
         Op::Gemm { .. } | Op::MatMul { .. } => {
             Action::Kernel(blas::prepare(spec, resources.handles.blas()?)?)
         }

@@ -26,15 +26,6 @@ type SetFilter = unsafe extern "C" fn(Raw, c_int, c_int, c_int, *const c_int) ->
 type SetConv =
     unsafe extern "C" fn(Raw, c_int, *const c_int, *const c_int, *const c_int, c_int, c_int) -> Status;
 type SetInt = unsafe extern "C" fn(Raw, c_int) -> Status;
-type AddTensor = unsafe extern "C" fn(
-    Handle,
-    *const c_void,
-    Raw,
-    *const c_void,
-    *const c_void,
-    Raw,
-    *mut c_void,
-) -> Status;
 type WorkspaceSize = unsafe extern "C" fn(Handle, Raw, Raw, Raw, Raw, c_int, *mut usize) -> Status;
 /// All three directions: alpha, two operands, convolution, algorithm, workspace, beta, result.
 type Convolve = unsafe extern "C" fn(

@@ -17,7 +17,6 @@ pub(crate) use engine::Notes;
 pub(crate) use engine::{Candidate, Source};
 
 use super::error::CudaError;
-use super::kernels::{self, Modules};
 use super::launch::{DeviceRange, LaunchSpec, Prepared};
 use api::Session;
 use desc::Target;
@@ -32,6 +31,9 @@ use std::rc::Rc;
 use vdnn_cost::Precision;
 use vdnn_ir::graph::{ConvAlgo, EngineConfig};
 use vdnn_ir::{Bytes, Op, TensorType};
+
+/// Makes the step that runs a convolution's epilogue apart, where no engine fuses it.
+pub(crate) type MakeEpilogue<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Prepared>, CudaError>;
 
 /// What to ask of cuDNN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -200,16 +202,16 @@ pub(crate) fn workspace(
 pub(crate) fn prepare(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
-    modules: &mut Modules,
+    epilogue: MakeEpilogue<'_>,
 ) -> Result<Box<dyn Prepared>, CudaError> {
     let inputs: Vec<&TensorType> = spec.inputs.iter().map(|o| o.ty).collect();
     let outputs: Vec<&TensorType> = spec.outputs.iter().map(|o| o.ty).collect();
     let problem = Problem::of(spec.op, &inputs, &outputs)?;
     let pointers = Pointers::of(spec, problem.dir)?;
     match spec.algo {
-        Some(ConvAlgo::Engine(config)) => exact(spec, dnn, modules, &problem, pointers, config),
-        Some(algo) if dnn.options.legacy => named(spec, dnn, modules, &problem, pointers, algo),
-        _ => first_that_fits(spec, dnn, modules, &problem, pointers),
+        Some(ConvAlgo::Engine(config)) => exact(spec, dnn, epilogue, &problem, pointers, config),
+        Some(algo) if dnn.options.legacy => named(spec, dnn, epilogue, &problem, pointers, algo),
+        _ => first_that_fits(spec, dnn, epilogue, &problem, pointers),
     }
 }
 
@@ -217,7 +219,7 @@ pub(crate) fn prepare(
 fn exact(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
-    modules: &mut Modules,
+    epilogue: MakeEpilogue<'_>,
     problem: &Problem,
     pointers: Pointers,
     config: EngineConfig,
@@ -238,14 +240,14 @@ fn exact(
         return Err(bad(format!("it needs a workspace of {}, and the plan gives {given}", plan.workspace)));
     }
     let apart = is_apart(config);
-    launch(spec, dnn, modules, plan, pointers, spec.workspace, apart)
+    launch(dnn, epilogue, plan, pointers, spec.workspace, apart)
 }
 
 /// The best engine, in the order of the heuristics, that builds and fits.
 fn first_that_fits(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
-    modules: &mut Modules,
+    epilogue: MakeEpilogue<'_>,
     problem: &Problem,
     pointers: Pointers,
 ) -> Result<Box<dyn Prepared>, CudaError> {
@@ -268,7 +270,7 @@ fn first_that_fits(
             continue;
         }
         let range = if plan.workspace <= given { spec.workspace } else { Some(spec.scratch) };
-        return launch(spec, dnn, modules, plan, pointers, range, is_apart(candidate.config));
+        return launch(dnn, epilogue, plan, pointers, range, is_apart(candidate.config));
     }
     Err(CudaError::Unsupported { op: spec.op.to_string(), why })
 }
@@ -277,7 +279,7 @@ fn first_that_fits(
 fn named(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
-    modules: &mut Modules,
+    epilogue: MakeEpilogue<'_>,
     problem: &Problem,
     pointers: Pointers,
     algo: ConvAlgo,
@@ -299,20 +301,19 @@ fn named(
             ),
         })?)
     };
-    let epilogue = if problem.has_epilogue() { Some(kernels::epilogue(spec, modules)?) } else { None };
+    let epilogue = if problem.has_epilogue() { Some(epilogue()?) } else { None };
     Ok(Box::new(LegacyLaunch { conv, pointers, workspace, epilogue }))
 }
 
 fn launch(
-    spec: &LaunchSpec<'_>,
     dnn: &Dnn,
-    modules: &mut Modules,
+    epilogue: MakeEpilogue<'_>,
     plan: Rc<Plan>,
     pointers: Pointers,
     workspace: Option<DeviceRange>,
     apart: bool,
 ) -> Result<Box<dyn Prepared>, CudaError> {
-    let epilogue = if apart { Some(kernels::epilogue(spec, modules)?) } else { None };
+    let epilogue = if apart { Some(epilogue()?) } else { None };
     Ok(Box::new(Launch::new(&dnn.target.session, plan, pointers, workspace, epilogue)?))
 }
 
