@@ -102,9 +102,13 @@ pub struct SharedArgs {
     /// end of the layer, as in the vDNN paper).
     #[arg(long, value_name = "event|layer", default_value = "event")]
     pub sync: SyncMode,
-    /// Arithmetic the cost model assumes.
-    #[arg(long, value_name = "f32|tf32|bf16", default_value = "f32", value_parser = parse_precision)]
-    pub precision: Precision,
+    /// Arithmetic of convolutions and matrix products. Default: f32, and tf32 where a GPU runs
+    /// the plan.
+    #[arg(long, value_name = "f32|tf32|bf16", value_parser = parse_precision)]
+    pub precision: Option<Precision>,
+    /// Measured kernel times, as `vdnnc profile` writes them, to plan and predict with.
+    #[arg(long, value_name = "FILE")]
+    pub times: Option<PathBuf>,
     /// What is fused: epilogue puts sums and ReLUs into the convolution or batch norm in
     /// front of them. Default: off, and epilogue where a GPU runs the plan.
     #[arg(long, value_name = "off|epilogue")]
@@ -137,6 +141,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// List the CUDA GPUs and the libraries in use, or say what is missing.
     Devices(DevicesArgs),
+    /// Time every kernel that models need on the GPU at hand, into a table for --times.
+    Profile(ProfileArgs),
     /// Write a model of the zoo as ONNX, with seeded random weights.
     Zoo(ZooArgs),
     /// Prove a plan: bounds, races, contents, budget.
@@ -260,6 +266,35 @@ pub struct DevicesArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `vdnnc profile`.
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    /// ONNX models, or names of the zoo's networks.
+    #[arg(value_name = "MODEL|NAME", num_args = 1.., required = true)]
+    pub targets: Vec<String>,
+    /// The table; one that exists is added to.
+    #[arg(short = 'o', value_name = "FILE", required = true)]
+    pub output: PathBuf,
+    /// Training steps or inference.
+    #[arg(long, value_name = "train|infer", default_value = "train")]
+    pub mode: Mode,
+    /// Try only the few engines that the library recommends first.
+    #[arg(long)]
+    pub quick: bool,
+    /// Seed of the weights of zoo networks.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The day to note in the table.
+    #[arg(long, value_name = "YYYY-MM-DD", default_value = "unknown")]
+    pub date: String,
+    /// Options of the CUDA backend.
+    #[command(flatten)]
+    pub cuda: CudaArgs,
+    /// Compile options.
+    #[command(flatten)]
+    pub shared: SharedArgs,
 }
 
 /// `vdnnc bench`.
@@ -477,11 +512,22 @@ impl SharedArgs {
             device: self.device.clone(),
             memory: self.memory,
             sync: self.sync,
-            precision: self.precision,
+            precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),
             elide_copies: !self.no_elide.contains(&Elision::Copies),
+        }
+    }
+}
+
+impl SharedArgs {
+    /// The same where a GPU is to run the plan, which has other defaults.
+    pub fn options_on_gpu(&self, mode: Mode) -> CompileOptions {
+        CompileOptions {
+            precision: self.precision.unwrap_or(Precision::Tf32),
+            fuse: self.fuse.unwrap_or(Fuse::Epilogue),
+            ..self.options(mode)
         }
     }
 }

@@ -8,7 +8,6 @@
 
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use smallvec::SmallVec;
-use std::collections::BTreeMap;
 use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::op::infer::InferError;
 use vdnn_ir::op::{BinaryKind, UnaryKind};
@@ -33,7 +32,6 @@ impl Pass for FuseEpilogues {
 
     fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
         let mut counts = [0; 2];
-        let mut became: BTreeMap<NodeId, NodeId> = BTreeMap::new();
         for id in graph.order().to_vec() {
             let Some(node) = graph.get_node(id).filter(|n| n.stage == Stage::Forward) else { continue };
             let kind = match node.op {
@@ -46,14 +44,8 @@ impl Pass for FuseEpilogues {
                 0 => batch_norm(graph, id, &tail),
                 _ => convolution(graph, id, &tail),
             };
-            let fused = fused.map_err(|error| PassError::Infer { pass: self.name(), error })?;
-            became.extend(tail.nodes().chain([id]).map(|old| (old, fused)));
+            fused.map_err(|error| PassError::Infer { pass: self.name(), error })?;
             counts[kind] += 1;
-        }
-        // Backward nodes now belong to the fused node: what is gone is no layer to later passes.
-        for id in graph.order().to_vec() {
-            let origin = graph.annotate(id).origin;
-            *origin = origin.map(|old| became.get(&old).copied().unwrap_or(old));
         }
         let stats = Stats::from([("batch_norms", counts[0]), ("convolutions", counts[1])]);
         Ok(Outcome { changed: counts != [0; 2], stats })
@@ -90,16 +82,18 @@ impl Tail {
         is_relu.then(|| Self { add, relu: user, y: node.outputs[0] })
     }
 
-    fn nodes(&self) -> impl Iterator<Item = NodeId> {
-        self.add.map(|(add, _)| add).into_iter().chain([self.relu])
-    }
-
     fn other(&self) -> Option<ValueId> {
         self.add.map(|(_, other)| other)
     }
 
-    /// Removes what the tail's fused node has replaced.
-    fn remove(&self, graph: &mut Graph, producer: NodeId) {
+    /// Removes what the fused node has replaced; their gradients now belong to it.
+    fn remove(&self, graph: &mut Graph, producer: NodeId, fused: NodeId) {
+        let gone = [Some(producer), self.add.map(|(add, _)| add), Some(self.relu)];
+        for id in graph.order().to_vec() {
+            if graph.node(id).origin.is_some_and(|o| gone.contains(&Some(o))) {
+                *graph.annotate(id).origin = Some(fused);
+            }
+        }
         graph.remove(self.relu);
         if let Some((add, _)) = self.add {
             graph.remove(add);
@@ -135,20 +129,18 @@ fn insert(
     graph.insert(position(graph, tail.relu), op, inputs, spec)
 }
 
-fn convolution(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<NodeId, InferError> {
-    let Op::Conv(conv) = graph.node(id).op.clone() else { unreachable!("a convolution") };
+fn convolution(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferError> {
+    let Op::Conv(conv) = graph.node(id).op.clone() else { return Ok(()) };
     let mut inputs = graph.node(id).inputs.clone();
     inputs.extend(tail.other());
     let fused = insert(graph, id, tail, Op::ConvEpilogue { conv, relu: true }, &inputs, 1)?;
     graph.replace_all_uses(tail.y, graph.node(fused).outputs[0]);
-    tail.remove(graph, id);
-    Ok(fused)
+    tail.remove(graph, id, fused);
+    Ok(())
 }
 
-fn batch_norm(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<NodeId, InferError> {
-    let Op::BatchNormTrain { eps, momentum } = graph.node(id).op.clone() else {
-        unreachable!("a batch norm")
-    };
+fn batch_norm(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferError> {
+    let Op::BatchNormTrain { eps, momentum } = graph.node(id).op.clone() else { return Ok(()) };
     let mut inputs = graph.node(id).inputs.clone();
     let (x, scale, bias) = (inputs[0], inputs[1], inputs[2]);
     inputs.extend(tail.other());
@@ -189,8 +181,8 @@ fn batch_norm(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<NodeId, Infe
         }
         graph.remove(g.relu);
     }
-    tail.remove(graph, id);
-    Ok(fused)
+    tail.remove(graph, id, fused);
+    Ok(())
 }
 
 /// The backward pass of a batch norm with a tail.

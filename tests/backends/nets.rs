@@ -79,7 +79,7 @@ impl Net {
 }
 
 /// Runs every network.
-pub fn run(device: Device, wanted: &dyn Fn(&str) -> bool, rows: &mut Vec<Row>) {
+pub fn run(device: Device, wanted: &dyn Fn(&str) -> bool, report: &mut dyn FnMut(Row)) {
     for (name, batch) in NETS {
         // On the CPU these are the golden tests' business.
         if device == Device::Cpu && name != "lenet" {
@@ -88,7 +88,7 @@ pub fn run(device: Device, wanted: &dyn Fn(&str) -> bool, rows: &mut Vec<Row>) {
         for precision in [Precision::F32, Precision::Tf32] {
             let suite = format!("nets/{precision}/{name}");
             if wanted(&suite) && (device == Device::Cuda || precision == Precision::F32) {
-                rows.push(judge(device, suite, &net(name, batch), precision));
+                report(judge(device, suite, &net(name, batch), precision));
             }
         }
     }

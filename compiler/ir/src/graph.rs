@@ -512,11 +512,11 @@ impl Graph {
         let n = self.nodes[node].as_mut().expect("live node");
         NodeNotes {
             stage: &mut n.stage,
+            origin: &mut n.origin,
             algo: &mut n.algo,
             workspace: &mut n.workspace,
             inplace: &mut n.inplace,
             name: &mut n.name,
-            origin: &mut n.origin,
         }
     }
 
@@ -537,6 +537,8 @@ impl Graph {
 pub struct NodeNotes<'a> {
     /// See [`Node::stage`].
     pub stage: &'a mut Stage,
+    /// See [`Node::origin`].
+    pub origin: &'a mut Option<NodeId>,
     /// See [`Node::algo`].
     pub algo: &'a mut Option<ConvAlgo>,
     /// See [`Node::workspace`].
@@ -545,6 +547,4 @@ pub struct NodeNotes<'a> {
     pub inplace: &'a mut SmallVec<[(u32, u32); 2]>,
     /// See [`Node::name`].
     pub name: &'a mut String,
-    /// See [`Node::origin`].
-    pub origin: &'a mut Option<NodeId>,
 }

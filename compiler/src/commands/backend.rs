@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use vdnn_runtime::backend::Backend;
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::cuda::libs::LibrarySearch;
-use vdnn_runtime::cuda::{CudaBackend, CudaError, CudaOptions};
+use vdnn_runtime::cuda::{CudaBackend, CudaError, CudaOptions, Measurer};
 
 /// What the command line says about an executor.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,14 @@ impl Choice<'_> {
 /// If there is none, or a library is missing.
 pub fn cuda(args: &CudaArgs, poison: bool) -> Result<CudaBackend, Failure> {
     CudaBackend::new(cuda_options(args, poison)).map_err(cuda_failure)
+}
+
+/// Opens the GPU to time kernels on.
+///
+/// # Errors
+/// As [`cuda`].
+pub fn measurer(args: &CudaArgs) -> Result<Measurer, Failure> {
+    Measurer::new(&cuda_options(args, false)).map_err(cuda_failure)
 }
 
 fn cuda_options(args: &CudaArgs, poison: bool) -> CudaOptions {

@@ -5,7 +5,7 @@ use crate::error::Failure;
 use crate::options::CompileOptions;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use vdnn_cost::{CostModel, Precision};
+use vdnn_cost::{CostModel, Measured, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Tensor, TensorType, Weights};
 use vdnn_plan::Plan;
@@ -73,6 +73,28 @@ pub fn cost_model(device: &str, precision: Precision) -> Result<CostModel, Failu
         Failure::user(format!("no device profile `{device}`"))
             .hint(format!("profiles are {}", CostModel::names().join(", ")))
     })
+}
+
+/// The cost model of a profile, with measured times where a table of them is given.
+///
+/// # Errors
+/// If there is no such profile, or the file is no table.
+pub fn cost_model_with(options: &CompileOptions, times: Option<&Path>) -> Result<CostModel, Failure> {
+    let cost = cost_model(&options.device, options.precision)?;
+    Ok(match times {
+        Some(path) => cost.with_measured(self::times(path)?),
+        None => cost,
+    })
+}
+
+/// Reads a table of measured times.
+///
+/// # Errors
+/// If the file cannot be read or is no table.
+pub fn times(path: &Path) -> Result<Measured, Failure> {
+    let fail = |e: &dyn std::fmt::Display| Failure::user(format!("{}: {e}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| fail(&e))?;
+    text.parse().map_err(|e| fail(&e))
 }
 
 /// Turns "no plan" into the message the user reads.

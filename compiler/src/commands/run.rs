@@ -60,12 +60,15 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         let weights = load::model_of_plan(&plan, &args.target)?;
         return execute(args, plan, &weights, given, labels);
     }
-    let mut options = args.shared.options(args.mode);
+    let mut options = match args.backend {
+        BackendName::Cuda => args.shared.options_on_gpu(args.mode),
+        BackendName::Cpu | BackendName::Sim => args.shared.options(args.mode),
+    };
     options.keep_gradients |= args.save_gradients.is_some();
     if options.batch.is_none() {
         options.batch = batch_of(&args.target, &given, &options);
     }
-    let cost = load::cost_model(&options.device, options.precision)?;
+    let cost = load::cost_model_with(&options, args.shared.times.as_deref())?;
     let model = load::model(&args.target, options.batch, &options.dims, args.mode == Mode::Train)?;
     if args.plain {
         let mut graph = model.imported.graph.clone();
@@ -274,7 +277,7 @@ fn execute(
 ) -> Result<(), Failure> {
     let mode = plan.header.mode;
     if args.backend == BackendName::Sim {
-        let cost = load::cost_model(&plan.header.device, args.shared.precision)?;
+        let cost = load::cost_model(&plan.header.device, plan.header.precision)?;
         let sim = vdnn_runtime::sim::simulate(&plan, &cost).map_err(Failure::internal)?;
         super::print(
             &serde_json::json!({

@@ -5,7 +5,7 @@ use super::dataset::Dataset;
 use super::evaluate;
 use super::load::{self, FromTensors};
 use super::synthetic::mix;
-use crate::cli::{LrSchedule, TrainArgs};
+use crate::cli::{ComputeBackend, LrSchedule, TrainArgs};
 use crate::error::Failure;
 use crate::progress::Progress;
 use std::collections::BTreeMap;
@@ -51,8 +51,11 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let held_out = (data.len() as f64 * args.validation).round() as usize;
     let (train_len, total) = (data.len() - held_out, data.len());
 
-    let mut options = args.shared.options(Mode::Train);
-    let cost = load::cost_model(&options.device, options.precision)?;
+    let mut options = match args.backend {
+        ComputeBackend::Cuda => args.shared.options_on_gpu(Mode::Train),
+        ComputeBackend::Cpu => args.shared.options(Mode::Train),
+    };
+    let cost = load::cost_model_with(&options, args.shared.times.as_deref())?;
     let model = open_model(args, &mut options.batch, &options.dims, true)?;
     let compiled = model.compile(None, &options, &cost).map_err(load::over_budget)?;
     let plan = compiled.plan;

@@ -35,7 +35,7 @@ struct Targets {
 }
 
 /// Bytes of scratch for partial sums, at most 16 for each of two blocks a multiprocessor.
-const TOTAL_AT: u64 = 1 << 20;
+const TOTAL_AT: u64 = 64 << 10;
 
 impl Targets {
     /// The labels are input `at`; weights may follow.

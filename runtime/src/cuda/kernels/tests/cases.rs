@@ -128,7 +128,9 @@ fn unary_kinds() -> Vec<UnaryKind> {
 fn pointwise(rng: &mut Rng, out: &mut Vec<Case>) {
     for kind in unary_kinds() {
         for dims in [&[4099][..], &[2, 3, 5, 7], &[], &[0]] {
-            let x = rng.special(dims);
+            // The naive slope of this one multiplies infinity by zero.
+            let finite = kind == UnaryKind::HardSwish;
+            let x = if finite { rng.tensor(dims, -4.0, 4.0) } else { rng.special(dims) };
             let op = Op::Unary(kind);
             let y = naive(&op, std::slice::from_ref(&x), 1).remove(0);
             let s = if kind.saves() == SavedOperand::Y { y } else { x.clone() };
