@@ -2,6 +2,7 @@
 
 use crate::options::CompileOptions;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
@@ -95,16 +96,27 @@ pub struct SharedArgs {
     /// rtx-2080-ti or cpu.
     #[arg(long, value_name = "NAME", default_value = "h200")]
     pub device: String,
-    /// Hard limit on the device arena, such as 12GiB. Default: the device's capacity.
+    /// Hard limit on device memory, such as 12GiB: of the device arena, and where a GPU runs
+    /// the plan of everything the process takes there. Default: the device's capacity.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
     /// When compute waits for copies: event (as late as the data allows) or layer (at the
     /// end of the layer, as in the vDNN paper).
     #[arg(long, value_name = "event|layer", default_value = "event")]
     pub sync: SyncMode,
-    /// Arithmetic the cost model assumes.
-    #[arg(long, value_name = "f32|tf32|bf16", default_value = "f32", value_parser = parse_precision)]
-    pub precision: Precision,
+    /// Arithmetic of convolutions and matrix products. Default: f32, and tf32 where a GPU runs
+    /// the plan.
+    #[arg(long, value_name = "f32|tf32|bf16", value_parser = parse_precision)]
+    pub precision: Option<Precision>,
+    /// Use only kernels whose results do not differ from run to run.
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Take the convolution algorithms of another plan of the same model and options.
+    #[arg(long, value_name = "PLAN")]
+    pub kernels_from: Option<PathBuf>,
+    /// Measured kernel times, as `vdnnc profile` writes them, to plan and predict with.
+    #[arg(long, value_name = "FILE")]
+    pub times: Option<PathBuf>,
     /// What is fused: epilogue puts sums and ReLUs into the convolution or batch norm in
     /// front of them. Default: off, and epilogue where a GPU runs the plan.
     #[arg(long, value_name = "off|epilogue")]
@@ -137,6 +149,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// List the CUDA GPUs and the libraries in use, or say what is missing.
     Devices(DevicesArgs),
+    /// Time every kernel that models need on the GPU at hand, into a table for --times.
+    Profile(ProfileArgs),
     /// Write a model of the zoo as ONNX, with seeded random weights.
     Zoo(ZooArgs),
     /// Prove a plan: bounds, races, contents, budget.
@@ -262,6 +276,35 @@ pub struct DevicesArgs {
     pub json: bool,
 }
 
+/// `vdnnc profile`.
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    /// ONNX models, or names of the zoo's networks.
+    #[arg(value_name = "MODEL|NAME", num_args = 1.., required = true)]
+    pub targets: Vec<String>,
+    /// The table; one that exists is added to.
+    #[arg(short = 'o', value_name = "FILE", required = true)]
+    pub output: PathBuf,
+    /// Training steps or inference.
+    #[arg(long, value_name = "train|infer", default_value = "train")]
+    pub mode: Mode,
+    /// Try only the few engines that the library recommends first.
+    #[arg(long)]
+    pub quick: bool,
+    /// Seed of the weights of zoo networks.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The day to note in the table.
+    #[arg(long, value_name = "YYYY-MM-DD", default_value = "unknown")]
+    pub date: String,
+    /// Options of the CUDA backend.
+    #[command(flatten)]
+    pub cuda: CudaArgs,
+    /// Compile options.
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
 /// `vdnnc bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -283,6 +326,9 @@ pub struct BenchArgs {
     /// Options of the CUDA backend.
     #[command(flatten)]
     pub cuda: CudaArgs,
+    /// Write the plan that is measured; one target.
+    #[arg(short = 'o', value_name = "FILE.vplan")]
+    pub output: Option<PathBuf>,
     /// Write the timeline of one step as a Chrome/Perfetto trace; one target, cuda only.
     #[arg(long, value_name = "FILE.json")]
     pub trace: Option<PathBuf>,
@@ -476,8 +522,11 @@ impl SharedArgs {
             dims: self.dims.iter().cloned().collect(),
             device: self.device.clone(),
             memory: self.memory,
+            overhead: Bytes::ZERO,
+            deterministic: self.deterministic,
+            kernels: BTreeMap::new(),
             sync: self.sync,
-            precision: self.precision,
+            precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),
@@ -485,6 +534,22 @@ impl SharedArgs {
         }
     }
 }
+
+impl SharedArgs {
+    /// The same where a GPU is to run the plan, which has other defaults.
+    pub fn options_on_gpu(&self, mode: Mode) -> CompileOptions {
+        CompileOptions {
+            precision: self.precision.unwrap_or(Precision::Tf32),
+            fuse: self.fuse.unwrap_or(Fuse::Epilogue),
+            overhead: GPU_OVERHEAD,
+            ..self.options(mode)
+        }
+    }
+}
+
+/// Device memory a process takes besides its arena, as the driver counts it: measured 650 MB
+/// on an H200 (CUDA 13.0, cuDNN 9.19) with ResNet-50 loaded, 2026-11-21.
+const GPU_OVERHEAD: Bytes = Bytes(700_000_000);
 
 fn parse_dim(text: &str) -> Result<(String, u64), String> {
     let error = || format!("`{text}` is not NAME=N with a positive N");

@@ -86,8 +86,14 @@ impl Tail {
         self.add.map(|(_, other)| other)
     }
 
-    /// Removes what the tail's fused node has replaced.
-    fn remove(&self, graph: &mut Graph, producer: NodeId) {
+    /// Removes what the fused node has replaced; their gradients now belong to it.
+    fn remove(&self, graph: &mut Graph, producer: NodeId, fused: NodeId) {
+        let gone = [Some(producer), self.add.map(|(add, _)| add), Some(self.relu)];
+        for id in graph.order().to_vec() {
+            if graph.node(id).origin.is_some_and(|o| gone.contains(&Some(o))) {
+                *graph.annotate(id).origin = Some(fused);
+            }
+        }
         graph.remove(self.relu);
         if let Some((add, _)) = self.add {
             graph.remove(add);
@@ -129,7 +135,7 @@ fn convolution(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferEr
     inputs.extend(tail.other());
     let fused = insert(graph, id, tail, Op::ConvEpilogue { conv, relu: true }, &inputs, 1)?;
     graph.replace_all_uses(tail.y, graph.node(fused).outputs[0]);
-    tail.remove(graph, id);
+    tail.remove(graph, id, fused);
     Ok(())
 }
 
@@ -164,8 +170,8 @@ fn batch_norm(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferErr
         // In the ReLU gradient's place: readers of the gated gradient may come before the
         // batch norm's own.
         let at = position(graph, g.relu);
-        let fused = graph.insert(at, Op::BatchNormReluGrad { eps }, &inputs, spec)?;
-        let new = graph.node(fused).outputs.clone();
+        let gradient = graph.insert(at, Op::BatchNormReluGrad { eps }, &inputs, spec)?;
+        let new = graph.node(gradient).outputs.clone();
         for (from, &to) in graph.node(g.norm).outputs.clone().into_iter().zip(&new) {
             graph.replace_all_uses(from, to);
         }
@@ -175,7 +181,7 @@ fn batch_norm(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferErr
         }
         graph.remove(g.relu);
     }
-    tail.remove(graph, id);
+    tail.remove(graph, id, fused);
     Ok(())
 }
 

@@ -19,6 +19,9 @@ pub trait ParamLoader {
     fn load(&self, name: &str, ty: &TensorType) -> Result<Tensor, LoadParamError>;
 }
 
+/// The bytes of a step's inputs, and where they belong.
+pub type Bound<'a> = Vec<(Span, &'a [u8])>;
+
 /// A loaded plan on a backend.
 #[derive(Debug)]
 pub struct Executor<B> {
@@ -126,7 +129,7 @@ impl<B: Backend> Executor<B> {
     pub fn bind<'a>(
         &'a mut self,
         inputs: &'a BTreeMap<String, Tensor>,
-    ) -> Result<(&'a mut B, Vec<(Span, &'a [u8])>), RunError> {
+    ) -> Result<(&'a mut B, Bound<'a>), RunError> {
         let plan = self.program.plan();
         validate(plan, inputs)?;
         let bound = plan.inputs.iter().map(|b| (self.program.span(b.buf), inputs[&b.name].bytes())).collect();

@@ -10,6 +10,7 @@ mod ops;
 
 use device::Device;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// One line of the table.
 struct Row {
@@ -39,18 +40,24 @@ fn main() -> ExitCode {
             println!("{device}: skipped: {why}");
             continue;
         }
-        let mut rows = Vec::new();
         let is_wanted = |suite: &str| {
             let name = format!("{device}/{suite}");
             wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str()))
         };
-        ops::run(device, &is_wanted, &mut rows);
-        nets::run(device, &is_wanted, &mut rows);
-        println!("{:<40} {:>7} {:>10} {:>10}", format!("{device}"), "checks", "worst", "limit");
-        for row in rows {
+        println!(
+            "{:<40} {:>7} {:>10} {:>10} {:>8}",
+            format!("{device}"),
+            "checks",
+            "worst",
+            "limit",
+            "seconds"
+        );
+        let mut since = Instant::now();
+        let mut report = |row: Row| {
+            let seconds = std::mem::replace(&mut since, Instant::now()).elapsed().as_secs_f64();
             let verdict = if row.failures.is_empty() { "" } else { "  FAILED" };
             println!(
-                "{:<40} {:>7} {:>10.2e} {:>10.2e}{verdict}",
+                "{:<40} {:>7} {:>10.2e} {:>10.2e} {seconds:>8.1}{verdict}",
                 row.suite, row.checks, row.worst, row.limit
             );
             for failure in row.failures.iter().take(SHOWN) {
@@ -60,7 +67,9 @@ fn main() -> ExitCode {
                 println!("    and {} more", row.failures.len() - SHOWN);
             }
             failed |= !row.failures.is_empty();
-        }
+        };
+        ops::run(device, &is_wanted, &mut report);
+        nets::run(device, &is_wanted, &mut report);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -25,6 +25,8 @@ use vdnn_ir::{Bytes, Nanos, Op, TensorType};
 const MAGIC: &str = "vdnnc-times 1";
 /// Flag of a kernel whose results differ from run to run.
 pub const NONDETERMINISTIC: &str = "nondeterministic";
+/// Flag of a kernel that cannot be part of a captured step; never offered.
+pub const NOT_CAPTURED: &str = "not-captured";
 
 /// What the times were taken on. Times of another device or library mean nothing, and engine
 /// numbers of another cuDNN name other kernels.
@@ -210,7 +212,7 @@ impl Measured {
         let rows = self.rows(op, inputs, outputs, precision).unwrap_or_default();
         let mut options: Vec<ConvOption> = rows
             .iter()
-            .filter(|r| !(deterministic && r.has(NONDETERMINISTIC)))
+            .filter(|r| !(r.has(NOT_CAPTURED) || deterministic && r.has(NONDETERMINISTIC)))
             .filter_map(|r| Some(ConvOption { algo: r.algo?, workspace: r.workspace, time: r.time? }))
             .collect();
         options.sort_by_key(|o| (o.time, o.workspace, o.algo));
@@ -353,7 +355,7 @@ mod tests {
         MeasuredRow { algo, workspace: Bytes(workspace), time: time.map(Nanos), flags }
     }
 
-    /// A convolution with five engines, and a ReLU.
+    /// A convolution with six engines, and a ReLU.
     fn table() -> Measured {
         let on = MeasuredOn {
             device: "NVIDIA H200".to_owned(),
@@ -369,6 +371,7 @@ mod tests {
             row(Some(engine(9)), 1 << 20, Some(150), &["fft"]),
             row(Some(engine(2)), 64, None, &[]),
             row(Some(engine(3)), 512, Some(300), &[]),
+            row(Some(engine(6)), 0, Some(1), &[NOT_CAPTURED]),
         ] {
             t.insert(&conv(), &[&x, &w], &[&y], Precision::F32, r);
         }
@@ -387,8 +390,8 @@ mod tests {
         assert_eq!(lines[1], format!("{key}; eng1_k2=7_k27=-1; 64; 300;"));
         assert_eq!(lines[2], format!("{key}; eng2_k2=7_k27=-1; 64; -;"));
         assert_eq!(lines[4], format!("{key}; eng5_k2=7_k27=-1; 4096; 100; nondeterministic,winograd"));
-        assert_eq!(lines.len(), 7);
-        assert_eq!(t.len(), 6);
+        assert_eq!(lines.len(), 8);
+        assert_eq!(t.len(), 7);
         // The order of insertion does not show.
         let mut reversed = Measured::new(t.on.clone());
         let backwards: Vec<&str> = lines[1..].iter().rev().copied().collect();
@@ -404,7 +407,7 @@ mod tests {
         let [x, w, y] = operands();
         let again = row(Some(engine(1)), 64, Some(250), &[]);
         t.insert(&conv(), &[&x, &w], &[&y], Precision::F32, again.clone());
-        assert_eq!(t.len(), 6);
+        assert_eq!(t.len(), 7);
         assert_eq!(t.rows(&conv(), &[&x, &w], &[&y], Precision::F32).unwrap()[0], again);
         let mut old = table();
         old.merge(&t);
@@ -489,7 +492,7 @@ mod tests {
         assert_eq!(bad("; date=", "; day=").line, 1);
         let error = bad("; 100;", "; fast;");
         assert_eq!((error.line, error.why.as_str()), (5, "`fast` is not a whole number"));
-        assert_eq!(bad("eng9_", "engine9_").line, 6);
+        assert_eq!(bad("eng9_", "engine9_").line, 7);
         assert_eq!(bad(" -> ", " ").line, 2);
         assert_eq!("".parse::<Measured>().unwrap_err().line, 1);
         assert_eq!(bad("; 100; ", "; 100; x; ").why, "8 fields, not 7");

@@ -512,6 +512,7 @@ impl Graph {
         let n = self.nodes[node].as_mut().expect("live node");
         NodeNotes {
             stage: &mut n.stage,
+            origin: &mut n.origin,
             algo: &mut n.algo,
             workspace: &mut n.workspace,
             inplace: &mut n.inplace,
@@ -536,6 +537,8 @@ impl Graph {
 pub struct NodeNotes<'a> {
     /// See [`Node::stage`].
     pub stage: &'a mut Stage,
+    /// See [`Node::origin`].
+    pub origin: &'a mut Option<NodeId>,
     /// See [`Node::algo`].
     pub algo: &'a mut Option<ConvAlgo>,
     /// See [`Node::workspace`].

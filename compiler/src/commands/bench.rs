@@ -60,6 +60,11 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
     let mut failed = Vec::new();
     for target in &args.targets {
         if let Err(failure) = bench(args, target) {
+            if args.json {
+                super::print(
+                    &json!({"kind": "error", "model": target, "message": failure.message}).to_string(),
+                );
+            }
             failed.push((target, failure));
         }
     }
@@ -72,12 +77,26 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
 }
 
 fn choice(args: &BenchArgs) -> Choice<'_> {
-    Choice { backend: args.backend, threads: args.threads, poison: false, cuda: &args.cuda }
+    Choice {
+        backend: args.backend,
+        threads: args.threads,
+        poison: false,
+        cuda: &args.cuda,
+        deterministic: args.shared.deterministic,
+    }
 }
 
 /// A file, or a network of the zoo with random weights in memory.
-fn open(args: &BenchArgs, target: &str, options: &CompileOptions) -> Result<load::Model, Failure> {
-    let training = args.mode == Mode::Train;
+///
+/// # Errors
+/// If it is neither, or cannot be imported.
+pub(super) fn open(
+    target: &str,
+    mode: Mode,
+    seed: u64,
+    options: &CompileOptions,
+) -> Result<load::Model, Failure> {
+    let training = mode == Mode::Train;
     let path = Path::new(target);
     if path.exists() || !zoo::names().contains(&target) {
         if !path.exists() && path.extension().is_none() {
@@ -86,17 +105,20 @@ fn open(args: &BenchArgs, target: &str, options: &CompileOptions) -> Result<load
         }
         return load::model(path, options.batch, &options.dims, training);
     }
-    let network = zoo::build(target, &ZooOptions { batch: None, classes: None, seed: args.seed })
-        .map_err(Failure::internal)?;
+    let network =
+        zoo::build(target, &ZooOptions { batch: None, classes: None, seed }).map_err(Failure::internal)?;
     let import = ImportOptions { batch: options.batch, dims: options.dims.clone(), training };
     let imported = onnx::import_model(network, None, &import).map_err(Failure::user)?;
     Ok(load::Model { imported, path: PathBuf::from(target) })
 }
 
 fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
-    let options = args.shared.options(args.mode);
-    let cost = load::cost_model(&options.device, options.precision)?;
-    let model = open(args, target, &options)?;
+    let mut options = match args.backend {
+        ComputeBackend::Cuda => args.shared.options_on_gpu(args.mode),
+        ComputeBackend::Cpu => args.shared.options(args.mode),
+    };
+    let cost = load::prepare(&mut options, &args.shared)?;
+    let model = open(target, args.mode, args.seed, &options)?;
     let compiled = driver::compile(model.imported.graph.clone(), model.imported.batch, None, &options, &cost)
         .map_err(load::over_budget)?;
     let report = Report {
@@ -110,6 +132,9 @@ fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
         predicted: compiled.plan.predicted.step,
         stats: vdnn_plan::stats::stats(&compiled.plan),
     };
+    if let Some(path) = &args.output {
+        super::compile::write_plan(&compiled.plan, path)?;
+    }
     // Fixed before anything runs.
     if args.json {
         super::print(&report.prediction().to_string());
@@ -183,7 +208,8 @@ fn on_gpu(
     source: &FromWeights<'_>,
     inputs: &BTreeMap<String, Tensor>,
 ) -> Result<Measured, Failure> {
-    let mut executor = Executor::load(plan, source, cuda(&args.cuda, false)?).map_err(Failure::user)?;
+    let mut executor = Executor::load(plan, source, cuda(&args.cuda, false, args.shared.deterministic)?)
+        .map_err(Failure::user)?;
     let loss = warm_up(args, &mut executor, inputs)?;
     let (backend, bound) = executor.bind(inputs).map_err(Failure::user)?;
     let steps = backend.time_steps(&bound, args.steps as usize).map_err(Failure::user)?;

@@ -9,6 +9,7 @@ pub mod devices;
 pub mod evaluate;
 pub mod inspect;
 pub mod load;
+pub mod profile;
 pub mod reproduce;
 pub mod run;
 pub mod synthetic;
@@ -29,6 +30,7 @@ pub fn dispatch(cli: Cli) -> Result<(), Failure> {
         Some(Command::Train(args)) => train::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
+        Some(Command::Profile(args)) => profile::run(&args),
         Some(Command::Zoo(args)) => zoo::run(&args),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),

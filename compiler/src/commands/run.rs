@@ -60,12 +60,15 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         let weights = load::model_of_plan(&plan, &args.target)?;
         return execute(args, plan, &weights, given, labels);
     }
-    let mut options = args.shared.options(args.mode);
+    let mut options = match args.backend {
+        BackendName::Cuda => args.shared.options_on_gpu(args.mode),
+        BackendName::Cpu | BackendName::Sim => args.shared.options(args.mode),
+    };
     options.keep_gradients |= args.save_gradients.is_some();
     if options.batch.is_none() {
         options.batch = batch_of(&args.target, &given, &options);
     }
-    let cost = load::cost_model(&options.device, options.precision)?;
+    let cost = load::prepare(&mut options, &args.shared)?;
     let model = load::model(&args.target, options.batch, &options.dims, args.mode == Mode::Train)?;
     if args.plain {
         let mut graph = model.imported.graph.clone();
@@ -274,7 +277,7 @@ fn execute(
 ) -> Result<(), Failure> {
     let mode = plan.header.mode;
     if args.backend == BackendName::Sim {
-        let cost = load::cost_model(&plan.header.device, args.shared.precision)?;
+        let cost = load::cost_model(&plan.header.device, plan.header.precision)?;
         let sim = vdnn_runtime::sim::simulate(&plan, &cost).map_err(Failure::internal)?;
         super::print(
             &serde_json::json!({
@@ -327,7 +330,13 @@ fn choice(args: &RunArgs) -> Option<Choice<'_>> {
         BackendName::Cuda => ComputeBackend::Cuda,
         BackendName::Sim => return None,
     };
-    Some(Choice { backend, threads: args.threads, poison: args.poison, cuda: &args.cuda })
+    Some(Choice {
+        backend,
+        threads: args.threads,
+        poison: args.poison,
+        cuda: &args.cuda,
+        deterministic: args.shared.deterministic,
+    })
 }
 
 /// Number of kernel threads unless the user says: one per core.

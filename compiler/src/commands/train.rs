@@ -5,7 +5,7 @@ use super::dataset::Dataset;
 use super::evaluate;
 use super::load::{self, FromTensors};
 use super::synthetic::mix;
-use crate::cli::{LrSchedule, TrainArgs};
+use crate::cli::{ComputeBackend, LrSchedule, TrainArgs};
 use crate::error::Failure;
 use crate::progress::Progress;
 use std::collections::BTreeMap;
@@ -44,15 +44,23 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     if !(0.0..1.0).contains(&args.validation) {
         return Err(Failure::user("--validation must be at least 0 and below 1"));
     }
-    let choice =
-        Choice { backend: args.backend, threads: args.threads, poison: args.poison, cuda: &args.cuda };
+    let choice = Choice {
+        backend: args.backend,
+        threads: args.threads,
+        poison: args.poison,
+        cuda: &args.cuda,
+        deterministic: args.shared.deterministic,
+    };
     choice.probe()?;
     let data = Dataset::read(&args.data, args.mean, args.std)?;
     let held_out = (data.len() as f64 * args.validation).round() as usize;
     let (train_len, total) = (data.len() - held_out, data.len());
 
-    let mut options = args.shared.options(Mode::Train);
-    let cost = load::cost_model(&options.device, options.precision)?;
+    let mut options = match args.backend {
+        ComputeBackend::Cuda => args.shared.options_on_gpu(Mode::Train),
+        ComputeBackend::Cpu => args.shared.options(Mode::Train),
+    };
+    let cost = load::prepare(&mut options, &args.shared)?;
     let model = open_model(args, &mut options.batch, &options.dims, true)?;
     let compiled = model.compile(None, &options, &cost).map_err(load::over_budget)?;
     let plan = compiled.plan;

@@ -1,8 +1,6 @@
 //! The backend: a plan's commands on a GPU's streams.
 
 use super::arena::{DeviceArena, PinnedArena};
-use super::blas::Blas;
-use super::cudnn::{Dnn, DnnOptions};
 use super::device::{self, Device, DeviceSelector};
 use super::error::CudaError;
 use super::kernels::Modules;
@@ -11,7 +9,7 @@ use super::launch::SCRATCH;
 use super::libs::{self, LibrarySearch, Loaded as LoadedLibrary};
 use super::replay::{Mode, Replay};
 use super::stream::Stream;
-use super::table::{POISON, Resources, Table, TableOptions};
+use super::table::{Handles, POISON, Resources, Table, TableOptions};
 use crate::backend::Backend;
 use crate::cpu::kernels::CpuKernels;
 use crate::error::RunError;
@@ -70,8 +68,7 @@ pub struct CudaBackend {
     // In the order in which they may be destroyed: what uses a handle comes before it, the
     // context is last.
     pub(super) loaded: Option<Loaded>,
-    blas: Blas,
-    dnn: Dnn,
+    handles: Handles,
     pub(super) modules: Modules,
     device: Device,
 }
@@ -102,12 +99,10 @@ impl CudaBackend {
         let libraries = libs::load_all(&options.libs)?;
         let device = Device::open(&options.device)?;
         let modules = Modules::new(device.facts(), options.cache_dir.clone())?;
-        let dnn =
-            Dnn::with_options(DnnOptions { deterministic: options.deterministic, ..DnnOptions::default() })?;
-        let blas = Blas::new()?;
+        let handles = Handles::new(options.deterministic);
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let host = CpuKernels::new(threads);
-        Ok(Self { options, libraries, host, loaded: None, blas, dnn, modules, device })
+        Ok(Self { options, libraries, host, loaded: None, handles, modules, device })
     }
 
     /// Fails as [`Self::new`] would for want of a library or device, but makes no context.
@@ -288,17 +283,12 @@ impl Backend for CudaBackend {
             .collect();
         let scratch = scratch?;
         let lanes = Lanes::new(plan)?;
-        let resources = Resources {
-            device: &device_arena,
-            host: &host_arena,
-            scratch: &scratch,
-            dnn: &self.dnn,
-            blas: &self.blas,
-        };
+        let resources =
+            Resources { device: &device_arena, host: &host_arena, scratch: &scratch, handles: &self.handles };
         let options = TableOptions { poison: self.options.poison, delay_seed: self.options.delay_seed };
         let table = Table::new(&program, &resources, &mut self.modules, options)
             .map_err(|(at, error)| command_error(&program, at, error))?;
-        self.dnn.forget_unused();
+        self.handles.forget_unused();
         let graph = self.options.graph && self.options.delay_seed.is_none();
         let loaded = Loaded {
             replay: Replay::new(graph),

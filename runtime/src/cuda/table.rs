@@ -2,13 +2,14 @@
 
 use super::arena::{DeviceArena, PinnedArena};
 use super::blas::{self, Blas};
-use super::cudnn::{self, Dnn};
+use super::cudnn::{self, Dnn, DnnOptions};
 use super::error::CudaError;
 use super::kernels::{self, Modules};
 use super::lanes::Lanes;
 use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared};
 use crate::program::{Program, Span};
 use cudarc::driver::sys;
+use std::cell::OnceCell;
 use std::ffi::c_void;
 use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Op, Space};
@@ -17,6 +18,45 @@ use vdnn_plan::{BufId, CmdId, Command, EventId, StreamId, StreamKind};
 /// What undefined bytes hold: a NaN of every float type, -1 as an integer.
 pub(super) const POISON: u8 = 0xff;
 
+/// Library handles, made when a plan first needs one: they take device memory.
+#[derive(Debug, Default)]
+pub(super) struct Handles {
+    dnn: OnceCell<Dnn>,
+    blas: OnceCell<Blas>,
+    deterministic: bool,
+}
+
+impl Handles {
+    /// None yet; `deterministic` refuses kernels that are not.
+    pub(super) fn new(deterministic: bool) -> Self {
+        Self { deterministic, ..Self::default() }
+    }
+
+    fn dnn(&self) -> Result<&Dnn, CudaError> {
+        if let Some(dnn) = self.dnn.get() {
+            return Ok(dnn);
+        }
+        let options = DnnOptions { deterministic: self.deterministic, ..DnnOptions::default() };
+        let dnn = Dnn::with_options(options)?;
+        Ok(self.dnn.get_or_init(|| dnn))
+    }
+
+    fn blas(&self) -> Result<&Blas, CudaError> {
+        if let Some(blas) = self.blas.get() {
+            return Ok(blas);
+        }
+        let blas = Blas::new()?;
+        Ok(self.blas.get_or_init(|| blas))
+    }
+
+    /// Gives back what no launch uses any more.
+    pub(super) fn forget_unused(&self) {
+        if let Some(dnn) = self.dnn.get() {
+            dnn.forget_unused();
+        }
+    }
+}
+
 /// Memory and libraries a table is made with.
 #[derive(Debug)]
 pub(super) struct Resources<'a> {
@@ -24,8 +64,7 @@ pub(super) struct Resources<'a> {
     pub host: &'a PinnedArena,
     /// By stream; empty for streams that only copy.
     pub scratch: &'a [DeviceArena],
-    pub dnn: &'a Dnn,
-    pub blas: &'a Blas,
+    pub handles: &'a Handles,
 }
 
 impl Resources<'_> {
@@ -238,8 +277,12 @@ fn launch(
                 .map_err(|_| CudaError::BadPlan { why: "a tensor above the address space".to_owned() })?;
             Action::Within { to, from, len }
         }
-        op if op.is_conv() => Action::Kernel(cudnn::prepare(spec, resources.dnn)?),
-        Op::Gemm { .. } | Op::MatMul { .. } => Action::Kernel(blas::prepare(spec, resources.blas)?),
+        op if op.is_conv() => Action::Kernel(cudnn::prepare(spec, resources.handles.dnn()?, &mut || {
+            kernels::epilogue(spec, modules)
+        })?),
+        Op::Gemm { .. } | Op::MatMul { .. } => {
+            Action::Kernel(blas::prepare(spec, resources.handles.blas()?)?)
+        }
         _ => Action::Kernel(kernels::prepare(spec, modules)?),
     })
 }
@@ -254,7 +297,7 @@ fn delay_of(seed: u64, at: CmdId) -> Option<u64> {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^= z >> 31;
-    z.is_multiple_of(4).then(|| (z >> 2) % MAX_DELAY)
+    z.is_multiple_of(4).then_some((z >> 2) % MAX_DELAY)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use super::depthwise;
 use super::gemm::{MACS_PER_VISIT, Mat, Target, product, product_into};
 use super::geometry::Conv;
 use super::im2col::im2col;
+#[cfg(target_arch = "x86_64")]
+use super::implicit;
 use super::par::{Disjoint, Par};
 use super::scratch;
 use std::ops::Range;
@@ -59,6 +61,10 @@ pub(super) fn run(par: &Par, g: &Conv, x: &[f32], w: Filter<'_>, bias: Option<&[
     }
     if let (Filter::Rows(w), true) = (w, g.groups > 1 && g.c_group() == 1) {
         return depthwise::forward(par, g, x, w, bias, y);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let (Filter::Rows(w), true) = (w, implicit::applies(par, g)) {
+        return implicit::forward(par, g, x, w, bias, y);
     }
     let cut = Cut::new(g);
     let pass = Pass { g, cut, x, w, bias };

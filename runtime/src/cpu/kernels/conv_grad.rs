@@ -6,7 +6,11 @@ use super::depthwise;
 use super::gemm::{MACS_PER_VISIT, Mat, product_into};
 use super::geometry::Conv;
 use super::im2col::{col2im, im2col};
+#[cfg(target_arch = "x86_64")]
+use super::implicit;
 use super::par::{Disjoint, Par};
+#[cfg(target_arch = "x86_64")]
+use super::phase_grad;
 use super::scratch;
 use std::ops::Range;
 use vdnn_ir::kernel::{KernelError, TensorMut};
@@ -27,6 +31,11 @@ pub(super) fn dgrad(
     }
     if g.groups > 1 && g.c_group() == 1 {
         depthwise::dgrad(call.par, &g, dy, w, dx);
+        return Ok(());
+    }
+    #[cfg(target_arch = "x86_64")]
+    if phase_grad::applies(call.par, &g) {
+        phase_grad::input_grad(call.par, &g, dy, w, dx);
         return Ok(());
     }
     if let (Some(t), true) = (g.transposed(), g.is_pointwise()) {
@@ -117,9 +126,14 @@ pub(super) fn wgrad(
     }
     if g.groups > 1 && g.c_group() == 1 {
         depthwise::wgrad(call.par, &g, x, dy, dw);
-    } else {
-        WeightGrad::new(&g, x, dy).run(call.par, dw);
+        return Ok(());
     }
+    #[cfg(target_arch = "x86_64")]
+    if implicit::applies(call.par, &g) {
+        implicit::weight_grad(call.par, &g, x, dy, dw);
+        return Ok(());
+    }
+    WeightGrad::new(&g, x, dy).run(call.par, dw);
     Ok(())
 }
 

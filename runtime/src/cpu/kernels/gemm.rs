@@ -1,10 +1,13 @@
 //! Matrix products: the GEMM every kernel uses, and the ops Gemm and MatMul.
 //!
-//! The multiplication itself is the `gemm-f32` crate's, always single-threaded: its blocking
-//! follows from the shape of the call. Large products are cut into blocks of C, again by
-//! shape alone, so the bits do not depend on the number of threads.
+//! Large products go to [`super::dense`] where the processor has 512-bit vectors. Else the
+//! multiplication is the `gemm-f32` crate's, always single-threaded: its blocking follows from
+//! the shape of the call. Large products are cut into blocks of C, again by shape alone, so
+//! the bits do not depend on the number of threads.
 
 use super::args::{Call, shape};
+#[cfg(target_arch = "x86_64")]
+use super::dense;
 use super::layout::{Axis, broadcast_strides, collapse, offsets};
 use super::loops;
 use super::par::{Disjoint, Par};
@@ -127,6 +130,17 @@ const MIN_BLOCKED_MACS: usize = 1 << 20;
 fn blocked(par: &Par, a: Mat<'_>, b: Mat<'_>, alpha: f32, add: bool, c: &Disjoint<'_, f32>, to: Target) {
     let (m, n) = (a.rows, b.cols);
     let macs = m * n * a.cols;
+    #[cfg(target_arch = "x86_64")]
+    if par.wide() && alpha == 1.0 && !add && to.ld == n && macs >= MIN_BLOCKED_MACS {
+        let c = c.at(to.at, m * n);
+        // SAFETY: the caller keeps these elements to this call.
+        #[expect(unsafe_code, reason = "a whole matrix of one output")]
+        let c = unsafe { std::slice::from_raw_parts_mut(c, m * n) };
+        let view = |m: Mat<'_>| dense::View { rs: m.rs, cs: m.cs };
+        if dense::product(par, [m, n, a.cols], (a.data, view(a)), (b.data, view(b)), c) {
+            return;
+        }
+    }
     let (mb, nb) = match macs {
         0..MIN_BLOCKED_MACS => (m.max(1), n.max(1)),
         _ if n >= 2 * m => (m, n.div_ceil(8).next_multiple_of(48)),
@@ -162,20 +176,20 @@ pub(super) fn gemm(
     let out = call.one(outputs)?;
     let dims = shape(out.ty);
     let y = call.f32_out(out)?;
-    let c = call.f32_if_present(2)?.filter(|_| beta != 0.0);
-    if let Some(c) = c {
+    blocked(call.par, a, b, alpha, false, &Disjoint::new(&mut *y), Target { at: 0, ld: dims[1] });
+    if let Some(c) = call.f32_if_present(2)?.filter(|_| beta != 0.0) {
         let from = shape(call.input(2)?.ty);
         let steps = broadcast_strides(&from, &dims);
-        for (i, row) in y.chunks_exact_mut(dims[1].max(1)).enumerate() {
+        call.par.chunks(y, dims[1], 1, |i, row| {
             let c = &c[i * steps[0]..];
             if steps[1] == 0 {
-                row.fill(beta * c[0]);
+                let c = beta * c[0];
+                loops::map_in_place(row, |y| y + c);
             } else {
-                loops::map(&c[..row.len()], row, |c| beta * c);
+                loops::map2_in_place(&c[..row.len()], row, |y, c| y + beta * c);
             }
-        }
+        });
     }
-    blocked(call.par, a, b, alpha, c.is_some(), &Disjoint::new(y), Target { at: 0, ld: dims[1] });
     Ok(())
 }
 

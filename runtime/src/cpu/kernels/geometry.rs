@@ -89,6 +89,12 @@ impl Conv {
         Ok(Self { images: x[0], c: x[1], m: y[1], groups: a.groups as usize, space })
     }
 
+    /// The pointwise convolution `Y[m, positions] = W[m, c] X[c, positions]` of one image.
+    pub(super) fn product([m, positions, c]: [usize; 3]) -> Self {
+        let line = Dim { input: positions, output: positions, ..Dim::UNIT };
+        Self { images: 1, c, m, groups: 1, space: [Dim::UNIT, Dim::UNIT, line] }
+    }
+
     /// Input channels per group.
     pub(super) fn c_group(&self) -> usize {
         self.c / self.groups
@@ -124,6 +130,12 @@ impl Conv {
     /// True if the unfolded input is the input itself.
     pub(super) fn is_pointwise(&self) -> bool {
         self.space.iter().all(|d| d.kernel == 1 && d.stride == 1 && d.before == 0 && d.input == d.output)
+    }
+
+    /// True if the outputs of every image can be counted in 31 bits, as can the inputs.
+    pub(super) fn transposed_fits(&self) -> bool {
+        let most = self.inputs().max(self.outputs());
+        i32::try_from(most.saturating_mul(self.c.max(self.m))).is_ok()
     }
 
     /// The convolution that computes dx from dy with flipped weights; exists if every

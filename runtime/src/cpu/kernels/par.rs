@@ -17,12 +17,28 @@ pub(super) const CHUNK: usize = 1 << 14;
 pub(super) struct Par {
     pool: Option<rayon::ThreadPool>,
     serial_below: usize,
+    wide: bool,
 }
 
 impl Par {
     pub(super) fn new(threads: usize) -> Self {
         let build = || rayon::ThreadPoolBuilder::new().num_threads(threads).build().ok();
-        Self { pool: if threads > 1 { build() } else { None }, serial_below: SERIAL_BELOW }
+        Self {
+            pool: if threads > 1 { build() } else { None },
+            serial_below: SERIAL_BELOW,
+            wide: has_wide_products(),
+        }
+    }
+
+    /// Without the products for 512-bit vectors, as on other processors.
+    #[cfg(test)]
+    pub(super) fn narrow(threads: usize) -> Self {
+        Self { wide: false, ..Self::eager(threads) }
+    }
+
+    /// True if products may use 512-bit vectors ([`super::tile`]).
+    pub(super) fn wide(&self) -> bool {
+        self.wide
     }
 
     /// Threads that take even the smallest loop.
@@ -68,6 +84,14 @@ impl Par {
             _ => out.chunks_mut(size).enumerate().for_each(|(i, chunk)| task(i, chunk)),
         }
     }
+}
+
+/// True if [`super::tile`] runs here.
+fn has_wide_products() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return super::tile::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Defines functions that are compiled for several vector extensions; a call takes the best

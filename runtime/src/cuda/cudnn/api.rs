@@ -26,15 +26,6 @@ type SetFilter = unsafe extern "C" fn(Raw, c_int, c_int, c_int, *const c_int) ->
 type SetConv =
     unsafe extern "C" fn(Raw, c_int, *const c_int, *const c_int, *const c_int, c_int, c_int) -> Status;
 type SetInt = unsafe extern "C" fn(Raw, c_int) -> Status;
-type AddTensor = unsafe extern "C" fn(
-    Handle,
-    *const c_void,
-    Raw,
-    *const c_void,
-    *const c_void,
-    Raw,
-    *mut c_void,
-) -> Status;
 type WorkspaceSize = unsafe extern "C" fn(Handle, Raw, Raw, Raw, Raw, c_int, *mut usize) -> Status;
 /// All three directions: alpha, two operands, convolution, algorithm, workspace, beta, result.
 type Convolve = unsafe extern "C" fn(
@@ -101,7 +92,6 @@ functions! {
     conv_set: SetConv = "cudnnSetConvolutionNdDescriptor";
     conv_groups: SetInt = "cudnnSetConvolutionGroupCount";
     conv_math: SetInt = "cudnnSetConvolutionMathType";
-    add_tensor: AddTensor = "cudnnAddTensor";
     fprop: Convolve = "cudnnConvolutionForward";
     dgrad: Convolve = "cudnnConvolutionBackwardData";
     wgrad: Convolve = "cudnnConvolutionBackwardFilter";
@@ -150,7 +140,7 @@ impl Session {
         Ok(Rc::new(session))
     }
 
-    /// cuDNN without a GPU, for a device described by a [`super::desc::device`] descriptor.
+    /// cuDNN without a GPU, for a device that a descriptor describes.
     #[cfg(test)]
     pub(super) fn without_gpu() -> Result<Rc<Self>, CudaError> {
         Ok(Rc::new(Self { api: Api::load()?, handle: std::ptr::null_mut() }))

@@ -1,4 +1,4 @@
-//! Operation graphs: a convolution, and the addition of its bias behind it.
+//! Operation graphs: a convolution, and what is done to its result before it is stored.
 
 use super::api::Session;
 use super::desc::{AttrType, Desc, Kind, Target, attr};
@@ -12,6 +12,8 @@ pub(super) const FLOAT: i32 = 0;
 pub(super) const CROSS_CORRELATION: i32 = 1;
 /// `CUDNN_POINTWISE_ADD`.
 const ADD: i32 = 0;
+/// `CUDNN_POINTWISE_RELU_FWD`.
+const RELU: i32 = 100;
 /// Every address is a multiple of this many bytes; arenas give more.
 pub(super) const ALIGNMENT: i64 = 16;
 
@@ -21,8 +23,9 @@ pub(super) mod uid {
     pub(in crate::cuda::cudnn) const W: i64 = 2;
     pub(in crate::cuda::cudnn) const Y: i64 = 3;
     pub(in crate::cuda::cudnn) const BIAS: i64 = 4;
-    /// The product before the bias; exists inside the engine alone.
-    pub(in crate::cuda::cudnn) const PRODUCT: i64 = 5;
+    pub(in crate::cuda::cudnn) const RESIDUAL: i64 = 5;
+    /// The first of the results before the last; they exist inside the engine alone.
+    pub(in crate::cuda::cudnn) const INNER: i64 = 6;
 }
 
 /// A finalized operation graph with the descriptors it was made of.
@@ -45,7 +48,7 @@ fn tensor(session: &Rc<Session>, shape: &Shape, id: i64, is_virtual: bool) -> Re
     d.finalize()
 }
 
-/// The graph of a problem: one convolution, followed by the addition of the bias if it has one.
+/// The graph of a problem: one convolution, and its epilogue as pointwise operations.
 pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaError> {
     let session = &target.session;
     let conv = Desc::new(session, Kind::Convolution)?;
@@ -60,8 +63,23 @@ pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaErr
 
     let x = tensor(session, &problem.x, uid::X, false)?;
     let w = tensor(session, &problem.w, uid::W, false)?;
-    let y = tensor(session, &problem.y, uid::Y, false)?;
-    let product = if problem.bias { Some(tensor(session, &problem.y, uid::PRODUCT, true)?) } else { None };
+    // The epilogue: each step with its other operand.
+    let mut steps = Vec::new();
+    if problem.bias {
+        steps.push((ADD, Some(tensor(session, &problem.bias_shape(), uid::BIAS, false)?)));
+    }
+    if problem.residual {
+        steps.push((ADD, Some(tensor(session, &problem.y, uid::RESIDUAL, false)?)));
+    }
+    if problem.relu {
+        steps.push((RELU, None));
+    }
+    // Result of the convolution, then of each step; the last is stored.
+    let mut results = Vec::new();
+    for i in 0..steps.len() {
+        results.push(tensor(session, &problem.y, uid::INNER + i as i64, true)?);
+    }
+    results.push(tensor(session, &problem.y, uid::Y, false)?);
 
     let (kind, base) = match problem.dir {
         Direction::Fprop => (Kind::OperationConvFprop, attr::FPROP),
@@ -74,28 +92,30 @@ pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaErr
     op.set_descs(base + 2, &[&conv])?;
     op.set_descs(base + 3, &[&w])?;
     op.set_descs(base + 4, &[&x])?;
-    op.set_descs(base + 5, &[product.as_ref().unwrap_or(&y)])?;
+    op.set_descs(base + 5, &[&results[0]])?;
     let op = op.finalize()?;
 
     let mut parts = vec![conv, x, w];
     let mut ops = vec![op];
-    if let Some(product) = product {
-        let bias = tensor(session, &problem.bias_shape(), uid::BIAS, false)?;
-        let add = Desc::new(session, Kind::Pointwise)?;
-        add.set_enum(attr::POINTWISE_MODE, AttrType::PointwiseMode, ADD)?;
-        add.set_enum(attr::POINTWISE_MATH_PREC, AttrType::DataType, FLOAT)?;
-        let add = add.finalize()?;
+    for (i, (mode, other)) in steps.iter().enumerate() {
+        let pointwise = Desc::new(session, Kind::Pointwise)?;
+        pointwise.set_enum(attr::POINTWISE_MODE, AttrType::PointwiseMode, *mode)?;
+        pointwise.set_enum(attr::POINTWISE_MATH_PREC, AttrType::DataType, FLOAT)?;
+        let pointwise = pointwise.finalize()?;
         let op = Desc::new(session, Kind::OperationPointwise)?;
-        op.set_descs(attr::OP_POINTWISE_DESC, &[&add])?;
-        op.set_descs(attr::OP_POINTWISE_X, &[&product])?;
-        op.set_descs(attr::OP_POINTWISE_B, &[&bias])?;
-        op.set_descs(attr::OP_POINTWISE_Y, &[&y])?;
-        op.set_f32(attr::OP_POINTWISE_ALPHA1, 1.0)?;
-        op.set_f32(attr::OP_POINTWISE_ALPHA2, 1.0)?;
+        op.set_descs(attr::OP_POINTWISE_DESC, &[&pointwise])?;
+        op.set_descs(attr::OP_POINTWISE_X, &[&results[i]])?;
+        op.set_descs(attr::OP_POINTWISE_Y, &[&results[i + 1]])?;
+        if let Some(other) = other {
+            op.set_descs(attr::OP_POINTWISE_B, &[other])?;
+            op.set_f32(attr::OP_POINTWISE_ALPHA1, 1.0)?;
+            op.set_f32(attr::OP_POINTWISE_ALPHA2, 1.0)?;
+        }
         ops.push(op.finalize()?);
-        parts.extend([product, bias, add]);
+        parts.push(pointwise);
     }
-    parts.push(y);
+    parts.extend(steps.into_iter().filter_map(|(_, other)| other));
+    parts.extend(results);
 
     let desc = Desc::new(session, Kind::OperationGraph)?;
     desc.set_descs(attr::GRAPH_OPS, &ops.iter().collect::<Vec<_>>())?;

@@ -7,7 +7,7 @@ use super::plan::{Pointers, address};
 use super::problem::{Direction, Problem, Shape};
 use crate::cuda::error::CudaError;
 use crate::cuda::launch::{DeviceRange, Prepared};
-use cudarc::driver::sys::{CUdeviceptr, CUstream};
+use cudarc::driver::sys::CUstream;
 use std::ffi::{c_int, c_void};
 use std::rc::Rc;
 use vdnn_cost::Precision;
@@ -75,54 +75,6 @@ fn tensor(session: &Rc<Session>, shape: &Shape) -> Result<Old, CudaError> {
         unsafe { (api.tensor_set)(d.raw, FLOAT, dims.len() as c_int, dims.as_ptr(), strides.as_ptr()) };
     session.check("cudnnSetTensorNdDescriptor", status)?;
     Ok(d)
-}
-
-/// Adds a bias per channel to a tensor in place.
-#[derive(Debug)]
-pub(super) struct BiasAdd {
-    session: Rc<Session>,
-    bias_desc: Old,
-    y_desc: Old,
-    bias: CUdeviceptr,
-    y: CUdeviceptr,
-}
-
-impl BiasAdd {
-    pub(super) fn new(
-        session: &Rc<Session>,
-        problem: &Problem,
-        bias: CUdeviceptr,
-        y: CUdeviceptr,
-    ) -> Result<Self, CudaError> {
-        Ok(Self {
-            session: Rc::clone(session),
-            bias_desc: tensor(session, &problem.bias_shape())?,
-            y_desc: tensor(session, &problem.y)?,
-            bias,
-            y,
-        })
-    }
-
-    /// Enqueues on the stream the handle already has.
-    #[expect(unsafe_code, reason = "calls into cuDNN")]
-    pub(super) fn enqueue_here(&self) -> Result<(), CudaError> {
-        let one = 1.0f32;
-        let one = (&raw const one).cast::<c_void>();
-        // SAFETY: handle and descriptors live; the factors are f32, as f32 tensors want them,
-        // and read before the call returns; the addresses are ranges of the arena.
-        let status = unsafe {
-            (self.session.api.add_tensor)(
-                self.session.handle,
-                one,
-                self.bias_desc.raw,
-                address(self.bias),
-                one,
-                self.y_desc.raw,
-                address(self.y),
-            )
-        };
-        self.session.check("cudnnAddTensor", status)
-    }
 }
 
 /// `cudnnConvolution{Fwd,BwdData,BwdFilter}Algo_t` of an algorithm. Implicit GEMM of the
@@ -258,7 +210,7 @@ pub(super) struct LegacyLaunch {
     pub conv: LegacyConv,
     pub pointers: Pointers,
     pub workspace: Option<DeviceRange>,
-    pub bias: Option<BiasAdd>,
+    pub epilogue: Option<Box<dyn Prepared>>,
 }
 
 impl Prepared for LegacyLaunch {
@@ -297,10 +249,7 @@ impl Prepared for LegacyLaunch {
             )
         };
         session.check(call, status)?;
-        match &self.bias {
-            Some(bias) => bias.enqueue_here(),
-            None => Ok(()),
-        }
+        self.epilogue.as_ref().map_or(Ok(()), |e| e.enqueue(stream))
     }
 }
 

@@ -12,7 +12,9 @@ mod legacy;
 mod plan;
 mod problem;
 
-pub(crate) use engine::{Candidate, Notes, Source};
+#[cfg(test)]
+pub(crate) use engine::Notes;
+pub(crate) use engine::{Candidate, Source};
 
 use super::error::CudaError;
 use super::launch::{DeviceRange, LaunchSpec, Prepared};
@@ -20,7 +22,7 @@ use api::Session;
 use desc::Target;
 use engine::BIAS_APART;
 use graph::Graph;
-use legacy::{BiasAdd, LegacyConv, LegacyLaunch};
+use legacy::{LegacyConv, LegacyLaunch};
 use plan::{Built, Launch, Plan, Pointers};
 use problem::Problem;
 use std::cell::RefCell;
@@ -29,6 +31,9 @@ use std::rc::Rc;
 use vdnn_cost::Precision;
 use vdnn_ir::graph::{ConvAlgo, EngineConfig};
 use vdnn_ir::{Bytes, Op, TensorType};
+
+/// Makes the step that runs a convolution's epilogue apart, where no engine fuses it.
+pub(crate) type MakeEpilogue<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Prepared>, CudaError>;
 
 /// What to ask of cuDNN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,14 +61,6 @@ impl Dnn {
     ///
     /// # Errors
     /// [`CudaError::MissingLibrary`] without cuDNN; [`CudaError::Cudnn`] if it does not start.
-    pub(crate) fn new() -> Result<Self, CudaError> {
-        Self::with_options(DnnOptions::default())
-    }
-
-    /// Creates the handle.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
     pub(crate) fn with_options(options: DnnOptions) -> Result<Self, CudaError> {
         Ok(Self::on(Target::new(Session::new()?), options))
     }
@@ -94,7 +91,7 @@ impl Dnn {
 
     /// The kernel `config` names, for the problem with its bias fused or apart.
     fn build(&self, problem: &Problem, config: EngineConfig) -> Result<Rc<Plan>, CudaError> {
-        let problem = if is_apart(config) { problem.without_bias() } else { problem.clone() };
+        let problem = if is_apart(config) { problem.without_epilogue() } else { problem.clone() };
         let key = (problem, config);
         if let Some(built) = self.built.borrow().get(&key) {
             return Ok(Rc::clone(&built.plan));
@@ -136,18 +133,19 @@ impl Dnn {
     }
 
     fn candidates(&self, problem: &Problem, precision: Precision) -> Result<Vec<Candidate>, CudaError> {
-        if !problem.bias {
+        if !problem.has_epilogue() {
             return self.offers(problem, precision);
         }
-        // No engine that fuses the bias is a reason to add it apart, not to fail.
+        // No engine that fuses the epilogue is a reason to run it apart, not to fail.
         let fused = self.offers(problem, precision).unwrap_or_default();
-        let apart = self.offers(&problem.without_bias(), precision)?;
+        let apart = self.offers(&problem.without_epilogue(), precision)?;
         let apart = apart.into_iter().filter_map(|c| Some(Candidate { config: apart_of(c.config)?, ..c }));
         Ok(fused.into_iter().chain(apart).collect())
     }
 }
 
-fn is_apart(config: EngineConfig) -> bool {
+/// True if the configuration of a convolution with bias adds the bias in a step of its own.
+pub(crate) fn is_apart(config: EngineConfig) -> bool {
     config.knobs().iter().any(|&(kind, _)| kind == BIAS_APART)
 }
 
@@ -177,6 +175,20 @@ pub(crate) fn candidates(
     dnn.candidates(&Problem::of(op, inputs, outputs)?, precision)
 }
 
+/// The workspace of one engine configuration of a convolution op, which is built for it.
+///
+/// # Errors
+/// As [`candidates`], and if there is no such engine or it does not build.
+pub(crate) fn workspace(
+    op: &Op,
+    inputs: &[&TensorType],
+    outputs: &[&TensorType],
+    config: EngineConfig,
+    dnn: &Dnn,
+) -> Result<Bytes, CudaError> {
+    Ok(dnn.build(&Problem::of(op, inputs, outputs)?, config)?.workspace)
+}
+
 /// Prepares a convolution or one of its gradients.
 ///
 /// An engine runs in the plan's workspace. A classic name, or none, stands for the first of
@@ -187,15 +199,19 @@ pub(crate) fn candidates(
 /// [`CudaError::Unsupported`] as [`Problem::of`] or if no engine fits; [`CudaError::BadPlan`]
 /// if the engine named does not exist or build here, needs more workspace than the plan gives
 /// it, or its arithmetic is not what was asked for.
-pub(crate) fn prepare(spec: &LaunchSpec<'_>, dnn: &Dnn) -> Result<Box<dyn Prepared>, CudaError> {
+pub(crate) fn prepare(
+    spec: &LaunchSpec<'_>,
+    dnn: &Dnn,
+    epilogue: MakeEpilogue<'_>,
+) -> Result<Box<dyn Prepared>, CudaError> {
     let inputs: Vec<&TensorType> = spec.inputs.iter().map(|o| o.ty).collect();
     let outputs: Vec<&TensorType> = spec.outputs.iter().map(|o| o.ty).collect();
     let problem = Problem::of(spec.op, &inputs, &outputs)?;
     let pointers = Pointers::of(spec, problem.dir)?;
     match spec.algo {
-        Some(ConvAlgo::Engine(config)) => exact(spec, dnn, &problem, pointers, config),
-        Some(algo) if dnn.options.legacy => named(spec, dnn, &problem, pointers, algo),
-        _ => first_that_fits(spec, dnn, &problem, pointers),
+        Some(ConvAlgo::Engine(config)) => exact(spec, dnn, epilogue, &problem, pointers, config),
+        Some(algo) if dnn.options.legacy => named(spec, dnn, epilogue, &problem, pointers, algo),
+        _ => first_that_fits(spec, dnn, epilogue, &problem, pointers),
     }
 }
 
@@ -203,6 +219,7 @@ pub(crate) fn prepare(spec: &LaunchSpec<'_>, dnn: &Dnn) -> Result<Box<dyn Prepar
 fn exact(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
+    epilogue: MakeEpilogue<'_>,
     problem: &Problem,
     pointers: Pointers,
     config: EngineConfig,
@@ -223,13 +240,14 @@ fn exact(
         return Err(bad(format!("it needs a workspace of {}, and the plan gives {given}", plan.workspace)));
     }
     let apart = is_apart(config);
-    launch(dnn, problem, plan, pointers, spec.workspace, apart)
+    launch(dnn, epilogue, plan, pointers, spec.workspace, apart)
 }
 
 /// The best engine, in the order of the heuristics, that builds and fits.
 fn first_that_fits(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
+    epilogue: MakeEpilogue<'_>,
     problem: &Problem,
     pointers: Pointers,
 ) -> Result<Box<dyn Prepared>, CudaError> {
@@ -252,7 +270,7 @@ fn first_that_fits(
             continue;
         }
         let range = if plan.workspace <= given { spec.workspace } else { Some(spec.scratch) };
-        return launch(dnn, problem, plan, pointers, range, is_apart(candidate.config));
+        return launch(dnn, epilogue, plan, pointers, range, is_apart(candidate.config));
     }
     Err(CudaError::Unsupported { op: spec.op.to_string(), why })
 }
@@ -261,6 +279,7 @@ fn first_that_fits(
 fn named(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
+    epilogue: MakeEpilogue<'_>,
     problem: &Problem,
     pointers: Pointers,
     algo: ConvAlgo,
@@ -282,25 +301,20 @@ fn named(
             ),
         })?)
     };
-    let bias = bias_step(dnn, problem, pointers)?;
-    Ok(Box::new(LegacyLaunch { conv, pointers, workspace, bias }))
-}
-
-fn bias_step(dnn: &Dnn, problem: &Problem, pointers: Pointers) -> Result<Option<BiasAdd>, CudaError> {
-    let add = |bias| BiasAdd::new(&dnn.target.session, problem, bias, pointers.y);
-    pointers.bias.map(add).transpose()
+    let epilogue = if problem.has_epilogue() { Some(epilogue()?) } else { None };
+    Ok(Box::new(LegacyLaunch { conv, pointers, workspace, epilogue }))
 }
 
 fn launch(
     dnn: &Dnn,
-    problem: &Problem,
+    epilogue: MakeEpilogue<'_>,
     plan: Rc<Plan>,
     pointers: Pointers,
     workspace: Option<DeviceRange>,
     apart: bool,
 ) -> Result<Box<dyn Prepared>, CudaError> {
-    let bias = if apart { bias_step(dnn, problem, pointers)? } else { None };
-    Ok(Box::new(Launch::new(&dnn.target.session, plan, pointers, workspace, bias)?))
+    let epilogue = if apart { Some(epilogue()?) } else { None };
+    Ok(Box::new(Launch::new(&dnn.target.session, plan, pointers, workspace, epilogue)?))
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use super::api::Session;
 use super::desc::{Desc, Kind, Target, attr};
 use super::engine::{Config, Notes};
 use super::graph::{Graph, uid};
-use super::legacy::BiasAdd;
 use super::problem::Direction;
 use crate::cuda::error::CudaError;
 use crate::cuda::launch::{DeviceRange, LaunchSpec, Prepared};
@@ -41,6 +40,7 @@ pub(super) struct Pointers {
     pub w: CUdeviceptr,
     pub y: CUdeviceptr,
     pub bias: Option<CUdeviceptr>,
+    pub residual: Option<CUdeviceptr>,
 }
 
 impl Pointers {
@@ -51,11 +51,17 @@ impl Pointers {
     pub(super) fn of(spec: &LaunchSpec<'_>, dir: Direction) -> Result<Self, CudaError> {
         let (i, o) = (spec.inputs, spec.outputs);
         let p = match dir {
-            Direction::Fprop => Self { x: i[0].ptr, w: i[1].ptr, y: o[0].ptr, bias: i.get(2).map(|b| b.ptr) },
-            Direction::Dgrad => Self { x: o[0].ptr, w: i[1].ptr, y: i[0].ptr, bias: None },
-            Direction::Wgrad => Self { x: i[0].ptr, w: o[0].ptr, y: i[1].ptr, bias: None },
+            Direction::Fprop => Self {
+                x: i[0].ptr,
+                w: i[1].ptr,
+                y: o[0].ptr,
+                bias: i.get(2).map(|b| b.ptr),
+                residual: i.get(3).map(|r| r.ptr),
+            },
+            Direction::Dgrad => Self { x: o[0].ptr, w: i[1].ptr, y: i[0].ptr, bias: None, residual: None },
+            Direction::Wgrad => Self { x: i[0].ptr, w: o[0].ptr, y: i[1].ptr, bias: None, residual: None },
         };
-        let all = [Some(p.x), Some(p.w), Some(p.y), p.bias];
+        let all = [Some(p.x), Some(p.w), Some(p.y), p.bias, p.residual];
         match all.into_iter().flatten().find(|ptr| ptr % super::graph::ALIGNMENT as u64 != 0) {
             Some(ptr) => Err(CudaError::BadPlan {
                 why: format!("`{}`: address {ptr:#x} of an operand is not aligned to 16 bytes", spec.name),
@@ -65,14 +71,14 @@ impl Pointers {
     }
 }
 
-/// A convolution with its addresses, and its bias if that is a step of its own.
+/// A convolution with its addresses, and its epilogue if that is a step of its own.
 #[derive(Debug)]
 pub(super) struct Launch {
     session: Rc<Session>,
     /// Shared with other launches of the same convolution.
     plan: Rc<Plan>,
     pack: Desc,
-    bias: Option<BiasAdd>,
+    epilogue: Option<Box<dyn Prepared>>,
 }
 
 impl Launch {
@@ -81,13 +87,17 @@ impl Launch {
         plan: Rc<Plan>,
         pointers: Pointers,
         workspace: Option<DeviceRange>,
-        bias: Option<BiasAdd>,
+        epilogue: Option<Box<dyn Prepared>>,
     ) -> Result<Self, CudaError> {
         let mut ids = vec![uid::X, uid::W, uid::Y];
         let mut addresses = vec![pointers.x, pointers.w, pointers.y];
-        if let (Some(address), None) = (pointers.bias, &bias) {
-            ids.push(uid::BIAS);
-            addresses.push(address);
+        if epilogue.is_none() {
+            for (id, address) in [(uid::BIAS, pointers.bias), (uid::RESIDUAL, pointers.residual)] {
+                if let Some(address) = address {
+                    ids.push(id);
+                    addresses.push(address);
+                }
+            }
         }
         let addresses: Vec<*mut c_void> = addresses.into_iter().map(address).collect();
         let scratch = if plan.workspace == Bytes::ZERO { None } else { workspace };
@@ -95,7 +105,7 @@ impl Launch {
         pack.set_pointers(attr::PACK_DATA_POINTERS, &addresses)?;
         pack.set_i64(attr::PACK_UNIQUE_IDS, &ids)?;
         pack.set_pointers(attr::PACK_WORKSPACE, &[address(scratch.map_or(0, |s| s.ptr))])?;
-        Ok(Self { session: Rc::clone(session), plan, pack: pack.finalize()?, bias })
+        Ok(Self { session: Rc::clone(session), plan, pack: pack.finalize()?, epilogue })
     }
 }
 
@@ -113,10 +123,7 @@ impl Prepared for Launch {
         let status =
             unsafe { (self.session.api.execute)(self.session.handle, self.plan.desc.raw(), self.pack.raw()) };
         self.session.check("cudnnBackendExecute", status)?;
-        match &self.bias {
-            Some(bias) => bias.enqueue_here(),
-            None => Ok(()),
-        }
+        self.epilogue.as_ref().map_or(Ok(()), |e| e.enqueue(stream))
     }
 }
 

@@ -31,6 +31,10 @@ pub(super) struct Problem {
     pub y: Shape,
     /// A bias per channel is added to y.
     pub bias: bool,
+    /// Then a tensor of y's shape.
+    pub residual: bool,
+    /// Then negative elements become zero.
+    pub relu: bool,
     pub channels_last: bool,
     pub groups: i64,
     pub before: Vec<i64>,
@@ -52,7 +56,9 @@ impl Problem {
             types.get(i).map(|&t| t.clone()).ok_or_else(few)
         };
         let (dir, attrs, x, w, y) = match op {
-            Op::Conv(attrs) => (Direction::Fprop, attrs, at(inputs, 0)?, at(inputs, 1)?, at(outputs, 0)?),
+            Op::Conv(attrs) | Op::ConvEpilogue { conv: attrs, .. } => {
+                (Direction::Fprop, attrs, at(inputs, 0)?, at(inputs, 1)?, at(outputs, 0)?)
+            }
             Op::ConvDgrad { conv, .. } => {
                 (Direction::Dgrad, conv, at(outputs, 0)?, at(inputs, 1)?, at(inputs, 0)?)
             }
@@ -88,6 +94,8 @@ impl Problem {
             w: shape(&w)?,
             y: shape(&y)?,
             bias: dir == Direction::Fprop && inputs.len() > 2,
+            residual: dir == Direction::Fprop && inputs.len() > 3,
+            relu: matches!(op, Op::ConvEpilogue { relu: true, .. }),
             channels_last,
             groups: attrs.groups as i64,
             before: flat(&attrs.before, 0),
@@ -131,9 +139,14 @@ impl Problem {
         Shape { dims, strides }
     }
 
-    /// The same convolution without its bias.
-    pub(super) fn without_bias(&self) -> Self {
-        Self { bias: false, ..self.clone() }
+    /// True if something is done to the products before they are stored.
+    pub(super) fn has_epilogue(&self) -> bool {
+        self.bias || self.residual || self.relu
+    }
+
+    /// The same convolution without its epilogue.
+    pub(super) fn without_epilogue(&self) -> Self {
+        Self { bias: false, residual: false, relu: false, ..self.clone() }
     }
 }
 

@@ -167,7 +167,8 @@ fn try_prepare(
         precision,
         name: "c",
     };
-    prepare(&spec, dnn)
+    let mut apart = || Err(CudaError::BadPlan { why: "no kernels here".to_owned() });
+    prepare(&spec, dnn, &mut apart)
 }
 
 #[test]
@@ -203,5 +204,70 @@ fn a_classic_name_or_none_gets_what_fits() {
                 assert!(launch.is_ok(), "{precision} {}: {launch:?}", case.op);
             }
         }
+    }
+}
+
+/// A convolution with nothing ordinary: extents of x without batch and channels, kernel,
+/// strides, padding in front and behind, dilations, groups.
+fn odd(
+    [n, c, k]: [u64; 3],
+    groups: u64,
+    extents: &[u64],
+    [kernel, strides, before, after, dilations]: [&[u64]; 5],
+    layout: Layout,
+) -> Vec<Case> {
+    let conv = ConvAttrs {
+        kernel: kernel.into(),
+        strides: strides.into(),
+        before: before.into(),
+        after: after.into(),
+        dilations: dilations.into(),
+        groups,
+    };
+    let reach = |i: usize| dilations[i] * (kernel[i] - 1) + 1;
+    let out = |i: usize| (extents[i] + before[i] + after[i] - reach(i)) / strides[i] + 1;
+    let ty = |head: [u64; 2], tail: Vec<u64>| TensorType::f32(head.into_iter().chain(tail)).in_layout(layout);
+    let x = ty([n, c], extents.to_vec());
+    let w = ty([k, c / groups], kernel.to_vec());
+    let y = ty([n, k], (0..extents.len()).map(out).collect());
+    let dgrad = Op::ConvDgrad { conv: conv.clone(), x_dims: x.dims.clone() };
+    let wgrad = Op::ConvWgrad { conv: conv.clone(), w_dims: w.dims.clone() };
+    let bias = TensorType::f32([k]);
+    vec![
+        Case { op: Op::Conv(conv), inputs: vec![x.clone(), w.clone(), bias], outputs: vec![y.clone()] },
+        Case { op: dgrad, inputs: vec![y.clone(), w.clone()], outputs: vec![x.clone()] },
+        Case { op: wgrad, inputs: vec![x, y], outputs: vec![w] },
+    ]
+}
+
+#[test]
+fn odd_convolutions_have_engines_too() {
+    let Some(dnn) = h200(DnnOptions { deterministic: true, ..DnnOptions::default() }) else { return };
+    for (layout, precision) in [STRICT, TF32] {
+        let two = [[7, 7], [2, 2], [3, 3], [3, 3], [1, 1]];
+        let mut all = odd([4, 3, 64], 1, &[224, 224], two.each_ref().map(|a| &a[..]), layout);
+        // Depthwise, grouped, dilated, padded on one side, a line.
+        let square = |s, b, a, d| [[3, 3], [s, s], [b, b], [a, a], [d, d]];
+        for (ckg, s) in [
+            (([4, 32, 32], 32), square(1, 1, 1, 1)),
+            (([4, 64, 128], 4), square(2, 1, 1, 1)),
+            (([4, 16, 32], 1), square(1, 2, 2, 2)),
+            (([4, 16, 32], 1), square(2, 0, 1, 1)),
+        ] {
+            all.extend(odd(ckg.0, ckg.1, &[28, 28], s.each_ref().map(|a| &a[..]), layout));
+        }
+        if layout == Layout::RowMajor {
+            all.extend(odd([4, 16, 32], 1, &[100], [&[5], &[2], &[2], &[1], &[1]], layout));
+            let cube = [[3; 3], [1; 3], [1; 3], [1; 3], [1; 3]];
+            all.extend(odd([2, 8, 16], 1, &[8, 8, 8], cube.each_ref().map(|a| &a[..]), layout));
+        }
+        let missing: Vec<String> = all
+            .iter()
+            .filter_map(|case| {
+                let error = try_prepare(case, &dnn, None, 0, precision).err()?;
+                Some(format!("{precision} {}: {error}", case.op))
+            })
+            .collect();
+        assert!(missing.is_empty(), "{}", missing.join("\n"));
     }
 }

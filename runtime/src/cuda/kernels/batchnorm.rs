@@ -216,3 +216,18 @@ pub(super) fn relu_grad(cx: &mut Cx<'_>) -> Result<(), CudaError> {
     let pointers = Args::new().ptr(dy.ptr).ptr(x.ptr).ptr(y).ptr(bias).ptr(dx.ptr).ptr(sent);
     norm.apply(cx, "BN_GRAD_APPLY", &format!("true, {gate}, {}", sent != 0), pointers, factors)
 }
+
+/// The bias, summand and ReLU behind a convolution: a normalisation with mean 0 and factor 1.
+pub(super) fn epilogue(cx: &mut Cx<'_>, relu: bool) -> Result<(), CudaError> {
+    let (bias, y) = (cx.f32(2)?, cx.f32_out(0)?);
+    let added = if cx.spec.inputs.len() > 3 { cx.f32(3)?.ptr } else { 0 };
+    let norm = Norm::new(cx, y.ty)?;
+    if norm.image.elements() == 0 {
+        return Ok(());
+    }
+    let factors = norm.coefficients(cx)?;
+    let args = Args::new().ptr(bias.ptr).ptr(factors).u32(norm.channels);
+    coefficients(cx, "bias_coefficients", norm.channels.div_ceil(THREADS), args);
+    let pointers = Args::new().ptr(y.ptr).ptr(added).ptr(y.ptr);
+    norm.apply(cx, "BN_APPLY", &format!("{relu}, {}", added != 0), pointers, factors)
+}

@@ -43,6 +43,18 @@ pub(crate) fn prepare(spec: &LaunchSpec<'_>, modules: &mut Modules) -> Result<Bo
     Ok(Box::new(modules.bind(steps)?))
 }
 
+/// Prepares what follows the products of a convolution, in place on its result: the bias, the
+/// other summand and the ReLU that its operands and op ask for.
+///
+/// # Errors
+/// As [`prepare`].
+pub(crate) fn epilogue(spec: &LaunchSpec<'_>, modules: &mut Modules) -> Result<Box<dyn Prepared>, CudaError> {
+    let mut cx = Cx::new(spec, modules.processors());
+    batchnorm::epilogue(&mut cx, matches!(spec.op, Op::ConvEpilogue { relu: true, .. }))?;
+    let steps = std::mem::take(&mut cx.steps);
+    Ok(Box::new(modules.bind(steps)?))
+}
+
 /// A kernel of one thread that spins for `nanos` and touches no memory.
 pub(crate) fn delay(nanos: u64, modules: &mut Modules) -> Result<Box<dyn Prepared>, CudaError> {
     let kernel = Kernel::fixed(Source::Update, "spin");

@@ -110,6 +110,12 @@ pub(super) fn run_n(op: &Op, inputs: &[Tensor], outputs: usize) -> Vec<Tensor> {
     }
     let legal: Vec<(usize, usize)> =
         op.inplace().iter().copied().filter(|&(o, i)| base[o].ty() == inputs[i].ty()).collect();
+    // Other processors have other products.
+    let narrow = CpuKernels { par: Par::narrow(2) };
+    let other = launch(&narrow, op, inputs, &[], outputs, 0).expect("a launch");
+    for (i, (other, naive)) in other.iter().zip(&naive).enumerate() {
+        agree(other, naive, &format!("output {i} of {op} without wide products"));
+    }
     let same = |got: Vec<Tensor>, what: &str| {
         for (i, (a, b)) in base.iter().zip(&got).enumerate() {
             assert_eq!(a.bytes(), b.bytes(), "output {i} of {op} differs {what}");

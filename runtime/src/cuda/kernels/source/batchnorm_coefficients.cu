@@ -84,3 +84,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float fourth = is_invstd ? (float)(sums.y * invstd * invstd / count) : 0.0f;
     put(coefficients, channels, c, mean[c], (float)((double)scale[c] * invstd), third, fourth);
 }
+
+// Those that only add a bias.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    bias_coefficients(const float* bias, float* coefficients, u32 channels) {
+    const u32 c = blockIdx.x * THREADS + threadIdx.x;
+    if (c < channels) put(coefficients, channels, c, 0.0f, 1.0f, bias[c], 0.0f);
+}

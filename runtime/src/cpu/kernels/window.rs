@@ -1,0 +1,302 @@
+//! Panels of the unfolded input, gathered straight from the image with 512-bit vectors.
+//!
+//! Row `(channel, tap)` and column `output position` of the unfolding (im2col) hold the
+//! input that the output reads at that tap, or zero in the padding. It never exists as a
+//! whole: [`Window::pack`] writes the few rows and columns that one product needs, in the
+//! order in which [`super::tile`] reads them, and [`Window::pack_transposed`] their
+//! transpose.
+
+#![cfg(target_arch = "x86_64")]
+
+use super::geometry::{Conv, Space, inputs, outputs, tap_at, taps};
+use super::tile::{LANES, VECTORS};
+use smallvec::SmallVec;
+use std::arch::x86_64::{
+    __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_i32gather_ps, _mm512_load_si512,
+    _mm512_loadu_si512, _mm512_mask_i32gather_ps, _mm512_maskz_loadu_ps, _mm512_permutex2var_ps,
+    _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_store_ps, _mm512_test_epi32_mask,
+    _pdep_u32,
+};
+use std::ops::Range;
+
+/// Taps per word of validity bits.
+const BITS: usize = 32;
+
+/// Elements between what [`Window::pack_transposed`] reads and what it prefetches.
+const AHEAD: isize = 64;
+
+/// Where the outputs of some images find their inputs. Positions count the outputs of one
+/// image after those of the image before.
+pub(super) struct Window<'a> {
+    /// Per position: index of the input of a tap with offset 0, relative to the first image.
+    base: &'a [i32],
+    /// Per word of taps and position: which taps read an existing input.
+    valid: &'a [u32],
+    /// Positions, rounded up to whole vectors.
+    pitch: usize,
+    /// Per tap: offset to add to the base.
+    offsets: SmallVec<[isize; 25]>,
+    /// Elements of an input plane.
+    plane: usize,
+    /// The base of position p is p.
+    contiguous: bool,
+    /// Taps of a row of the kernel: they read the same lines of memory.
+    across: usize,
+}
+
+/// Elements of scratch that a window over `images` images takes.
+pub(super) fn scratch_len(g: &Conv, images: usize) -> usize {
+    let pitch = (images * g.outputs()).next_multiple_of(LANES);
+    pitch * (1 + taps(&g.space).div_ceil(BITS))
+}
+
+/// True if indices of `images` images fit the gather instructions.
+pub(super) fn fits(g: &Conv, images: usize) -> bool {
+    let reach = g.space.iter().map(|d| d.input.max(d.output * d.stride));
+    let reach = reach.fold(images * g.c, usize::saturating_mul);
+    i32::try_from(reach).is_ok()
+}
+
+impl<'a> Window<'a> {
+    /// Tables for `images` images of `g`, kept in `buffer` of [`scratch_len`] elements.
+    pub(super) fn new(g: &Conv, images: usize, buffer: &'a mut [f32]) -> Self {
+        let (s, positions) = (&g.space, images * g.outputs());
+        let pitch = positions.next_multiple_of(LANES);
+        let (base, valid) = buffer.split_at_mut(pitch);
+        let base: &mut [i32] = bytemuck::cast_slice_mut(base);
+        let valid: &mut [u32] = bytemuck::cast_slice_mut(valid);
+        base.fill(0);
+        valid.fill(0);
+        let (plane, out) = (inputs(s), outputs(s));
+        fill_base(s, &mut base[..out]);
+        let taps = taps(s);
+        for (word, valid) in valid.chunks_exact_mut(pitch.max(1)).enumerate() {
+            fill_valid(s, word * BITS..((word + 1) * BITS).min(taps), &mut valid[..out]);
+            for n in 1..images {
+                valid.copy_within(..out, n * out);
+            }
+        }
+        for n in 1..images {
+            let (first, rest) = base.split_at_mut(n * out);
+            let shift = (n * g.c * plane) as i32;
+            rest.iter_mut().zip(&first[..out]).for_each(|(to, from)| *to = from + shift);
+        }
+        let [d, h, w] = s;
+        let offsets = (0..taps)
+            .map(|tap| {
+                let [kd, kh, kw] = tap_at(s, tap);
+                (d.origin(kd) * h.input as isize + h.origin(kh)) * w.input as isize + w.origin(kw)
+            })
+            .collect();
+        let contiguous = base[..positions].iter().enumerate().all(|(i, &b)| i == b as usize);
+        Self { base, valid, pitch, offsets, plane, contiguous, across: w.kernel }
+    }
+
+    fn taps(&self) -> usize {
+        self.offsets.len()
+    }
+
+    /// Which of the 16 positions from `at` have an input at `tap`.
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn mask(&self, tap: usize, at: usize) -> u16 {
+        let row = &self.valid[tap / BITS * self.pitch..][..self.pitch];
+        let bits = &row[at..at + LANES];
+        // SAFETY: 16 elements were just bounds-checked.
+        let bits = unsafe { _mm512_loadu_si512(bits.as_ptr().cast()) };
+        _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << (tap % BITS)))
+    }
+
+    /// How the 16 positions from `at` are to be read.
+    fn pattern(&self, at: usize) -> Pattern {
+        let base = &self.base[at..at + LANES];
+        let steps = |n: i32| (0..).zip(base).all(|(i, &b)| b == base[0] + n * i);
+        match () {
+            () if self.contiguous || steps(1) => Pattern::Run(base[0] as isize),
+            () if steps(2) => Pattern::Alternate(base[0] as isize),
+            () => Pattern::Any(at),
+        }
+    }
+
+    /// The inputs of 16 positions at one tap of a plane, zero where `mask` is not set.
+    ///
+    /// # Safety
+    /// `mask` has no more than the positions that [`Self::mask`] allows for this tap, and
+    /// `plane` is `x + channel * plane + offset of the tap` for the x of the window.
+    #[expect(unsafe_code, reason = "masked loads from computed addresses")]
+    #[target_feature(enable = "avx512f,bmi2")]
+    #[inline]
+    unsafe fn load(&self, pattern: Pattern, plane: *const f32, mask: u16) -> __m512 {
+        // SAFETY: only lanes with existing inputs are read, by the caller's promise; in a
+        // run of every other element those are the even ones.
+        unsafe {
+            match pattern {
+                Pattern::Run(base) => _mm512_maskz_loadu_ps(mask, plane.wrapping_offset(base)),
+                Pattern::Alternate(base) => {
+                    let even = _pdep_u32(u32::from(mask), 0x5555_5555);
+                    let at = plane.wrapping_offset(base);
+                    let low = _mm512_maskz_loadu_ps(even as u16, at);
+                    let high = _mm512_maskz_loadu_ps((even >> 16) as u16, at.wrapping_add(LANES));
+                    let pick = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+                    _mm512_permutex2var_ps(low, pick, high)
+                }
+                Pattern::Any(at) => {
+                    let index = _mm512_load_si512(self.base.as_ptr().add(at).cast());
+                    if mask == u16::MAX {
+                        _mm512_i32gather_ps::<4>(index, plane.cast())
+                    } else {
+                        _mm512_mask_i32gather_ps::<4>(_mm512_setzero_ps(), mask, index, plane.cast())
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes rows `rows` of the unfolding of `x`, columns `from` and the following
+    /// `vectors * LANES`, to `out`, row by row. Columns beyond the positions become zero.
+    ///
+    /// # Safety
+    /// [`super::tile::available`] is true. `x` holds the planes of a group of the window's
+    /// first image, and those of its further images at the distance that the window was
+    /// made for.
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "avx512f,bmi2")]
+    pub(super) unsafe fn pack(
+        &self,
+        x: &[f32],
+        rows: Range<usize>,
+        from: usize,
+        vectors: usize,
+        out: &mut [f32],
+    ) {
+        let taps = self.taps();
+        assert!(rows.len() * vectors * LANES <= out.len(), "room for the panel");
+        assert!(out.as_ptr().addr().is_multiple_of(64), "an aligned panel");
+        let mut patterns = [Pattern::Run(0); VECTORS];
+        for (v, pattern) in patterns[..vectors].iter_mut().enumerate() {
+            *pattern = self.pattern(from + v * LANES);
+        }
+        let masks: SmallVec<[[u16; VECTORS]; 25]> = (0..taps)
+            .map(|tap| {
+                let mut masks = [0; VECTORS];
+                for (v, mask) in masks[..vectors].iter_mut().enumerate() {
+                    *mask = self.mask(tap, from + v * LANES);
+                }
+                masks
+            })
+            .collect();
+        let (mut channel, mut tap) = (rows.start / taps, rows.start % taps);
+        let mut to = out.as_mut_ptr();
+        for _ in rows {
+            let plane = x.as_ptr().wrapping_add(channel * self.plane).wrapping_offset(self.offsets[tap]);
+            // SAFETY: the masks are those of the tap; the panel has room, see above.
+            // Prefetching may name any address.
+            unsafe {
+                if let (Pattern::Run(base), true) = (patterns[0], tap.is_multiple_of(self.across)) {
+                    // The same row of the next panel; what follows a row is far away.
+                    let next = plane.wrapping_offset(base).wrapping_add(vectors * LANES);
+                    for v in 0..vectors {
+                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(v * LANES).cast());
+                    }
+                }
+                for (v, &mask) in masks[tap][..vectors].iter().enumerate() {
+                    _mm512_store_ps(to.add(v * LANES), self.load(patterns[v], plane, mask));
+                }
+            }
+            to = to.wrapping_add(vectors * LANES);
+            tap += 1;
+            if tap == taps {
+                (channel, tap) = (channel + 1, 0);
+            }
+        }
+    }
+
+    /// Writes the transpose: positions `cols` by rows `rows` of the unfolding, the latter
+    /// padded with zeros to `vectors * LANES`.
+    ///
+    /// # Safety
+    /// As [`Self::pack`]; `cols.start` is a multiple of [`LANES`].
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "avx512f,bmi2")]
+    pub(super) unsafe fn pack_transposed(
+        &self,
+        x: &[f32],
+        rows: Range<usize>,
+        cols: Range<usize>,
+        vectors: usize,
+        out: &mut [f32],
+    ) {
+        let taps = self.taps();
+        assert!(cols.len() * vectors * LANES <= out.len(), "room for the panel");
+        assert!(out.as_ptr().addr().is_multiple_of(64), "an aligned panel");
+        for at in cols.clone().step_by(LANES) {
+            let pattern = self.pattern(at);
+            let count = (cols.end - at).min(LANES);
+            let to = &mut out[(at - cols.start) * vectors * LANES..];
+            let (mut channel, mut tap) = (rows.start / taps, rows.start % taps);
+            let mut left = rows.len();
+            for v in 0..vectors {
+                let mut square = [_mm512_setzero_ps(); LANES];
+                for line in square.iter_mut().take(left) {
+                    let plane =
+                        x.as_ptr().wrapping_add(channel * self.plane).wrapping_offset(self.offsets[tap]);
+                    // SAFETY: the mask is that of the tap. Prefetching may name any address.
+                    *line = unsafe {
+                        if let (Pattern::Run(base), true) = (pattern, tap.is_multiple_of(self.across)) {
+                            _mm_prefetch::<_MM_HINT_T0>(plane.wrapping_offset(base + AHEAD).cast());
+                        }
+                        self.load(pattern, plane, self.mask(tap, at))
+                    };
+                    tap += 1;
+                    if tap == taps {
+                        (channel, tap) = (channel + 1, 0);
+                    }
+                }
+                left = left.saturating_sub(LANES);
+                let square = super::transpose::square(square);
+                for (i, line) in square.iter().take(count).enumerate() {
+                    let to = &mut to[(i * vectors + v) * LANES..][..LANES];
+                    // SAFETY: 16 elements, just bounds-checked; aligned as the panel is.
+                    unsafe { _mm512_store_ps(to.as_mut_ptr(), *line) };
+                }
+            }
+        }
+    }
+}
+
+/// How 16 inputs lie in memory, from an index relative to the first image.
+#[derive(Clone, Copy, Debug)]
+enum Pattern {
+    /// Side by side.
+    Run(isize),
+    /// Every other one.
+    Alternate(isize),
+    /// As the table of bases says from this position.
+    Any(usize),
+}
+
+/// The bases of the outputs of one image.
+fn fill_base(s: &Space, base: &mut [i32]) {
+    let [d, h, w] = s;
+    for (row, line) in base.chunks_exact_mut(w.output.max(1)).enumerate() {
+        let (od, oh) = (row / h.output, row % h.output);
+        let first = (od * d.stride * h.input + oh * h.stride) * w.input;
+        line.iter_mut().enumerate().for_each(|(ow, b)| *b = (first + ow * w.stride) as i32);
+    }
+}
+
+/// The validity bits of some taps, at most [`BITS`], for the outputs of one image.
+fn fill_valid(s: &Space, taps: Range<usize>, valid: &mut [u32]) {
+    let [d, h, w] = s;
+    for (bit, tap) in taps.enumerate() {
+        let [kd, kh, kw] = tap_at(s, tap);
+        let across = w.valid(kw);
+        for od in d.valid(kd) {
+            for oh in h.valid(kh) {
+                let line = &mut valid[(od * h.output + oh) * w.output..][across.clone()];
+                line.iter_mut().for_each(|v| *v |= 1 << bit);
+            }
+        }
+    }
+}
