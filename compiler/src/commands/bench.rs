@@ -77,7 +77,13 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
 }
 
 fn choice(args: &BenchArgs) -> Choice<'_> {
-    Choice { backend: args.backend, threads: args.threads, poison: false, cuda: &args.cuda }
+    Choice {
+        backend: args.backend,
+        threads: args.threads,
+        poison: false,
+        cuda: &args.cuda,
+        deterministic: args.shared.deterministic,
+    }
 }
 
 /// A file, or a network of the zoo with random weights in memory.
@@ -107,11 +113,11 @@ pub(super) fn open(
 }
 
 fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
-    let options = match args.backend {
+    let mut options = match args.backend {
         ComputeBackend::Cuda => args.shared.options_on_gpu(args.mode),
         ComputeBackend::Cpu => args.shared.options(args.mode),
     };
-    let cost = load::cost_model_with(&options, args.shared.times.as_deref())?;
+    let cost = load::prepare(&mut options, &args.shared)?;
     let model = open(target, args.mode, args.seed, &options)?;
     let compiled = driver::compile(model.imported.graph.clone(), model.imported.batch, None, &options, &cost)
         .map_err(load::over_budget)?;
@@ -126,6 +132,9 @@ fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
         predicted: compiled.plan.predicted.step,
         stats: vdnn_plan::stats::stats(&compiled.plan),
     };
+    if let Some(path) = &args.output {
+        super::compile::write_plan(&compiled.plan, path)?;
+    }
     // Fixed before anything runs.
     if args.json {
         super::print(&report.prediction().to_string());
@@ -199,7 +208,8 @@ fn on_gpu(
     source: &FromWeights<'_>,
     inputs: &BTreeMap<String, Tensor>,
 ) -> Result<Measured, Failure> {
-    let mut executor = Executor::load(plan, source, cuda(&args.cuda, false)?).map_err(Failure::user)?;
+    let mut executor = Executor::load(plan, source, cuda(&args.cuda, false, args.shared.deterministic)?)
+        .map_err(Failure::user)?;
     let loss = warm_up(args, &mut executor, inputs)?;
     let (backend, bound) = executor.bind(inputs).map_err(Failure::user)?;
     let steps = backend.time_steps(&bound, args.steps as usize).map_err(Failure::user)?;

@@ -55,7 +55,10 @@ pub enum CudaError {
         why: String,
     },
     /// The device or the pinned host memory is too small.
-    #[error("cannot allocate {bytes} for {what}{}", free.map(|f| format!(" ({f} free)")).unwrap_or_default())]
+    #[error(
+        "cannot allocate {bytes} for {what}{}; lower --memory or the batch",
+        free.map(|f| format!(" ({f} free)")).unwrap_or_default()
+    )]
     OutOfMemory {
         /// What it was for.
         what: String,

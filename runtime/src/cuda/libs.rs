@@ -3,7 +3,9 @@
 use super::alias;
 use super::error::CudaError;
 use cudarc::{cublaslt, cudnn, driver, nvrtc};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// A library this backend calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,6 +174,18 @@ pub struct Loaded {
 /// # Errors
 /// [`CudaError::MissingLibrary`] if it is nowhere or cannot be loaded.
 pub fn load(library: Library, search: &LibrarySearch) -> Result<Loaded, CudaError> {
+    static LOADED: Mutex<BTreeMap<Library, Loaded>> = Mutex::new(BTreeMap::new());
+    // A panic while it was held left the map as it was.
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(before) = loaded.get(&library) {
+        return Ok(before.clone());
+    }
+    let now = load_first(library, search)?;
+    loaded.insert(library, now.clone());
+    Ok(now)
+}
+
+fn load_first(library: Library, search: &LibrarySearch) -> Result<Loaded, CudaError> {
     let missing = |tried| CudaError::MissingLibrary {
         library: format!("{} ({})", library.name(), library.soname()),
         tried,
@@ -428,7 +442,7 @@ mod tests {
         let root = Folder::new("broken");
         touch(&root.0.join("libcudnn.so.9"));
         let search = LibrarySearch::new(std::slice::from_ref(&root.0), nothing);
-        let text = load(Library::Cudnn, &search).expect_err("two words are no library").to_string();
+        let text = load_first(Library::Cudnn, &search).expect_err("two words are no library").to_string();
         assert!(text.contains("cuDNN (libcudnn.so.9) was not found"), "{text}");
         assert!(text.contains("libcudnn.so.9, which cannot be loaded"), "{text}");
     }
