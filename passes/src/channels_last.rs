@@ -5,7 +5,7 @@
 //! what leaves the convolutional part.
 
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::op::infer::{InferError, takes_channels_last};
 use vdnn_ir::{Def, Graph, Layout, NodeId, Op, Phase, Stage, Tensor, ValueId};
@@ -49,9 +49,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Parameters that only channels-last ops read are stored so.
+    /// Parameters that only channels-last ops read are stored so; a weight and its momentum,
+    /// which one update writes in place, both or neither.
     fn params(&mut self) {
-        for v in self.graph.params().to_vec() {
+        let mut chosen: BTreeSet<ValueId> = BTreeSet::new();
+        for &v in self.graph.params() {
             let value = self.graph.value(v);
             let all = value.users().iter().all(|&u| {
                 let node = self.graph.node(u);
@@ -59,8 +61,17 @@ impl Run<'_> {
             });
             let named = self.graph.outputs.iter().any(|o| o.value == v);
             if value.ty.rank() == 4 && all && !named {
-                self.graph.set_param_layout(v, Layout::ChannelsLast);
+                chosen.insert(v);
             }
+        }
+        for (_, node) in self.graph.nodes().filter(|(_, n)| n.op == Op::SgdUpdate) {
+            let pair = &node.inputs[..2];
+            if !pair.iter().all(|v| chosen.contains(v)) {
+                chosen.retain(|v| !pair.contains(v));
+            }
+        }
+        for v in chosen {
+            self.graph.set_param_layout(v, Layout::ChannelsLast);
         }
     }
 
@@ -68,7 +79,12 @@ impl Run<'_> {
         let node = self.graph.node(id);
         // Setup runs once, in host memory, on row-major tensors.
         let takes = node.stage != Stage::Setup && takes_channels_last(&node.op);
-        let layout = if takes { Layout::ChannelsLast } else { Layout::RowMajor };
+        let layout = match node.op {
+            // In place, so whatever the weight is in.
+            Op::SgdUpdate => self.graph.ty(node.inputs[0]).layout,
+            _ if takes => Layout::ChannelsLast,
+            _ => Layout::RowMajor,
+        };
         let operands = node.inputs.clone();
         let mut inputs = operands.clone();
         for v in &mut inputs {

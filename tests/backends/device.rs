@@ -25,7 +25,7 @@ pub struct Outcome {
 }
 
 /// How to run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct How {
     /// NaN wherever nothing is defined.
     pub poison: bool,
@@ -91,6 +91,8 @@ fn cuda_options(how: How) -> CudaOptions {
         poison: how.poison,
         graph: how.graph,
         delay_seed: how.delay,
+        // Steps are compared bit by bit.
+        deterministic: true,
         cache_dir: Some(std::env::temp_dir().join("vdnnc-test-kernels")),
         ..CudaOptions::default()
     }

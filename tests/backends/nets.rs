@@ -14,11 +14,13 @@ use vdnn_plan::Plan;
 use vdnn_tests::harness;
 use vdnnc::commands::synthetic;
 
-/// Relative difference of a loss from that of the CPU kernels, per step taken: later steps
-/// start from weights that differ already.
-const LOSS_LIMIT: f64 = 2e-5;
+/// Relative difference of the first loss from that of the CPU kernels.
+const LOSS_LIMIT: f64 = 2e-6;
+/// What a step multiplies it by: weights differ then, and batch norm over the few pixels of
+/// the last layers magnifies it.
+const GROWTH: f64 = 20.0;
 /// And with TF32 products.
-const TF32_LOSS_LIMIT: f64 = 5e-3;
+const TF32_LOSS_LIMIT: f64 = 1e-3;
 /// Steps that are compared.
 const STEPS: usize = 3;
 /// Seeds of random delays tried per plan.
@@ -114,7 +116,7 @@ fn judge(device: Device, suite: String, net: &Net, precision: Precision) -> Row 
                 row.checks += 1;
                 row.worst = row.worst.max(error);
                 // Written so that NaN fails.
-                if !(error <= row.limit * (step + 1) as f64) {
+                if !(error <= row.limit * GROWTH.powi(step as i32)) {
                     row.failures.push(format!("step {step}: loss {found}, on the CPU {peer}"));
                 }
             }
@@ -124,8 +126,13 @@ fn judge(device: Device, suite: String, net: &Net, precision: Precision) -> Row 
     let delays = (1..=DELAYS).map(|seed| How { poison: true, graph: false, delay: Some(seed) });
     for policy in harness::POLICIES {
         for how in [PLAIN, POISONED].into_iter().chain(delays.clone()) {
-            let is_cuda = device == Device::Cuda;
-            if how.delay.is_some() && !(is_cuda && matches!(policy, Policy::All | Policy::Conv)) {
+            let moves = matches!(policy, Policy::All | Policy::Conv);
+            if how.delay.is_some() && !(device == Device::Cuda && moves) {
+                continue;
+            }
+            // Each run of a large network sets its kernels up anew.
+            let large = net.graph.order().len() > 100;
+            if large && (how == POISONED || !matches!(policy, Policy::None | Policy::All)) {
                 continue;
             }
             row.checks += 1;

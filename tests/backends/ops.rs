@@ -32,7 +32,7 @@ const PEER_FACTOR: f64 = 1.5;
 /// Theirs, where a gradient is the difference of nearly equal numbers.
 const CANCELLATION: f64 = 1e-5;
 /// On a GPU, every so many of the convolutions: each sets up engines of its own.
-const CONVOLUTIONS: usize = 8;
+const CONVOLUTIONS: usize = 3;
 
 /// The cases of one op, as one graph.
 struct Group {

@@ -116,6 +116,8 @@ fn after_import(imported: &Imported, seed: u64) {
     for mode in [Mode::Infer, Mode::Train] {
         let mut options = harness::options(mode, harness::POLICIES[(seed % 5) as usize], AlgoMode::Dynamic);
         options.sync = [SyncMode::Event, SyncMode::Layer][(seed / 8 % 2) as usize];
+        options.precision = [Precision::F32, Precision::Tf32][(seed / 16 % 2) as usize];
+        options.fuse = [Fuse::Off, Fuse::Epilogue][(seed / 32 % 2) as usize];
         compile_and_run(graph, imported.batch, &params, &options, seed);
     }
 }

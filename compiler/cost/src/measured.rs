@@ -212,7 +212,7 @@ impl Measured {
         let rows = self.rows(op, inputs, outputs, precision).unwrap_or_default();
         let mut options: Vec<ConvOption> = rows
             .iter()
-            .filter(|r| !r.has(NOT_CAPTURED) && !(deterministic && r.has(NONDETERMINISTIC)))
+            .filter(|r| !(r.has(NOT_CAPTURED) || deterministic && r.has(NONDETERMINISTIC)))
             .filter_map(|r| Some(ConvOption { algo: r.algo?, workspace: r.workspace, time: r.time? }))
             .collect();
         options.sort_by_key(|o| (o.time, o.workspace, o.algo));

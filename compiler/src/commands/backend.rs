@@ -20,6 +20,8 @@ pub struct Choice<'a> {
     pub poison: bool,
     /// Of the GPU.
     pub cuda: &'a CudaArgs,
+    /// Only kernels whose results do not differ from run to run.
+    pub deterministic: bool,
 }
 
 impl Choice<'_> {
@@ -34,7 +36,7 @@ impl Choice<'_> {
                 let options = CpuOptions { threads, poison: self.poison, ..CpuOptions::default() };
                 Box::new(CpuBackend::new(options))
             }
-            ComputeBackend::Cuda => Box::new(cuda(self.cuda, self.poison)?),
+            ComputeBackend::Cuda => Box::new(cuda(self.cuda, self.poison, self.deterministic)?),
         })
     }
 
@@ -46,7 +48,8 @@ impl Choice<'_> {
         match self.backend {
             ComputeBackend::Cpu => Ok(()),
             ComputeBackend::Cuda => {
-                CudaBackend::probe(&cuda_options(self.cuda, self.poison)).map_err(cuda_failure)
+                CudaBackend::probe(&cuda_options(self.cuda, self.poison, self.deterministic))
+                    .map_err(cuda_failure)
             }
         }
     }
@@ -56,8 +59,8 @@ impl Choice<'_> {
 ///
 /// # Errors
 /// If there is none, or a library is missing.
-pub fn cuda(args: &CudaArgs, poison: bool) -> Result<CudaBackend, Failure> {
-    CudaBackend::new(cuda_options(args, poison)).map_err(cuda_failure)
+pub fn cuda(args: &CudaArgs, poison: bool, deterministic: bool) -> Result<CudaBackend, Failure> {
+    CudaBackend::new(cuda_options(args, poison, deterministic)).map_err(cuda_failure)
 }
 
 /// Opens the GPU to time kernels on.
@@ -65,10 +68,10 @@ pub fn cuda(args: &CudaArgs, poison: bool) -> Result<CudaBackend, Failure> {
 /// # Errors
 /// As [`cuda`].
 pub fn measurer(args: &CudaArgs) -> Result<Measurer, Failure> {
-    Measurer::new(&cuda_options(args, false)).map_err(cuda_failure)
+    Measurer::new(&cuda_options(args, false, false)).map_err(cuda_failure)
 }
 
-fn cuda_options(args: &CudaArgs, poison: bool) -> CudaOptions {
+fn cuda_options(args: &CudaArgs, poison: bool, deterministic: bool) -> CudaOptions {
     CudaOptions {
         device: args.cuda_device.clone(),
         graph: !args.no_graph,
@@ -76,7 +79,7 @@ fn cuda_options(args: &CudaArgs, poison: bool) -> CudaOptions {
         delay_seed: args.delay_seed,
         cache_dir: cache_dir(),
         libs: LibrarySearch::from_environment(&args.cuda_libs),
-        deterministic: false,
+        deterministic,
     }
 }
 

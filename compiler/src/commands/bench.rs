@@ -32,6 +32,8 @@ struct Measured {
     steps: Vec<Nanos>,
     /// Of the last warm-up step, in training.
     loss: Option<f32>,
+    /// SHA-256 over the parameters after the last step, if asked for.
+    checksum: Option<String>,
     gpu: Option<Gpu>,
 }
 
@@ -78,7 +80,13 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
 }
 
 fn choice(args: &BenchArgs) -> Choice<'_> {
-    Choice { backend: args.backend, threads: args.threads, poison: false, cuda: &args.cuda }
+    Choice {
+        backend: args.backend,
+        threads: args.threads,
+        poison: false,
+        cuda: &args.cuda,
+        deterministic: args.shared.deterministic,
+    }
 }
 
 /// A file, or a network of the zoo with random weights in memory.
@@ -108,11 +116,11 @@ pub(super) fn open(
 }
 
 fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
-    let options = match args.backend {
+    let mut options = match args.backend {
         ComputeBackend::Cuda => args.shared.options_on_gpu(args.mode),
         ComputeBackend::Cpu => args.shared.options(args.mode),
     };
-    let cost = load::cost_model_with(&options, args.shared.times.as_deref())?;
+    let cost = load::prepare(&mut options, &args.shared)?;
     let model = open(target, args.mode, args.seed, &options)?;
     let compiled = driver::compile(model.imported.graph.clone(), model.imported.batch, None, &options, &cost)
         .map_err(load::over_budget)?;
@@ -127,6 +135,9 @@ fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
         predicted: compiled.plan.predicted.step,
         stats: vdnn_plan::stats::stats(&compiled.plan),
     };
+    if let Some(path) = &args.output {
+        super::compile::write_plan(&compiled.plan, path)?;
+    }
     // Fixed before anything runs.
     if args.json {
         super::print(&report.prediction().to_string());
@@ -191,7 +202,8 @@ fn on_host(
         executor.step(inputs).map_err(Failure::user)?;
         steps.push(Nanos(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)));
     }
-    Ok(Measured { steps, loss, gpu: None })
+    let checksum = args.checksum.then(|| checksum(&executor)).transpose()?;
+    Ok(Measured { steps, loss, checksum, gpu: None })
 }
 
 fn on_gpu(
@@ -200,7 +212,8 @@ fn on_gpu(
     source: &FromWeights<'_>,
     inputs: &BTreeMap<String, Tensor>,
 ) -> Result<Measured, Failure> {
-    let mut executor = Executor::load(plan, source, cuda(&args.cuda, false)?).map_err(Failure::user)?;
+    let mut executor = Executor::load(plan, source, cuda(&args.cuda, false, args.shared.deterministic)?)
+        .map_err(Failure::user)?;
     // What is taken and in use; it grows as code is loaded, and building kernels may have
     // needed more for a while.
     let (mut taken, mut used) = (Bytes::ZERO, Bytes::ZERO);
@@ -225,7 +238,21 @@ fn on_gpu(
         captured: backend.is_captured(),
         profile,
     };
-    Ok(Measured { steps, loss, gpu: Some(gpu) })
+    let checksum = args.checksum.then(|| checksum(&executor)).transpose()?;
+    Ok(Measured { steps, loss, checksum, gpu: Some(gpu) })
+}
+
+/// Every parameter, in the order of their names: plans of other policies may list them in
+/// another.
+fn checksum<B: Backend>(executor: &Executor<B>) -> Result<String, Failure> {
+    use sha2::{Digest, Sha256};
+    let mut names: Vec<&str> = executor.params().iter().map(|p| p.name.as_str()).collect();
+    names.sort_unstable();
+    let mut hash = Sha256::new();
+    for name in names {
+        hash.update(executor.read_param(name).map_err(Failure::internal)?.bytes());
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// What is known of a target before it runs.
@@ -296,6 +323,7 @@ impl Report<'_> {
         set("images_per_s", json!(self.batch as f64 / (middle.as_f64() / 1e9)));
         set("predicted_error", json!(self.predicted.as_f64() / middle.as_f64().max(1.0) - 1.0));
         set("loss", json!(m.loss));
+        set("checksum", json!(m.checksum));
         if let Some(gpu) = &m.gpu {
             let overlap = gpu.profile.overlap();
             set("device", json!(gpu.name));

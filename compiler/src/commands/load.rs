@@ -1,5 +1,6 @@
 //! Models and plans from files, and parameters for executors.
 
+use crate::cli::SharedArgs;
 use crate::driver::{self, Compiled, NoPlan};
 use crate::error::Failure;
 use crate::options::CompileOptions;
@@ -8,8 +9,8 @@ use std::path::{Path, PathBuf};
 use vdnn_cost::{CostModel, Measured, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Tensor, TensorType, Weights};
-use vdnn_plan::Plan;
 use vdnn_plan::plan::ModelRef;
+use vdnn_plan::{Command, Plan};
 use vdnn_runtime::executor::{LoadParamError, ParamLoader};
 
 /// A model file imported.
@@ -75,16 +76,24 @@ pub fn cost_model(device: &str, precision: Precision) -> Result<CostModel, Failu
     })
 }
 
-/// The cost model of a profile, with measured times where a table of them is given.
+/// The cost model the options ask for, with the files they name: a table of measured times,
+/// and a plan whose convolution algorithms are put into the options.
 ///
 /// # Errors
-/// If there is no such profile, or the file is no table.
-pub fn cost_model_with(options: &CompileOptions, times: Option<&Path>) -> Result<CostModel, Failure> {
-    let cost = cost_model(&options.device, options.precision)?;
-    Ok(match times {
-        Some(path) => cost.with_measured(self::times(path)?),
-        None => cost,
-    })
+/// If there is no such profile, or a file is not what it should be.
+pub fn prepare(options: &mut CompileOptions, shared: &SharedArgs) -> Result<CostModel, Failure> {
+    let mut cost = cost_model(&options.device, options.precision)?.with_deterministic(options.deterministic);
+    if let Some(path) = &shared.times {
+        cost = cost.with_measured(times(path)?);
+    }
+    if let Some(path) = &shared.kernels_from {
+        let algos = plan(path)?.commands.into_iter().filter_map(|c| match c {
+            Command::Launch { node, algo, .. } => Some((node, algo?)),
+            _ => None,
+        });
+        options.kernels = algos.collect();
+    }
+    Ok(cost)
 }
 
 /// Reads a table of measured times.

@@ -68,7 +68,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if options.batch.is_none() {
         options.batch = batch_of(&args.target, &given, &options);
     }
-    let cost = load::cost_model_with(&options, args.shared.times.as_deref())?;
+    let cost = load::prepare(&mut options, &args.shared)?;
     let model = load::model(&args.target, options.batch, &options.dims, args.mode == Mode::Train)?;
     if args.plain {
         let mut graph = model.imported.graph.clone();
@@ -330,7 +330,13 @@ fn choice(args: &RunArgs) -> Option<Choice<'_>> {
         BackendName::Cuda => ComputeBackend::Cuda,
         BackendName::Sim => return None,
     };
-    Some(Choice { backend, threads: args.threads, poison: args.poison, cuda: &args.cuda })
+    Some(Choice {
+        backend,
+        threads: args.threads,
+        poison: args.poison,
+        cuda: &args.cuda,
+        deterministic: args.shared.deterministic,
+    })
 }
 
 /// Number of kernel threads unless the user says: one per core.

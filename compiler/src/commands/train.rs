@@ -44,8 +44,13 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     if !(0.0..1.0).contains(&args.validation) {
         return Err(Failure::user("--validation must be at least 0 and below 1"));
     }
-    let choice =
-        Choice { backend: args.backend, threads: args.threads, poison: args.poison, cuda: &args.cuda };
+    let choice = Choice {
+        backend: args.backend,
+        threads: args.threads,
+        poison: args.poison,
+        cuda: &args.cuda,
+        deterministic: args.shared.deterministic,
+    };
     choice.probe()?;
     let data = Dataset::read(&args.data, args.mean, args.std)?;
     let held_out = (data.len() as f64 * args.validation).round() as usize;
@@ -55,7 +60,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         ComputeBackend::Cuda => args.shared.options_on_gpu(Mode::Train),
         ComputeBackend::Cpu => args.shared.options(Mode::Train),
     };
-    let cost = load::cost_model_with(&options, args.shared.times.as_deref())?;
+    let cost = load::prepare(&mut options, &args.shared)?;
     let model = open_model(args, &mut options.batch, &options.dims, true)?;
     let compiled = model.compile(None, &options, &cost).map_err(load::over_budget)?;
     let plan = compiled.plan;

@@ -63,13 +63,15 @@ pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaErr
 
     let x = tensor(session, &problem.x, uid::X, false)?;
     let w = tensor(session, &problem.w, uid::W, false)?;
-    // The epilogue: each step with its other operand.
+    // The epilogue: each step with its other operand. The residual comes before the bias: that
+    // is the order all fused engines know (`cudnnConvolutionBiasActivationForward` has it too),
+    // with the other there is none.
     let mut steps = Vec::new();
-    if problem.bias {
-        steps.push((ADD, Some(tensor(session, &problem.bias_shape(), uid::BIAS, false)?)));
-    }
     if problem.residual {
         steps.push((ADD, Some(tensor(session, &problem.y, uid::RESIDUAL, false)?)));
+    }
+    if problem.bias {
+        steps.push((ADD, Some(tensor(session, &problem.bias_shape(), uid::BIAS, false)?)));
     }
     if problem.relu {
         steps.push((RELU, None));

@@ -271,3 +271,23 @@ fn odd_convolutions_have_engines_too() {
         assert!(missing.is_empty(), "{}", missing.join("\n"));
     }
 }
+
+#[test]
+fn epilogues_are_fused_at_both_precisions() {
+    let Some(dnn) = h200(DnnOptions { deterministic: true, ..DnnOptions::default() }) else { return };
+    for (layout, precision) in [STRICT, TF32] {
+        for (kernel, relu, residual) in [(3, true, false), (1, true, true), (1, false, true)] {
+            let [_, biased, ..] = cases(32, 64, 256, 56, kernel, layout);
+            let Op::Conv(conv) = biased.op else { panic!("a convolution with bias comes second") };
+            let mut case = Case { op: Op::ConvEpilogue { conv, relu }, ..biased };
+            case.inputs.extend(residual.then(|| case.outputs[0].clone()));
+            let found = case.candidates(precision, &dnn).unwrap();
+            let fused: Vec<_> = found.iter().filter(|c| !is_apart(c.config)).collect();
+            let fast = |c: &Candidate| precision == Precision::F32 || c.notes.contains(Notes::TENSOR_CORE);
+            assert!(fused.iter().any(|c| fast(c)), "{precision} {}: {fused:?}", case.op);
+            let algo = fused.first().map(|c| ConvAlgo::Engine(c.config));
+            let prepared = try_prepare(&case, &dnn, algo, fused[0].workspace.0, precision);
+            assert!(prepared.is_ok(), "{precision} {}: {prepared:?}", case.op);
+        }
+    }
+}
