@@ -161,10 +161,12 @@ fn finish(
     Ok(())
 }
 
-/// Threads along the columns of a block: a power of two from 8 to 64 that leaves the fewest
-/// without a column.
+/// Threads along the columns of a block: the power of two up to 64 that leaves the fewest
+/// without a column, but no fewer than 8 where there are columns for them.
 pub(super) fn lanes(columns: u64) -> u64 {
-    [64, 32, 16, 8].into_iter().min_by_key(|&l| columns.div_ceil(l) * l).unwrap_or(8)
+    let least = columns.next_power_of_two().min(8);
+    let powers = [64, 32, 16, 8, 4, 2, 1].into_iter().filter(|&l| l >= least);
+    powers.min_by_key(|&l| columns.div_ceil(l) * l).unwrap_or(8)
 }
 
 /// Any axes, element type and order, one output a thread.
