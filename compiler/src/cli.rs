@@ -326,6 +326,10 @@ pub struct BenchArgs {
     /// Options of the CUDA backend.
     #[command(flatten)]
     pub cuda: CudaArgs,
+    /// Hash all parameters after the last step: plans that differ in where things lie give
+    /// the same hash if their kernels are the same and deterministic.
+    #[arg(long)]
+    pub checksum: bool,
     /// Write the plan that is measured; one target.
     #[arg(short = 'o', value_name = "FILE.vplan")]
     pub output: Option<PathBuf>,

@@ -32,6 +32,8 @@ struct Measured {
     steps: Vec<Nanos>,
     /// Of the last warm-up step, in training.
     loss: Option<f32>,
+    /// SHA-256 over the parameters after the last step, if asked for.
+    checksum: Option<String>,
     gpu: Option<Gpu>,
 }
 
@@ -199,7 +201,8 @@ fn on_host(
         executor.step(inputs).map_err(Failure::user)?;
         steps.push(Nanos(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)));
     }
-    Ok(Measured { steps, loss, gpu: None })
+    let checksum = args.checksum.then(|| checksum(&executor)).transpose()?;
+    Ok(Measured { steps, loss, checksum, gpu: None })
 }
 
 fn on_gpu(
@@ -228,7 +231,21 @@ fn on_gpu(
         captured: backend.is_captured(),
         profile,
     };
-    Ok(Measured { steps, loss, gpu: Some(gpu) })
+    let checksum = args.checksum.then(|| checksum(&executor)).transpose()?;
+    Ok(Measured { steps, loss, checksum, gpu: Some(gpu) })
+}
+
+/// Every parameter, in the order of their names: plans of other policies may list them in
+/// another.
+fn checksum<B: Backend>(executor: &Executor<B>) -> Result<String, Failure> {
+    use sha2::{Digest, Sha256};
+    let mut names: Vec<&str> = executor.params().iter().map(|p| p.name.as_str()).collect();
+    names.sort_unstable();
+    let mut hash = Sha256::new();
+    for name in names {
+        hash.update(executor.read_param(name).map_err(Failure::internal)?.bytes());
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// What is known of a target before it runs.
@@ -299,6 +316,7 @@ impl Report<'_> {
         set("images_per_s", json!(self.batch as f64 / (middle.as_f64() / 1e9)));
         set("predicted_error", json!(self.predicted.as_f64() / middle.as_f64().max(1.0) - 1.0));
         set("loss", json!(m.loss));
+        set("checksum", json!(m.checksum));
         if let Some(gpu) = &m.gpu {
             let overlap = gpu.profile.overlap();
             set("device", json!(gpu.name));

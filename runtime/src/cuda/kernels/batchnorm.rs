@@ -4,7 +4,7 @@ use super::context::Cx;
 use super::reduce::lanes;
 use super::shape::{Divisor, Image};
 use super::source::{Kernel, Source};
-use super::step::{Args, ITEMS, Step, THREADS};
+use super::step::{Args, Step, THREADS};
 use crate::cuda::error::CudaError;
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::sys::CUdeviceptr;
@@ -18,7 +18,8 @@ struct Sources {
     dy: CUdeviceptr,
     gate: CUdeviceptr,
     mean: CUdeviceptr,
-    factor: CUdeviceptr,
+    scale: CUdeviceptr,
+    invstd: CUdeviceptr,
     bias: CUdeviceptr,
 }
 
@@ -72,24 +73,25 @@ impl Norm {
             let rows = u64::from(cx.count(images * plane)?);
             let lanes = lanes(channels / width);
             let groups = (channels / width).div_ceil(lanes);
-            let per_block = u64::from(THREADS * ITEMS) / lanes;
-            let (chunk, parts) = cx.parts(rows, per_block, groups, bytes);
+            let tile = u64::from(THREADS) / lanes * depth(width, grad);
+            let parts = cx.parts(rows.div_ceil(tile), groups, bytes);
             let at = cx.scratch(self.partial_at(), bytes * parts)?;
             let kernel =
                 Kernel::instance(Source::BatchNormSums, "BN_SUMS_ROWS", &format!("{width}, {grad}, {gate}"));
             let args = Args::new().pod(&sources).ptr(at).u32(self.channels);
-            let args = args.u32(rows as u32).u32(chunk as u32).u32(lanes as u32);
+            let args = args.u32(rows as u32).u32(lanes as u32);
             cx.push(Step { grid: [groups as u32, parts as u32, 1], ..Step::new(kernel, 1, args) });
             return Ok(Partial { at, parts: parts as u32 });
         }
         let width = if plane.is_multiple_of(4) { 4 } else { 1 };
         let units = u64::from(cx.count(images * plane / width)?);
-        let (chunk, parts) = cx.parts(units, u64::from(THREADS * ITEMS), channels, bytes);
+        let tile = u64::from(THREADS) * depth(width, grad);
+        let parts = cx.parts(units.div_ceil(tile), channels, bytes);
         let at = cx.scratch(self.partial_at(), bytes * parts)?;
         let kernel =
             Kernel::instance(Source::BatchNormSums, "BN_SUMS_PLANES", &format!("{width}, {grad}, {gate}"));
         let args = Args::new().pod(&sources).ptr(at).u32(self.channels).pod(&Divisor::new(plane / width));
-        let args = args.u32(units as u32).u32(chunk as u32);
+        let args = args.u32(units as u32);
         cx.push(Step { grid: [self.channels, parts as u32, 1], ..Step::new(kernel, 1, args) });
         Ok(Partial { at, parts: parts as u32 })
     }
@@ -123,6 +125,11 @@ impl Norm {
     }
 }
 
+/// Vectors of each tensor that a thread of the sums has in flight: `DEPTH` of batchnorm_sums.cu.
+fn depth(width: u64, grad: bool) -> u64 {
+    if width == 4 && grad { 2 } else { 4 }
+}
+
 fn coefficients(cx: &mut Cx<'_>, name: &str, blocks: u32, args: Args) {
     cx.push(Step::new(Kernel::fixed(Source::BatchNormCoefficients, name), blocks, args));
 }
@@ -147,7 +154,7 @@ pub(super) fn train(cx: &mut Cx<'_>, eps: f32, momentum: f32, relu: bool) -> Res
     // Without a residual the backward pass computes y again, exactly.
     let plain = relu && added.is_none();
     let args = args.f64(f64::from(eps)).f64(f64::from(momentum)).u32(u32::from(plain));
-    coefficients(cx, "bn_train_coefficients", norm.channels.div_ceil(32), args);
+    coefficients(cx, "bn_train_coefficients", norm.channels.div_ceil(8), args);
     let pointers = Args::new().ptr(x.ptr).ptr(added.map_or(0, |r| r.ptr)).ptr(y.ptr);
     norm.apply(cx, "BN_APPLY", &format!("{relu}, {}", added.is_some()), pointers, factors)
 }
@@ -182,7 +189,7 @@ pub(super) fn grad(cx: &mut Cx<'_>, eps: Option<f32>) -> Result<(), CudaError> {
     let args = Args::new().ptr(sums.at).ptr(scale).ptr(mean).ptr(deviation).ptr(dscale.ptr).ptr(dbias.ptr);
     let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
     let args = args.f64(f64::from(eps.unwrap_or(0.0))).u32(u32::from(eps.is_none()));
-    coefficients(cx, "bn_grad_coefficients", norm.channels.div_ceil(32), args);
+    coefficients(cx, "bn_grad_coefficients", norm.channels.div_ceil(8), args);
     let pointers = Args::new().ptr(dy.ptr).ptr(x.ptr).ptr(0).ptr(0).ptr(dx.ptr).ptr(0);
     let flags = if eps.is_none() { "true, 0, false" } else { "false, 0, false" };
     norm.apply(cx, "BN_GRAD_APPLY", flags, pointers, factors)
@@ -201,17 +208,11 @@ pub(super) fn relu_grad(cx: &mut Cx<'_>) -> Result<(), CudaError> {
     // The gate is y where it is given, else the output computed again.
     let (gate, y) = if cx.spec.inputs.len() > 6 { (1, cx.f32(6)?.ptr) } else { (2, 0) };
     let sent = if cx.spec.outputs.len() > 3 { cx.f32_out(3)?.ptr } else { 0 };
-    let factor = factors + 4 * u64::from(norm.channels);
-    if gate == 2 {
-        // scale * invstd, which the sums need before the other coefficients exist.
-        let args = Args::new().ptr(scale).ptr(invstd).ptr(factor).u32(norm.channels);
-        coefficients(cx, "bn_gate_factors", norm.channels.div_ceil(THREADS), args);
-    }
-    let sources = Sources { x: x.ptr, dy: dy.ptr, gate: y, mean, factor, bias };
+    let sources = Sources { x: x.ptr, dy: dy.ptr, gate: y, mean, scale, invstd, bias };
     let sums = norm.sums(cx, sources, true, gate)?;
     let args = Args::new().ptr(sums.at).ptr(scale).ptr(mean).ptr(invstd).ptr(dscale.ptr).ptr(dbias.ptr);
     let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
-    coefficients(cx, "bn_grad_coefficients", norm.channels.div_ceil(32), args.f64(0.0).u32(1));
+    coefficients(cx, "bn_grad_coefficients", norm.channels.div_ceil(8), args.f64(0.0).u32(1));
     let pointers = Args::new().ptr(dy.ptr).ptr(x.ptr).ptr(y).ptr(bias).ptr(dx.ptr).ptr(sent);
     norm.apply(cx, "BN_GRAD_APPLY", &format!("true, {gate}, {}", sent != 0), pointers, factors)
 }

@@ -103,15 +103,23 @@ impl<'a> Cx<'a> {
         Ok(())
     }
 
-    /// How many parts to cut `units` of work per block column into, so that `blocks` columns
-    /// fill the device several times over; each part keeps every thread busy and all parts of
-    /// `bytes` bytes each fit the scratch range. Returns the units of a part and the parts.
-    pub(super) fn parts(&self, units: u64, per_block: u64, blocks: u64, bytes: u64) -> (u64, u64) {
-        let wanted = (u64::from(self.processors) * 16).div_ceil(blocks.max(1));
-        let useful = units / per_block.max(1);
+    /// How many parts to cut the work of a reduction into, which has `tiles` tiles for each of
+    /// `blocks` block columns; every part of all columns leaves `bytes` bytes in scratch.
+    ///
+    /// Parts are taken tile by tile in turn. Four blocks fit a multiprocessor at least, so that
+    /// many are a wave; a wave that is hardly begun costs as much as a full one.
+    pub(super) fn parts(&self, tiles: u64, blocks: u64, bytes: u64) -> u64 {
+        let wave = 4 * u64::from(self.processors);
+        let blocks = blocks.max(1);
         let fits = self.spec.scratch.bytes.0 / 2 / bytes.max(1);
-        let parts = wanted.min(useful).min(fits).clamp(1, 65_535);
-        let part = units.div_ceil(parts).max(1);
-        (part, units.div_ceil(part).max(1))
+        let most = tiles.min(fits).clamp(1, 65_535);
+        let least = (wave / blocks).clamp(1, most);
+        // Share of the slots of all begun waves that have a block, in thousandths.
+        let full = |parts: u64| blocks * parts * 1000 / ((blocks * parts).div_ceil(wave) * wave);
+        let candidates = least..=most.min(least + 8);
+        let enough = candidates.clone().find(|&parts| full(parts) >= 900);
+        let best = enough.or_else(|| candidates.rev().max_by_key(|&parts| full(parts))).unwrap_or(least);
+        // The same number of tiles for each part, if that needs fewer of them.
+        tiles.div_ceil(tiles.div_ceil(best).max(1)).max(1)
     }
 }

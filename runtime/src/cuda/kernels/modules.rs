@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::rc::Rc;
 
 /// Most arguments of a kernel.
 const MAX_ARGS: usize = 24;
@@ -22,7 +22,7 @@ pub(crate) struct Modules {
     compiler: Compiler,
     processors: u32,
     /// By source and instantiating line.
-    loaded: BTreeMap<(Source, String), Arc<Module>>,
+    loaded: BTreeMap<(Source, String), Rc<Module>>,
 }
 
 impl Modules {
@@ -51,13 +51,13 @@ impl Modules {
         Ok(Launch { function, grid, block, args, name: kernel.name, _module: module })
     }
 
-    fn module(&mut self, kernel: &Kernel) -> Result<Arc<Module>, CudaError> {
+    fn module(&mut self, kernel: &Kernel) -> Result<Rc<Module>, CudaError> {
         let key = (kernel.source, kernel.line.clone());
         if let Some(module) = self.loaded.get(&key) {
-            return Ok(Arc::clone(module));
+            return Ok(Rc::clone(module));
         }
-        let module = Arc::new(Module::load(&self.compiler.cubin(kernel)?)?);
-        self.loaded.insert(key, Arc::clone(&module));
+        let module = Rc::new(Module::load(&self.compiler.cubin(kernel)?)?);
+        self.loaded.insert(key, Rc::clone(&module));
         Ok(module)
     }
 }
@@ -116,7 +116,7 @@ struct Launch {
     block: u32,
     args: Args,
     name: String,
-    _module: Arc<Module>,
+    _module: Rc<Module>,
 }
 
 impl fmt::Debug for Launch {

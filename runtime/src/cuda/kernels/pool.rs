@@ -112,17 +112,18 @@ impl Plan {
         if self.plain && h == w && matches!(h, 2 | 3) && (self.width == 4 || !self.x.last) { h } else { 0 }
     }
 
-    /// The stride of both dimensions if it has a kernel of its own, else 0.
-    fn stride(&self) -> u32 {
-        let [_, h, w] = self.pool.stride;
-        if self.plain && h == w && matches!(h, 1 | 2) && (self.width == 4 || !self.x.last) { h } else { 0 }
+    /// The stride and the most windows over a position, for both dimensions, if few enough for
+    /// kernels without loops; else zeros.
+    fn windows(&self) -> (u32, u32) {
+        let ([_, h, w], [_, stride, other]) = (self.pool.kernel, self.pool.stride);
+        let n = h.max(w).div_ceil(stride);
+        if self.plain && stride == other && n <= 3 { (stride, n) } else { (0, 0) }
     }
 
     /// A kernel named by the layout: `planes` or `last` with the width first.
     fn kernel(&self, what: &str, arguments: &str) -> Kernel {
         if self.x.last {
-            let separator = if arguments.is_empty() { "" } else { ", " };
-            let arguments = format!("{}{separator}{arguments}", self.width);
+            let arguments = format!("{}, {arguments}", self.width);
             Kernel::instance(Source::PoolLast, &format!("{what}_LAST"), &arguments)
         } else {
             Kernel::instance(Source::PoolPlanes, &format!("{what}_PLANES"), arguments)
@@ -189,12 +190,12 @@ pub(super) fn max(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaError> {
 pub(super) fn max_grad(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaError> {
     let (dy, index, dx) = (cx.f32(0)?, cx.input(1)?, cx.f32_out(0)?);
     let plan = Plan::new(cx, attrs, false, dx.ty, dy.ty)?;
-    let (stride, ty) = match index.ty.dtype {
-        DType::U8 => (plan.stride(), "u8"),
-        DType::I32 => (0, "i32"),
+    let ((stride, n), ty) = match index.ty.dtype {
+        DType::U8 => (plan.windows(), "u8"),
+        DType::I32 => ((0, 0), "i32"),
         other => return Err(cx.unsupported(format!("an index of type {other}"))),
     };
-    let kernel = plan.kernel("MAX_POOL_GRAD", &format!("{stride}, {ty}"));
+    let kernel = plan.kernel("MAX_POOL_GRAD", &format!("{stride}, {n}, {ty}"));
     plan.launch(cx, &kernel, Per::Input, |image| {
         let [at_x, at_y, at_index] = plan.offsets(image, index.ty.dtype.bytes());
         Args::new().ptr(dy.ptr + at_y).ptr(index.ptr + at_index).ptr(dx.ptr + at_x)
@@ -226,8 +227,8 @@ pub(super) fn average(cx: &mut Cx<'_>, attrs: &PoolAttrs, include_pad: bool) -> 
 pub(super) fn average_grad(cx: &mut Cx<'_>, attrs: &PoolAttrs, include_pad: bool) -> Result<(), CudaError> {
     let (dy, dx) = (cx.f32(0)?, cx.f32_out(0)?);
     let plan = Plan::new(cx, attrs, include_pad, dx.ty, dy.ty)?;
-    let stride = plan.stride().to_string();
-    let kernel = plan.kernel("AVERAGE_POOL_GRAD", if plan.x.last { "" } else { &stride });
+    let (stride, n) = plan.windows();
+    let kernel = plan.kernel("AVERAGE_POOL_GRAD", &format!("{stride}, {n}"));
     plan.launch(cx, &kernel, Per::Input, |image| {
         let [at_x, at_y, _] = plan.offsets(image, 0);
         Args::new().ptr(dy.ptr + at_y).ptr(dx.ptr + at_x)

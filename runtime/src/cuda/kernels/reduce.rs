@@ -93,11 +93,10 @@ pub(super) fn rows(
     let (inner, kept32) = (inner / width, cx.count(kept)?);
     let units = u64::from(cx.count(outer * inner)?);
     // A warp for a short row, a block for a long one, several where there are few.
-    let (group, chunk, parts) = if units <= 1024 || kept >= LIMIT / 8 {
-        (32, units, 1)
+    let (group, parts) = if units <= 1024 || kept >= LIMIT / 8 {
+        (32, 1)
     } else {
-        let (chunk, parts) = cx.parts(units, u64::from(THREADS * ITEMS), kept, 8 * kept);
-        (THREADS, chunk, parts)
+        (THREADS, cx.parts(units.div_ceil(u64::from(THREADS * ITEMS)), kept, 8 * kept))
     };
     let partial = if parts > 1 { cx.scratch(0, 8 * kept * parts)? } else { 0 };
     let args = Args::new()
@@ -107,7 +106,6 @@ pub(super) fn rows(
         .u32(kept32)
         .pod(&Divisor::new(inner))
         .u32(units as u32)
-        .u32(chunk as u32)
         .f64(fold.divisor);
     let arguments = format!("{group}, {width}, {}", fold.name);
     let blocks = kept32.div_ceil(THREADS / group);
@@ -128,7 +126,8 @@ pub(super) fn columns(
     let lanes = lanes(columns / width);
     let groups = (columns / width).div_ceil(lanes);
     let height = u64::from(THREADS) / lanes;
-    let (chunk, parts) = cx.parts(rows, height * u64::from(ITEMS), groups * outer, 8 * columns * outer);
+    let tiles = rows.div_ceil(height * u64::from(ITEMS));
+    let parts = cx.parts(tiles, groups * outer, 8 * columns * outer);
     let partial = if parts > 1 { cx.scratch(0, 8 * columns * outer * parts)? } else { 0 };
     let args = Args::new()
         .ptr(x.ptr)
@@ -136,7 +135,6 @@ pub(super) fn columns(
         .ptr(partial)
         .u32(cx.count(rows)?)
         .u32(cx.count(columns)?)
-        .u32(chunk as u32)
         .u32(lanes as u32)
         .f64(fold.divisor);
     let kernel = Kernel::instance(Source::Reduce, "REDUCE_COLUMNS", &format!("{width}, {}", fold.name));
@@ -159,7 +157,7 @@ fn finish(
     let kept = cx.count(kept)?;
     let args = Args::new().ptr(partial).ptr(y).u32(kept).u32(parts as u32).f64(fold.divisor);
     let kernel = Kernel::instance(Source::Reduce, "REDUCE_FINISH", fold.name);
-    cx.push(Step::new(kernel, kept.div_ceil(32), args));
+    cx.push(Step::new(kernel, kept.div_ceil(16), args));
     Ok(())
 }
 

@@ -5,6 +5,9 @@
 #pragma once
 #include "common.cuh"
 
+// The factor of x - mean in the output.
+__device__ __forceinline__ float gain(float scale, float invstd) { return (float)((double)scale * (double)invstd); }
+
 // dy where the gate is open. `mean`, `factor`, `bias` belong to the channel of x.
 template <u32 GATE>
 __device__ __forceinline__ float gated(float dy, float x, float gate, float mean, float factor, float bias) {

@@ -1,14 +1,15 @@
 // From sums to the coefficients of each channel.
 #include "batchnorm.cuh"
 
-// Both sums of 32 channels a block, 8 threads each; valid where the result is true.
+// Both sums of 8 channels a block, 32 threads each; valid where the result is true.
 __device__ __forceinline__ bool channel_sums(const double2* partial, u32 channels, u32 chunks, u32& c, double2& sums) {
     __shared__ double2 parts[THREADS];
-    const u32 tx = threadIdx.x % 32, ty = threadIdx.x / 32;
-    c = blockIdx.x * 32 + tx;
+    const u32 tx = threadIdx.x % 8, ty = threadIdx.x / 8;
+    c = blockIdx.x * 8 + tx;
     sums = make_double2(0.0, 0.0);
     if (c < channels) {
-        for (u32 i = ty; i < chunks; i += THREADS / 32) {
+#pragma unroll 4
+        for (u32 i = ty; i < chunks; i += THREADS / 8) {
             const double2 t = partial[(u64)i * channels + c];
             sums.x += t.x;
             sums.y += t.y;
@@ -18,8 +19,8 @@ __device__ __forceinline__ bool channel_sums(const double2* partial, u32 channel
     __syncthreads();
     if (ty != 0 || c >= channels) return false;
 #pragma unroll
-    for (u32 i = 1; i < THREADS / 32; i++) {
-        const double2 t = parts[i * 32 + tx];
+    for (u32 i = 1; i < THREADS / 8; i++) {
+        const double2 t = parts[i * 8 + tx];
         sums.x += t.x;
         sums.y += t.y;
     }
@@ -49,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const double spread = sums.y / count - mean * mean;
     const double var = spread < 0.0 ? 0.0 : spread;  // keeps NaN
     const float mean32 = (float)mean, invstd = (float)(1.0 / sqrt(var + eps));
-    const float factor = (float)((double)scale[c] * (double)invstd);
+    const float factor = gain(scale[c], invstd);
     const float shift = plain ? bias[c] : (float)((double)bias[c] - (double)factor * (mean - (double)mean32));
     new_mean[c] = (float)((double)old_mean[c] * momentum + mean * (1.0 - momentum));
     new_var[c] = (float)((double)old_var[c] * momentum + var * (1.0 - momentum));
@@ -82,13 +83,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float third = is_invstd ? (float)(sums.x / count) : 0.0f;
     const float fourth = is_invstd ? (float)(sums.y * invstd * invstd / count) : 0.0f;
     put(coefficients, channels, c, mean[c], (float)((double)scale[c] * invstd), third, fourth);
-}
-
-// The factor scale * invstd that GATE 2 needs before the sums.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    bn_gate_factors(const float* scale, const float* invstd, float* factor, u32 channels) {
-    const u32 c = blockIdx.x * THREADS + threadIdx.x;
-    if (c < channels) factor[c] = (float)((double)scale[c] * (double)invstd[c]);
 }
 
 // Those that only add a bias.

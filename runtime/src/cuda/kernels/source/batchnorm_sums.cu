@@ -6,29 +6,34 @@
 // the recomputed output (x - mean) * scale * invstd + bias is.
 struct Sources {
     const float *x, *dy, *gate;
-    const float *mean, *factor, *bias;  // per channel; the last two for GATE 2
+    const float *mean, *scale, *invstd, *bias;  // per channel; the last three for GATE 2
 };
 
-// One channel of the planes [images, channels, plane]: block (channel, chunk), `chunk` groups of
-// V elements. partial[chunk * channels + c] takes both sums.
+// Independent accesses to each tensor: fewer where several are read.
+template <u32 V, bool GRAD>
+constexpr u32 DEPTH = V == 4 && GRAD ? 2 : 4;
+
+// One channel of the planes [images, channels, plane], `units` groups of V elements, by the
+// blocks (channel, part). All parts run through the tensor side by side, so that at the end the
+// cache holds the end of the tensor. partial[part * channels + c] takes both sums.
 template <u32 V, bool GRAD, u32 GATE>
 __device__ __forceinline__ void sums_of_planes(const Sources& s, double2* partial, u32 channels, Divisor plane,
-                                               u32 units, u32 chunk) {
+                                               u32 units) {
+    constexpr u32 I = DEPTH<V, GRAD>;
     const u32 c = blockIdx.x;
-    const u32 begin = blockIdx.y * chunk, end = min(units, begin + chunk);
     float mean = 0.0f, factor = 0.0f, bias = 0.0f;
     if constexpr (GRAD) mean = s.mean[c];
     if constexpr (GATE == 2) {
-        factor = s.factor[c];
+        factor = gain(s.scale[c], s.invstd[c]);
         bias = s.bias[c];
     }
     double first = 0.0, second = 0.0;
-    for (u32 u = begin + threadIdx.x; u < end; u += THREADS * ITEMS) {
-        Vec<V> x[ITEMS], dy[ITEMS], gate[ITEMS];
+    for (u32 u = blockIdx.y * (THREADS * I) + threadIdx.x; u < units; u += gridDim.y * (THREADS * I)) {
+        Vec<V> x[I], dy[I], gate[I];
 #pragma unroll
-        for (u32 j = 0; j < ITEMS; j++) {
+        for (u32 j = 0; j < I; j++) {
             u32 image = u + j * THREADS;
-            if (image < end) {
+            if (image < units) {
                 const u32 at = plane.take(image);
                 const u64 i = (((u64)image * channels + c) * plane.value + at) * V;
                 x[j] = load<V>(s.x + i);
@@ -37,8 +42,8 @@ __device__ __forceinline__ void sums_of_planes(const Sources& s, double2* partia
             }
         }
 #pragma unroll
-        for (u32 j = 0; j < ITEMS; j++) {
-            if (u + j * THREADS < end) {
+        for (u32 j = 0; j < I; j++) {
+            if (u + j * THREADS < units) {
 #pragma unroll
                 for (u32 e = 0; e < V; e++) {
                     if constexpr (GRAD) {
@@ -61,10 +66,10 @@ __device__ __forceinline__ void sums_of_planes(const Sources& s, double2* partia
 }
 
 // The same for rows of channels [rows, channels]: V channels a thread, `lanes` threads along
-// them and THREADS / lanes along the rows. Block (group of lanes, chunk of rows).
+// them and THREADS / lanes along the rows. Block (group of lanes, part).
 template <u32 V, bool GRAD, u32 GATE>
-__device__ __forceinline__ void sums_of_rows(const Sources& s, double2* partial, u32 channels, u32 rows, u32 chunk,
-                                             u32 lanes) {
+__device__ __forceinline__ void sums_of_rows(const Sources& s, double2* partial, u32 channels, u32 rows, u32 lanes) {
+    constexpr u32 I = DEPTH<V, GRAD>;
     __shared__ double2 parts[THREADS * V];
     const u32 tx = threadIdx.x % lanes, ty = threadIdx.x / lanes, height = THREADS / lanes;
     const u32 c = (blockIdx.x * lanes + tx) * V;
@@ -72,18 +77,19 @@ __device__ __forceinline__ void sums_of_rows(const Sources& s, double2* partial,
 #pragma unroll
     for (u32 e = 0; e < V; e++) first[e] = second[e] = 0.0;
     if (c < channels) {
-        const u32 begin = blockIdx.y * chunk, end = min(rows, begin + chunk);
         Vec<V> mean, factor, bias;
         if constexpr (GRAD) mean = load<V>(s.mean + c);
         if constexpr (GATE == 2) {
-            factor = load<V>(s.factor + c);
+            const Vec<V> scale = load<V>(s.scale + c), invstd = load<V>(s.invstd + c);
+#pragma unroll
+            for (u32 e = 0; e < V; e++) factor.v[e] = gain(scale.v[e], invstd.v[e]);
             bias = load<V>(s.bias + c);
         }
-        for (u32 row = begin + ty; row < end; row += height * ITEMS) {
-            Vec<V> x[ITEMS], dy[ITEMS], gate[ITEMS];
+        for (u32 row = blockIdx.y * height * I + ty; row < rows; row += gridDim.y * height * I) {
+            Vec<V> x[I], dy[I], gate[I];
 #pragma unroll
-            for (u32 j = 0; j < ITEMS; j++) {
-                if (row + j * height < end) {
+            for (u32 j = 0; j < I; j++) {
+                if (row + j * height < rows) {
                     const u64 i = (u64)(row + j * height) * channels + c;
                     x[j] = load<V>(s.x + i);
                     if constexpr (GRAD) dy[j] = load<V>(s.dy + i);
@@ -91,8 +97,8 @@ __device__ __forceinline__ void sums_of_rows(const Sources& s, double2* partial,
                 }
             }
 #pragma unroll
-            for (u32 j = 0; j < ITEMS; j++) {
-                if (row + j * height < end) {
+            for (u32 j = 0; j < I; j++) {
+                if (row + j * height < rows) {
 #pragma unroll
                     for (u32 e = 0; e < V; e++) {
                         if constexpr (GRAD) {
@@ -128,13 +134,14 @@ __device__ __forceinline__ void sums_of_rows(const Sources& s, double2* partial,
     }
 }
 
-#define BN_SUMS_PLANES(NAME, V, GRAD, GATE)                                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                     \
-        NAME(const Sources s, double2* partial, u32 channels, Divisor plane, u32 units, u32 chunk) {          \
-        sums_of_planes<V, GRAD, GATE>(s, partial, channels, plane, units, chunk);                             \
+// Four blocks a multiprocessor, which the number of parts counts on.
+#define BN_SUMS_PLANES(NAME, V, GRAD, GATE)                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                      \
+        NAME(const Sources s, double2* partial, u32 channels, Divisor plane, u32 units) {         \
+        sums_of_planes<V, GRAD, GATE>(s, partial, channels, plane, units);                        \
     }
-#define BN_SUMS_ROWS(NAME, V, GRAD, GATE)                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                     \
-        NAME(const Sources s, double2* partial, u32 channels, u32 rows, u32 chunk, u32 lanes) {               \
-        sums_of_rows<V, GRAD, GATE>(s, partial, channels, rows, chunk, lanes);                                \
+#define BN_SUMS_ROWS(NAME, V, GRAD, GATE)                                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                      \
+        NAME(const Sources s, double2* partial, u32 channels, u32 rows, u32 lanes) {              \
+        sums_of_rows<V, GRAD, GATE>(s, partial, channels, rows, lanes);                           \
     }

@@ -21,9 +21,21 @@ __device__ __forceinline__ void covering(u32 i, u32 output, u32 kernel, u32 stri
     hi = min(at / stride + 1, output);
 }
 
+// Of the windows over a position, number j from the last: its output along one dimension and
+// the tap that lies on the position. False if there is no such window. Stride S, no dilation.
+template <u32 S>
+__device__ __forceinline__ bool window_over(u32 i, u32 j, u32 before, u32 kernel, u32 output, u32& o, u32& tap) {
+    const u32 at = i + before;
+    o = at / S - j;  // wraps around below zero
+    tap = at % S + j * S;
+    return o < output && tap < kernel;
+}
+
 // How many taps of output o count in an average along one dimension.
 __device__ __forceinline__ u32 taps(const Pool& p, u32 dim, u32 o) {
     const u32 start = o * p.stride[dim], d = p.dilation[dim];
+    // Most windows lie within the input.
+    if (start >= p.before[dim] && start + (p.kernel[dim] - 1) * d < p.before[dim] + p.input[dim]) return p.kernel[dim];
     const u32 from = p.include_pad ? 0 : p.before[dim];
     const u32 to = p.before[dim] + p.input[dim] + (p.include_pad ? p.after[dim] : 0);
     const u32 first = start < from ? (from - start + d - 1) / d : 0;

@@ -48,35 +48,41 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
 }
 
 #define MAX_POOL_PLANES(NAME, K)                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
         NAME(const float* x, float* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
         max_pool_planes<K>(x, y, index8, index32, n, p);                                                      \
     }
 
-// One thread an input element. S > 0: two dimensions, stride S, no dilation.
-template <u32 S, class I>
+// One thread an input element. N > 0: two dimensions, stride S, no dilation, and at most N
+// windows over an element in each dimension.
+template <u32 S, u32 N, class I>
 __device__ __forceinline__ void max_pool_grad_planes(const float* dy, const I* index, float* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
     const u32 w = p.in_width.take(plane), h = p.in_height.take(plane);
     float sum = 0.0f;
-    u32 h_lo, h_hi, w_lo, w_hi;
-    if constexpr (S > 0) {
-        covering(h, p.output[H], p.kernel[H], S, p.before[H], 1, h_lo, h_hi);
-        covering(w, p.output[W], p.kernel[W], S, p.before[W], 1, w_lo, w_hi);
+    if constexpr (N > 0) {
         const u64 base = (u64)plane * p.output[H] * p.output[W];
-        for (u32 oh = h_lo; oh < h_hi; oh++) {
-            const u32 kh = h + p.before[H] - oh * S;
-            for (u32 ow = w_lo; ow < w_hi; ow++) {
-                const u32 kw = w + p.before[W] - ow * S;
-                const u64 o = base + oh * p.output[W] + ow;
-                if ((u32)index[o] == kh * p.kernel[W] + kw) sum += dy[o];
+        float g[N * N];
+        u32 at[N * N], wanted[N * N];
+#pragma unroll
+        for (u32 j = 0; j < N * N; j++) {
+            u32 oh, ow, kh, kw;
+            const bool in_h = window_over<S>(h, j / N, p.before[H], p.kernel[H], p.output[H], oh, kh);
+            const bool in_w = window_over<S>(w, j % N, p.before[W], p.kernel[W], p.output[W], ow, kw);
+            wanted[j] = kh * p.kernel[W] + kw;
+            at[j] = ~wanted[j];
+            if (in_h && in_w) {
+                at[j] = (u32)index[base + oh * p.output[W] + ow];
+                g[j] = dy[base + oh * p.output[W] + ow];
             }
         }
+#pragma unroll
+        for (u32 j = 0; j < N * N; j++) sum += at[j] == wanted[j] ? g[j] : 0.0f;
     } else {
         const u32 d = p.in_depth.take(plane);
-        u32 d_lo, d_hi;
+        u32 d_lo, d_hi, h_lo, h_hi, w_lo, w_hi;
         covering(d, p.output[D], p.kernel[D], p.stride[D], p.before[D], p.dilation[D], d_lo, d_hi);
         covering(h, p.output[H], p.kernel[H], p.stride[H], p.before[H], p.dilation[H], h_lo, h_hi);
         covering(w, p.output[W], p.kernel[W], p.stride[W], p.before[W], p.dilation[W], w_lo, w_hi);
@@ -100,10 +106,10 @@ __device__ __forceinline__ void max_pool_grad_planes(const float* dy, const I* i
     dx[i] = sum;
 }
 
-#define MAX_POOL_GRAD_PLANES(NAME, S, I)                                                                      \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                     \
+#define MAX_POOL_GRAD_PLANES(NAME, S, N, I)                                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
         NAME(const float* dy, const I* index, float* dx, u32 n, const __grid_constant__ Pool p) {             \
-        max_pool_grad_planes<S, I>(dy, index, dx, n, p);                                                      \
+        max_pool_grad_planes<S, N, I>(dy, index, dx, n, p);                                                   \
     }
 
 template <u32 K>
@@ -147,29 +153,34 @@ __device__ __forceinline__ void average_pool_planes(const float* x, float* y, u3
 }
 
 #define AVERAGE_POOL_PLANES(NAME, K)                                                                          \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
         NAME(const float* x, float* y, u32 n, const __grid_constant__ Pool p) {                               \
         average_pool_planes<K>(x, y, n, p);                                                                   \
     }
 
-template <u32 S>
+// N as above.
+template <u32 S, u32 N>
 __device__ __forceinline__ void average_pool_grad_planes(const float* dy, float* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
     const u32 w = p.in_width.take(plane), h = p.in_height.take(plane);
     float sum = 0.0f;
-    u32 h_lo, h_hi, w_lo, w_hi;
-    if constexpr (S > 0) {
-        covering(h, p.output[H], p.kernel[H], S, p.before[H], 1, h_lo, h_hi);
-        covering(w, p.output[W], p.kernel[W], S, p.before[W], 1, w_lo, w_hi);
+    if constexpr (N > 0) {
         const u64 base = (u64)plane * p.output[H] * p.output[W];
-        for (u32 oh = h_lo; oh < h_hi; oh++) {
-            for (u32 ow = w_lo; ow < w_hi; ow++) sum += dy[base + oh * p.output[W] + ow] * average(p, 0, oh, ow);
+        float g[N * N];
+#pragma unroll
+        for (u32 j = 0; j < N * N; j++) {
+            u32 oh, ow, kh, kw;
+            const bool in_h = window_over<S>(h, j / N, p.before[H], p.kernel[H], p.output[H], oh, kh);
+            const bool in_w = window_over<S>(w, j % N, p.before[W], p.kernel[W], p.output[W], ow, kw);
+            g[j] = in_h && in_w ? dy[base + oh * p.output[W] + ow] * average(p, 0, oh, ow) : 0.0f;
         }
+#pragma unroll
+        for (u32 j = 0; j < N * N; j++) sum += g[j];
     } else {
         const u32 d = p.in_depth.take(plane);
-        u32 d_lo, d_hi;
+        u32 d_lo, d_hi, h_lo, h_hi, w_lo, w_hi;
         covering(d, p.output[D], p.kernel[D], p.stride[D], p.before[D], p.dilation[D], d_lo, d_hi);
         covering(h, p.output[H], p.kernel[H], p.stride[H], p.before[H], p.dilation[H], h_lo, h_hi);
         covering(w, p.output[W], p.kernel[W], p.stride[W], p.before[W], p.dilation[W], w_lo, w_hi);
@@ -188,8 +199,8 @@ __device__ __forceinline__ void average_pool_grad_planes(const float* dy, float*
     dx[i] = sum;
 }
 
-#define AVERAGE_POOL_GRAD_PLANES(NAME, S)                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                     \
+#define AVERAGE_POOL_GRAD_PLANES(NAME, S, N)                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
         NAME(const float* dy, float* dx, u32 n, const __grid_constant__ Pool p) {                             \
-        average_pool_grad_planes<S>(dy, dx, n, p);                                                            \
+        average_pool_grad_planes<S, N>(dy, dx, n, p);                                                         \
     }

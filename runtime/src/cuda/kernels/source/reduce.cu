@@ -2,30 +2,28 @@
 #include "common.cuh"
 
 // x is [outer, kept, inner] of V-element groups along `inner`; output k reduces over outer and
-// inner. A group of G threads reduces chunk blockIdx.y of `chunk` groups of elements for one
-// output. With several chunks the result goes to partial[chunk * kept + k], else to y.
+// inner, `units` groups in all. A group of G threads has one output and part blockIdx.y of its
+// elements. With several parts the result goes to partial[part * kept + k], else to y.
 template <u32 G, u32 V, class R>
 __device__ __forceinline__ void reduce_rows(const float* x, float* y, double* partial, u32 kept, Divisor inner,
-                                            u32 units, u32 chunk, double divisor) {
+                                            u32 units, double divisor) {
     const u32 lane = threadIdx.x % G;
     const u32 k = blockIdx.x * (THREADS / G) + threadIdx.x / G;
     double acc = R::start();
     if (k < kept) {
-        const u32 begin = blockIdx.y * chunk;
-        const u32 end = min(units, begin + chunk);
-        for (u32 u = begin + lane; u < end; u += G * ITEMS) {
+        for (u32 u = blockIdx.y * (G * ITEMS) + lane; u < units; u += gridDim.y * (G * ITEMS)) {
             Vec<V> v[ITEMS];
 #pragma unroll
             for (u32 j = 0; j < ITEMS; j++) {
                 u32 row = u + j * G;
-                if (row < end) {
+                if (row < units) {
                     const u32 at = inner.take(row);
                     v[j] = load<V>(x + (((u64)row * kept + k) * inner.value + at) * V);
                 }
             }
 #pragma unroll
             for (u32 j = 0; j < ITEMS; j++) {
-                if (u + j * G < end) {
+                if (u + j * G < units) {
 #pragma unroll
                     for (u32 e = 0; e < V; e++) acc = R::join(acc, (double)v[j].v[e]);
                 }
@@ -43,17 +41,16 @@ __device__ __forceinline__ void reduce_rows(const float* x, float* y, double* pa
 }
 
 #define REDUCE_ROWS(NAME, G, V, R)                                                                            \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                     \
-        NAME(const float* x, float* y, double* partial, u32 kept, Divisor inner, u32 units, u32 chunk,        \
-             double divisor) {                                                                                \
-        reduce_rows<G, V, R>(x, y, partial, kept, inner, units, chunk, divisor);                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
+        NAME(const float* x, float* y, double* partial, u32 kept, Divisor inner, u32 units, double divisor) { \
+        reduce_rows<G, V, R>(x, y, partial, kept, inner, units, divisor);                                     \
     }
 
 // x is [outer, rows, columns] with V columns a thread; output (o, column) reduces over rows.
-// `lanes` threads lie along the columns, THREADS / lanes along the rows. Block (i, chunk, o).
+// `lanes` threads lie along the columns, THREADS / lanes along the rows. Block (i, part, o).
 template <u32 V, class R>
 __device__ __forceinline__ void reduce_columns(const float* x, float* y, double* partial, u32 rows, u32 columns,
-                                               u32 chunk, u32 lanes, double divisor) {
+                                               u32 lanes, double divisor) {
     __shared__ double parts[THREADS * V];
     const u32 tx = threadIdx.x % lanes, ty = threadIdx.x / lanes, height = THREADS / lanes;
     const u32 column = (blockIdx.x * lanes + tx) * V;
@@ -62,16 +59,15 @@ __device__ __forceinline__ void reduce_columns(const float* x, float* y, double*
     for (u32 e = 0; e < V; e++) acc[e] = R::start();
     if (column < columns) {
         const float* from = x + (u64)blockIdx.z * rows * columns + column;
-        const u32 begin = blockIdx.y * chunk, end = min(rows, begin + chunk);
-        for (u32 row = begin + ty; row < end; row += height * ITEMS) {
+        for (u32 row = blockIdx.y * height * ITEMS + ty; row < rows; row += gridDim.y * height * ITEMS) {
             Vec<V> v[ITEMS];
 #pragma unroll
             for (u32 j = 0; j < ITEMS; j++) {
-                if (row + j * height < end) v[j] = load<V>(from + (u64)(row + j * height) * columns);
+                if (row + j * height < rows) v[j] = load<V>(from + (u64)(row + j * height) * columns);
             }
 #pragma unroll
             for (u32 j = 0; j < ITEMS; j++) {
-                if (row + j * height < end) {
+                if (row + j * height < rows) {
 #pragma unroll
                     for (u32 e = 0; e < V; e++) acc[e] = R::join(acc[e], (double)v[j].v[e]);
                 }
@@ -97,30 +93,31 @@ __device__ __forceinline__ void reduce_columns(const float* x, float* y, double*
 }
 
 #define REDUCE_COLUMNS(NAME, V, R)                                                                           \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                    \
-        NAME(const float* x, float* y, double* partial, u32 rows, u32 columns, u32 chunk, u32 lanes,         \
-             double divisor) {                                                                               \
-        reduce_columns<V, R>(x, y, partial, rows, columns, chunk, lanes, divisor);                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                 \
+        NAME(const float* x, float* y, double* partial, u32 rows, u32 columns, u32 lanes, double divisor) {  \
+        reduce_columns<V, R>(x, y, partial, rows, columns, lanes, divisor);                                  \
     }
 
-// y[k] from partial[c * kept + k] of `chunks` chunks: 32 outputs a block, 8 threads each.
+// y[k] from partial[c * kept + k] of `chunks` chunks: 16 outputs a block, 16 threads each.
 template <class R>
 __device__ __forceinline__ void reduce_finish(const double* partial, float* y, u32 kept, u32 chunks, double divisor) {
     __shared__ double parts[THREADS];
-    const u32 tx = threadIdx.x % 32, ty = threadIdx.x / 32;
-    const u32 k = blockIdx.x * 32 + tx;
+    const u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    const u32 k = blockIdx.x * 16 + tx;
     double acc = R::start();
     if (k < kept) {
-        for (u32 c = ty; c < chunks; c += THREADS / 32) acc = R::join(acc, partial[(u64)c * kept + k]);
+#pragma unroll 4
+        for (u32 c = ty; c < chunks; c += THREADS / 16) acc = R::join(acc, partial[(u64)c * kept + k]);
     }
     parts[threadIdx.x] = acc;
     __syncthreads();
     if (ty == 0 && k < kept) {
 #pragma unroll
-        for (u32 i = 1; i < THREADS / 32; i++) acc = R::join(acc, parts[i * 32 + tx]);
+        for (u32 i = 1; i < THREADS / 16; i++) acc = R::join(acc, parts[i * 16 + tx]);
         y[k] = (float)(acc / divisor);
     }
 }
+
 #define REDUCE_FINISH(NAME, R)                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS)                                             \
         NAME(const double* partial, float* y, u32 kept, u32 chunks, double divisor) {                 \
