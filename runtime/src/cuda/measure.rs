@@ -50,21 +50,24 @@ impl Default for MeasureLimits {
 
 impl MeasureLimits {
     /// The candidates to measure, in their order: of each kind as many as the limits say, the
-    /// engines in no list only if no other candidate is of the same engine. Convolutions with
-    /// a fused bias and such with the bias apart count on their own.
+    /// engines in no list only if no other candidate is of the same engine. Where an epilogue
+    /// is fused by some engine, running it apart is a second best that gets a quarter of the
+    /// ranked ones.
     fn choose(&self, candidates: &[Candidate]) -> Vec<Candidate> {
+        let fits = || candidates.iter().filter(|c| c.workspace <= self.workspace);
+        let apart = |c: &Candidate| cudnn::is_apart(c.config);
+        let fused = fits().any(|c| !apart(c));
         let mut chosen: Vec<Candidate> = Vec::new();
         let mut counts = [[0usize; 3]; 2];
-        for c in candidates.iter().filter(|c| c.workspace <= self.workspace) {
-            let apart = cudnn::is_apart(c.config);
+        for c in fits() {
+            let few = fused && apart(c);
             let (kind, limit) = match c.source {
-                Source::ModeA | Source::ModeB => (0, self.ranked),
-                Source::Fallback => (1, self.fallback),
-                Source::Exhaustive => (2, self.others),
+                Source::ModeA | Source::ModeB => (0, if few { self.ranked.div_ceil(4) } else { self.ranked }),
+                Source::Fallback => (1, if few { 0 } else { self.fallback }),
+                Source::Exhaustive => (2, if few { 0 } else { self.others }),
             };
-            let known =
-                |o: &Candidate| o.config.engine() == c.config.engine() && cudnn::is_apart(o.config) == apart;
-            let count = &mut counts[usize::from(apart)][kind];
+            let known = |o: &Candidate| o.config.engine() == c.config.engine() && apart(o) == apart(c);
+            let count = &mut counts[usize::from(apart(c))][kind];
             if *count < limit && !(c.source == Source::Exhaustive && chosen.iter().any(known)) {
                 *count += 1;
                 chosen.push(*c);
@@ -449,16 +452,18 @@ mod tests {
             candidate(7, -1, false, 0, Source::Exhaustive),
             candidate(8, -1, false, 0, Source::Exhaustive),
             candidate(5, 0, true, 0, Source::ModeA),
+            candidate(5, 1, true, 0, Source::ModeA),
             candidate(7, -1, true, 0, Source::Exhaustive),
         ];
         let limits = MeasureLimits { ranked: 2, fallback: 1, others: 2, repeats: 1, workspace: Bytes(50) };
-        let kept: Vec<usize> = limits
-            .choose(&all)
-            .iter()
-            .map(|c| all.iter().position(|a| a == c).expect("one of them"))
-            .collect();
-        // 1 is too large, 3 past the share, 6 is of an engine that is in.
-        assert_eq!(kept, [0, 2, 4, 7, 8, 10, 11]);
+        let kept = |all: &[Candidate]| -> Vec<usize> {
+            let at = |c| all.iter().position(|a| *a == c).expect("one of them");
+            limits.choose(all).into_iter().map(at).collect()
+        };
+        // 1 is too large, 3 past the share, 6 is of an engine that is in, 11 and 12 are apart.
+        assert_eq!(kept(&all), [0, 2, 4, 7, 8, 10]);
+        // With nothing fused, what is apart has the whole share.
+        assert_eq!(kept(&all[10..]), [0, 1, 2]);
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl fmt::Display for Notes {
 }
 
 /// Where a configuration was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// Heuristic mode A: by expected time, fastest first.
     ModeA,

@@ -46,6 +46,9 @@ pub(crate) struct DnnOptions {
     pub mode_b: bool,
 }
 
+/// Candidates of one source.
+type List = Rc<Vec<Candidate>>;
+
 /// A cuDNN handle of the context that was current when it was made, and the kernels built
 /// with it. Not for use from several threads.
 #[derive(Debug)]
@@ -53,6 +56,9 @@ pub(crate) struct Dnn {
     target: Target,
     options: DnnOptions,
     graphs: RefCell<HashMap<Problem, Rc<Graph>>>,
+    /// What each list holds for a problem; asking takes milliseconds, for every engine there
+    /// is half a second.
+    lists: RefCell<HashMap<(Problem, Source), List>>,
     built: RefCell<HashMap<(Problem, EngineConfig), Rc<Built>>>,
 }
 
@@ -66,7 +72,8 @@ impl Dnn {
     }
 
     fn on(target: Target, options: DnnOptions) -> Self {
-        Self { target, options, graphs: RefCell::default(), built: RefCell::default() }
+        let (graphs, lists, built) = Default::default();
+        Self { target, options, graphs, lists, built }
     }
 
     /// Version of the library, such as `9.19.0`.
@@ -104,18 +111,39 @@ impl Dnn {
         Ok(plan)
     }
 
-    /// What the heuristics offer for one graph and the precision admits, each engine
+    /// The lists to ask, best first.
+    fn sources(&self) -> Vec<Source> {
+        let mode_b = self.options.mode_b.then_some(Source::ModeB);
+        [Some(Source::ModeA), mode_b, Some(Source::Fallback), Some(Source::Exhaustive)]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    /// What one list offers for a problem.
+    fn list(&self, problem: &Problem, source: Source) -> Result<List, CudaError> {
+        let key = (problem.clone(), source);
+        if let Some(list) = self.lists.borrow().get(&key) {
+            return Ok(Rc::clone(list));
+        }
+        let list = Rc::new(engine::offered(&self.target, &*self.graph(problem)?, source)?);
+        self.lists.borrow_mut().insert(key, Rc::clone(&list));
+        Ok(list)
+    }
+
+    /// What some lists offer for one graph and the precision admits, each engine
     /// configuration once.
-    fn offers(&self, problem: &Problem, precision: Precision) -> Result<Vec<Candidate>, CudaError> {
-        let graph = self.graph(problem)?;
-        let mut sources = vec![Source::ModeA];
-        sources.extend(self.options.mode_b.then_some(Source::ModeB));
-        sources.extend([Source::Fallback, Source::Exhaustive]);
+    fn offers(
+        &self,
+        problem: &Problem,
+        precision: Precision,
+        sources: &[Source],
+    ) -> Result<Vec<Candidate>, CudaError> {
         let mut all: Vec<Candidate> = Vec::new();
         let mut refused = None;
-        for source in sources {
-            match engine::offered(&self.target, &graph, source) {
-                Ok(offered) => all.extend(offered),
+        for &source in sources {
+            match self.list(problem, source) {
+                Ok(list) => all.extend(list.iter()),
                 Err(error) => refused = Some(error),
             }
         }
@@ -132,13 +160,18 @@ impl Dnn {
         Ok(all)
     }
 
-    fn candidates(&self, problem: &Problem, precision: Precision) -> Result<Vec<Candidate>, CudaError> {
+    fn candidates(
+        &self,
+        problem: &Problem,
+        precision: Precision,
+        sources: &[Source],
+    ) -> Result<Vec<Candidate>, CudaError> {
         if !problem.has_epilogue() {
-            return self.offers(problem, precision);
+            return self.offers(problem, precision, sources);
         }
         // No engine that fuses the epilogue is a reason to run it apart, not to fail.
-        let fused = self.offers(problem, precision).unwrap_or_default();
-        let apart = self.offers(&problem.without_epilogue(), precision)?;
+        let fused = self.offers(problem, precision, sources).unwrap_or_default();
+        let apart = self.offers(&problem.without_epilogue(), precision, sources)?;
         let apart = apart.into_iter().filter_map(|c| Some(Candidate { config: apart_of(c.config)?, ..c }));
         Ok(fused.into_iter().chain(apart).collect())
     }
@@ -159,8 +192,9 @@ fn apart_of(config: EngineConfig) -> Option<EngineConfig> {
 
 /// Every configuration cuDNN's heuristics offer for a convolution op that the precision (and
 /// [`DnnOptions::deterministic`]) admits: heuristic mode A in its order, then mode B if asked
-/// for, the fallbacks, and every other engine with its default knobs; for a convolution with bias first those that fuse it, then those
-/// that add it in a second step. Each once; whether it builds shows when it is prepared.
+/// for, the fallbacks, and every other engine with its default knobs; for a convolution with
+/// an epilogue first those that fuse it, then those that run it in a second step. Each once;
+/// whether it builds shows when it is prepared.
 ///
 /// # Errors
 /// [`CudaError::Unsupported`] as [`Problem::of`]; [`CudaError::Cudnn`] if cuDNN refuses the
@@ -172,7 +206,7 @@ pub(crate) fn candidates(
     precision: Precision,
     dnn: &Dnn,
 ) -> Result<Vec<Candidate>, CudaError> {
-    dnn.candidates(&Problem::of(op, inputs, outputs)?, precision)
+    dnn.candidates(&Problem::of(op, inputs, outputs)?, precision, &dnn.sources())
 }
 
 /// The workspace of one engine configuration of a convolution op, which is built for it.
@@ -253,24 +287,33 @@ fn first_that_fits(
 ) -> Result<Box<dyn Prepared>, CudaError> {
     let given = spec.workspace.map_or(Bytes::ZERO, |w| w.bytes);
     let limit = given.max(spec.scratch.bytes);
-    let candidates = dnn.candidates(problem, spec.precision)?;
-    let mut why = format!("none of cuDNN's {} engines fits a workspace of {limit}", candidates.len());
-    for candidate in candidates.iter().filter(|c| c.workspace <= limit) {
-        let plan = match dnn.build(problem, candidate.config) {
-            Ok(plan) if plan.workspace <= limit => plan,
-            Ok(_) => continue,
+    let mut why = format!("no engine of cuDNN fits a workspace of {limit}");
+    // The first list nearly always has one; the others take time to make.
+    for source in dnn.sources() {
+        let candidates = match dnn.candidates(problem, spec.precision, &[source]) {
+            Ok(candidates) => candidates,
             Err(error) => {
                 why = error.to_string();
                 continue;
             }
         };
-        // Notes may be told in full only once the engine is built.
-        if let Some(refusal) = plan.notes.refusal(spec.precision, dnn.options.deterministic) {
-            why = refusal.to_owned();
-            continue;
+        for candidate in candidates.iter().filter(|c| c.workspace <= limit) {
+            let plan = match dnn.build(problem, candidate.config) {
+                Ok(plan) if plan.workspace <= limit => plan,
+                Ok(_) => continue,
+                Err(error) => {
+                    why = error.to_string();
+                    continue;
+                }
+            };
+            // Notes may be told in full only once the engine is built.
+            if let Some(refusal) = plan.notes.refusal(spec.precision, dnn.options.deterministic) {
+                why = refusal.to_owned();
+                continue;
+            }
+            let range = if plan.workspace <= given { spec.workspace } else { Some(spec.scratch) };
+            return launch(dnn, epilogue, plan, pointers, range, is_apart(candidate.config));
         }
-        let range = if plan.workspace <= given { spec.workspace } else { Some(spec.scratch) };
-        return launch(dnn, epilogue, plan, pointers, range, is_apart(candidate.config));
     }
     Err(CudaError::Unsupported { op: spec.op.to_string(), why })
 }
