@@ -147,3 +147,98 @@ fn usage_errors_exit_1_and_help_exits_0() {
     vdnnc().arg("--help").assert().success();
     vdnnc().arg("--version").assert().success();
 }
+
+/// True if this machine has a GPU the command can use.
+fn has_gpu() -> bool {
+    let v = json(vdnnc().args(["devices", "--json"]));
+    !v["devices"].as_array().expect("a list").is_empty()
+}
+
+#[test]
+fn devices_answers_on_every_machine() {
+    let out = vdnnc().arg("devices").assert().success().get_output().clone();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    for library in ["NVIDIA driver", "NVRTC", "cuBLASLt", "cuDNN"] {
+        assert!(text.contains(library), "{text}");
+    }
+    let v = json(vdnnc().args(["devices", "--json"]));
+    assert_eq!(v["libraries"].as_array().map(Vec::len), Some(4), "{v}");
+    assert_eq!(v["error"].is_null(), has_gpu(), "{v}");
+    if !has_gpu() {
+        assert!(text.starts_with("no CUDA GPU"), "{text}");
+    }
+}
+
+#[test]
+fn without_a_gpu_the_cuda_backend_is_refused_before_any_work() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let model = zoo(dir.path(), "lenet");
+    if !has_gpu() {
+        let none = dir.path().join("no-libraries");
+        let runs: [Vec<&str>; 3] = [
+            vec!["bench", "vgg16", "--batch", "256"],
+            vec!["run", "--synthetic", "--backend", "cuda"],
+            vec!["train", "--data", "missing", "--backend", "cuda"],
+        ];
+        for args in runs {
+            let mut c = vdnnc();
+            c.args(&args).arg("--cuda-libs").arg(&none);
+            if args[0] != "bench" {
+                c.arg(&model);
+            }
+            let start = Instant::now();
+            let out = c.assert().code(1).get_output().clone();
+            let text = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert!(text.starts_with("error: the CUDA backend is not available: "), "{args:?}: {text}");
+            assert!(out.stdout.is_empty(), "{args:?}");
+            assert!(start.elapsed() < Duration::from_secs(2), "{args:?}");
+        }
+    }
+    for bad in ["first", "-1", "GPU-12"] {
+        vdnnc().args(["run", "--synthetic", "--backend", "cuda", "--cuda-device", bad]).assert().code(1);
+    }
+}
+
+#[test]
+fn bench_predicts_before_it_measures() {
+    let out = vdnnc()
+        .args([
+            "bench",
+            "lenet",
+            "--backend",
+            "cpu",
+            "--batch",
+            "4",
+            "--policy",
+            "all",
+            "--steps",
+            "3",
+            "--json",
+        ])
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    let lines: Vec<Value> = String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("JSON lines"))
+        .collect();
+    assert_eq!(lines.len(), 2);
+    let (prediction, result) = (&lines[0], &lines[1]);
+    assert_eq!((&prediction["kind"], &result["kind"]), (&"prediction".into(), &"result".into()));
+    assert_eq!(prediction["step_ns"], result["predicted_step_ns"]);
+    assert_eq!(result["steps"], 3);
+    assert!(result["offload_bytes"].as_u64() > Some(0), "{result}");
+    let of = |key: &str| result["step_ms"][key].as_f64().expect("a number");
+    assert!(of("min") <= of("median") && of("median") <= of("max") && of("min") > 0.0, "{result}");
+    // A target that is nothing does not keep the others from being measured.
+    let out = vdnnc()
+        .args(["bench", "no-such-net", "lenet", "--backend", "cpu", "--batch", "1", "--steps", "1"])
+        .assert()
+        .code(1)
+        .get_output()
+        .clone();
+    assert!(String::from_utf8_lossy(&out.stdout).contains("lenet train batch 1"));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("no-such-net"));
+    vdnnc().args(["bench", "lenet", "--backend", "cpu", "--trace", "t.json"]).assert().code(1);
+}

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use vdnn_interp::interpret;
 use vdnn_ir::{Graph, Mode, Tensor};
-use vdnn_passes::{AlgoMode, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
 use vdnn_plan::Plan;
 use vdnn_runtime::cpu::kernels::CpuKernels;
 use vdnn_runtime::cpu::{CpuMode, CpuOptions};
@@ -78,6 +78,7 @@ fn random_graphs_give_the_interpreters_bytes_under_every_policy_and_interleaving
             &mut joint,
             Mode::Train,
             seed.is_multiple_of(2),
+            Fuse::Off,
             &cost,
             &mut vdnnc::timing::Timings::default(),
         )

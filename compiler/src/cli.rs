@@ -2,10 +2,12 @@
 
 use crate::options::CompileOptions;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
-use vdnn_passes::{AlgoMode, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
+use vdnn_runtime::cuda::DeviceSelector;
 
 /// Compiles a convolutional network into a plan of GPU memory, kernels and transfers.
 ///
@@ -13,7 +15,7 @@ use vdnn_passes::{AlgoMode, Policy, SyncMode};
 /// step, decides which feature maps leave the device and when they come back, lays out
 /// every byte, proves the plan with an independent checker and predicts its time on the
 /// chosen device. `-o m.vplan` writes the plan; `vdnnc run` and `vdnnc train` execute plans
-/// on the CPU.
+/// on the CPU or a CUDA GPU, `vdnnc bench` measures them.
 ///
 /// Exit status: 0 success; 1 the model, the options or the memory budget; 2 a bug in vdnnc.
 #[derive(Debug, Parser)]
@@ -94,16 +96,31 @@ pub struct SharedArgs {
     /// rtx-2080-ti or cpu.
     #[arg(long, value_name = "NAME", default_value = "h200")]
     pub device: String,
-    /// Hard limit on the device arena, such as 12GiB. Default: the device's capacity.
+    /// Hard limit on device memory, such as 12GiB: of the device arena, and where a GPU runs
+    /// the plan of everything the process takes there. Default: the device's capacity.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
     /// When compute waits for copies: event (as late as the data allows) or layer (at the
     /// end of the layer, as in the vDNN paper).
     #[arg(long, value_name = "event|layer", default_value = "event")]
     pub sync: SyncMode,
-    /// Arithmetic the cost model assumes.
-    #[arg(long, value_name = "f32|tf32|bf16", default_value = "f32", value_parser = parse_precision)]
-    pub precision: Precision,
+    /// Arithmetic of convolutions and matrix products. Default: f32, and tf32 where a GPU runs
+    /// the plan.
+    #[arg(long, value_name = "f32|tf32|bf16", value_parser = parse_precision)]
+    pub precision: Option<Precision>,
+    /// Use only kernels whose results do not differ from run to run.
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Take the convolution algorithms of another plan of the same model and options.
+    #[arg(long, value_name = "PLAN")]
+    pub kernels_from: Option<PathBuf>,
+    /// Measured kernel times, as `vdnnc profile` writes them, to plan and predict with.
+    #[arg(long, value_name = "FILE")]
+    pub times: Option<PathBuf>,
+    /// What is fused: epilogue puts sums and ReLUs into the convolution or batch norm in
+    /// front of them. Default: off, and epilogue where a GPU runs the plan.
+    #[arg(long, value_name = "off|epilogue")]
+    pub fuse: Option<Fuse>,
     /// Keep weight gradients to the end of the step (implied by --save-gradients).
     #[arg(long)]
     pub keep_gradients: bool,
@@ -128,6 +145,12 @@ pub enum Command {
     Run(RunArgs),
     /// Train a model on a data set and write the trained ONNX.
     Train(TrainArgs),
+    /// Measure steps of models on synthetic data: time, memory, transfers, overlap.
+    Bench(BenchArgs),
+    /// List the CUDA GPUs and the libraries in use, or say what is missing.
+    Devices(DevicesArgs),
+    /// Time every kernel that models need on the GPU at hand, into a table for --times.
+    Profile(ProfileArgs),
     /// Write a model of the zoo as ONNX, with seeded random weights.
     Zoo(ZooArgs),
     /// Prove a plan: bounds, races, contents, budget.
@@ -171,9 +194,12 @@ pub struct RunArgs {
     /// Write the last step's gradients, keyed by initializer name.
     #[arg(long, value_name = "g.safetensors")]
     pub save_gradients: Option<PathBuf>,
-    /// Executor: cpu computes, sim predicts.
-    #[arg(long, default_value = "cpu")]
+    /// Executor: cpu and cuda compute, sim predicts.
+    #[arg(long, value_name = "cpu|cuda|sim", default_value = "cpu")]
     pub backend: BackendName,
+    /// Options of the CUDA backend.
+    #[command(flatten)]
+    pub cuda: CudaArgs,
     /// Run the naive graph interpreter instead of a plan.
     #[arg(long)]
     pub plain: bool,
@@ -194,10 +220,134 @@ pub struct RunArgs {
 /// Executors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackendName {
-    /// Real arithmetic in real arenas.
+    /// The host's arithmetic in real arenas.
     Cpu,
+    /// A CUDA GPU.
+    Cuda,
     /// Discrete-event prediction.
     Sim,
+}
+
+/// Executors that compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ComputeBackend {
+    /// The host's arithmetic in real arenas.
+    Cpu,
+    /// A CUDA GPU.
+    Cuda,
+}
+
+impl ComputeBackend {
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// Options of the CUDA backend.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "CUDA")]
+pub struct CudaArgs {
+    /// The GPU, by number or UUID as `vdnnc devices` prints them.
+    #[arg(long, value_name = "N|UUID", default_value = "0")]
+    pub cuda_device: DeviceSelector,
+    /// Folders with the CUDA libraries, searched first; several are separated by `:`.
+    #[arg(long, value_name = "DIR", env = "VDNNC_CUDA_LIBS", value_delimiter = ':')]
+    pub cuda_libs: Vec<PathBuf>,
+    /// Queue every command of every step instead of replaying a captured CUDA graph.
+    #[arg(long)]
+    pub no_graph: bool,
+    /// Delay commands at random by up to 2 ms, to test for missing waits.
+    #[arg(long, value_name = "SEED", hide = true)]
+    pub delay_seed: Option<u64>,
+}
+
+/// `vdnnc devices`.
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Folders with the CUDA libraries, searched first; several are separated by `:`.
+    #[arg(long, value_name = "DIR", env = "VDNNC_CUDA_LIBS", value_delimiter = ':')]
+    pub cuda_libs: Vec<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `vdnnc profile`.
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    /// ONNX models, or names of the zoo's networks.
+    #[arg(value_name = "MODEL|NAME", num_args = 1.., required = true)]
+    pub targets: Vec<String>,
+    /// The table; one that exists is added to.
+    #[arg(short = 'o', value_name = "FILE", required = true)]
+    pub output: PathBuf,
+    /// Training steps or inference.
+    #[arg(long, value_name = "train|infer", default_value = "train")]
+    pub mode: Mode,
+    /// Try only the few engines that the library recommends first.
+    #[arg(long)]
+    pub quick: bool,
+    /// Seed of the weights of zoo networks.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The day to note in the table.
+    #[arg(long, value_name = "YYYY-MM-DD", default_value = "unknown")]
+    pub date: String,
+    /// Options of the CUDA backend.
+    #[command(flatten)]
+    pub cuda: CudaArgs,
+    /// Compile options.
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+/// `vdnnc bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// ONNX models, or names of the zoo's networks, which get seeded random weights.
+    #[arg(value_name = "MODEL|NAME", num_args = 1.., required = true)]
+    pub targets: Vec<String>,
+    /// Training steps or inference.
+    #[arg(long, value_name = "train|infer", default_value = "train")]
+    pub mode: Mode,
+    /// Measured steps.
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
+    /// Steps before them; at least two, since the first loads code and the second is captured.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub warmup: u32,
+    /// Executor.
+    #[arg(long, value_name = "cpu|cuda", default_value = "cuda")]
+    pub backend: ComputeBackend,
+    /// Options of the CUDA backend.
+    #[command(flatten)]
+    pub cuda: CudaArgs,
+    /// Hash all parameters after the last step: plans that differ in where things lie give
+    /// the same hash if their kernels are the same and deterministic.
+    #[arg(long)]
+    pub checksum: bool,
+    /// Write the plan that is measured; one target.
+    #[arg(short = 'o', value_name = "FILE.vplan")]
+    pub output: Option<PathBuf>,
+    /// Write the timeline of one step as a Chrome/Perfetto trace; one target, cuda only.
+    #[arg(long, value_name = "FILE.json")]
+    pub trace: Option<PathBuf>,
+    /// Worker threads of the CPU kernels.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Seed of the weights of zoo networks.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print JSON lines instead of a table: per target a prediction, then a result.
+    #[arg(long)]
+    pub json: bool,
+    /// Compile options.
+    #[command(flatten)]
+    pub shared: SharedArgs,
 }
 
 /// SGD with momentum: v = momentum*v + (g + weight_decay*w); w -= lr*v.
@@ -254,9 +404,18 @@ pub struct TrainArgs {
     /// Continue from the checkpoint folder.
     #[arg(long, requires = "checkpoint")]
     pub resume: bool,
+    /// Executor.
+    #[arg(long, value_name = "cpu|cuda", default_value = "cpu")]
+    pub backend: ComputeBackend,
+    /// Options of the CUDA backend.
+    #[command(flatten)]
+    pub cuda: CudaArgs,
     /// Worker threads of the CPU kernels; results do not depend on it.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Poison freed memory and the untouched arena with NaN.
+    #[arg(long)]
+    pub poison: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -367,14 +526,34 @@ impl SharedArgs {
             dims: self.dims.iter().cloned().collect(),
             device: self.device.clone(),
             memory: self.memory,
+            overhead: Bytes::ZERO,
+            deterministic: self.deterministic,
+            kernels: BTreeMap::new(),
             sync: self.sync,
-            precision: self.precision,
+            precision: self.precision.unwrap_or(Precision::F32),
+            fuse: self.fuse.unwrap_or(Fuse::Off),
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),
             elide_copies: !self.no_elide.contains(&Elision::Copies),
         }
     }
 }
+
+impl SharedArgs {
+    /// The same where a GPU is to run the plan, which has other defaults.
+    pub fn options_on_gpu(&self, mode: Mode) -> CompileOptions {
+        CompileOptions {
+            precision: self.precision.unwrap_or(Precision::Tf32),
+            fuse: self.fuse.unwrap_or(Fuse::Epilogue),
+            overhead: GPU_OVERHEAD,
+            ..self.options(mode)
+        }
+    }
+}
+
+/// Device memory a process takes besides its arena, as the driver counts it: measured 650 MB
+/// on an H200 (CUDA 13.0, cuDNN 9.19) with ResNet-50 loaded, 2026-11-21.
+const GPU_OVERHEAD: Bytes = Bytes(700_000_000);
 
 fn parse_dim(text: &str) -> Result<(String, u64), String> {
     let error = || format!("`{text}` is not NAME=N with a positive N");

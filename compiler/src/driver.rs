@@ -112,13 +112,25 @@ pub fn stop_after(
             timings.pass(&vdnn_passes::simplify::Simplify, &mut graph, &cx)?;
             return Ok(graph);
         }
-        pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, cost, &mut timings)?;
+        pipeline::to_joint(
+            &mut graph,
+            options.mode,
+            options.keep_gradients,
+            options.fuse,
+            cost,
+            &mut timings,
+        )?;
     }
     if phase <= Phase::Joint {
         return Ok(graph);
     }
-    let search =
-        Search { joint: &graph, cost, budget: options.memory.unwrap_or(cost.capacity()), sync: options.sync };
+    let search = Search {
+        joint: &graph,
+        cost,
+        budget: options.budget(cost.capacity()),
+        sync: options.sync,
+        kernels: &options.kernels,
+    };
     let candidate = choose(&search, options, &mut timings)?;
     if phase == Phase::Scheduled {
         return Ok(candidate.graph);
@@ -166,7 +178,7 @@ pub fn compile(
 ) -> Result<Compiled, NoPlan> {
     let start = Instant::now();
     let mut timings = Timings::default();
-    pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, cost, &mut timings)?;
+    pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, options.fuse, cost, &mut timings)?;
     plan_joint(&graph, batch, model, options, cost, start, timings)
 }
 
@@ -187,8 +199,8 @@ pub fn plan_joint(
     refuse_empty(graph)?;
     // Before any placement decision, so that the checker's goal does not depend on one.
     let terms = expected_terms(graph);
-    let budget = options.memory.unwrap_or(cost.capacity());
-    let search = Search { joint: graph, cost, budget, sync: options.sync };
+    let budget = options.budget(cost.capacity());
+    let search = Search { joint: graph, cost, budget, sync: options.sync, kernels: &options.kernels };
     let chosen = choose(&search, options, &mut timings)?;
     let baseline_peak = if chosen.policy == Policy::Baseline {
         chosen.layout.device_bytes
@@ -206,10 +218,12 @@ pub fn plan_joint(
         policy: options.policy.name().to_owned(),
         algo: options.algo.name().to_owned(),
         device: cost.device_name().to_owned(),
+        precision: cost.precision(),
         model,
     };
     let fits = chosen.fits(budget);
-    let lower_options = LowerOptions { header, device_budget: options.memory, host_budget: None };
+    let lower_options =
+        LowerOptions { header, device_budget: options.memory.map(|_| budget), host_budget: None };
     let internal = |e: &dyn std::fmt::Display| NoPlan::Failed(Failure::internal(e));
     let mut plan = timings
         .step(

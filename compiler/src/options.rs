@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use vdnn_cost::Precision;
-use vdnn_ir::{Bytes, Mode};
-use vdnn_passes::{AlgoMode, Policy, SyncMode};
+use vdnn_ir::graph::ConvAlgo;
+use vdnn_ir::{Bytes, Mode, NodeId};
+use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
 
 /// Options of one compilation.
 #[derive(Clone, Debug)]
@@ -20,16 +21,31 @@ pub struct CompileOptions {
     pub dims: BTreeMap<String, u64>,
     /// Device profile name.
     pub device: String,
-    /// Hard limit on the device arena; the device's capacity if absent.
+    /// Hard limit on the device memory of the process; the device's capacity if absent.
     pub memory: Option<Bytes>,
+    /// What of it is not the arena's: the context, libraries and their kernels.
+    pub overhead: Bytes,
+    /// Only kernels whose results do not differ from run to run.
+    pub deterministic: bool,
+    /// Convolution algorithms by node, from another plan of the same model and options.
+    pub kernels: BTreeMap<NodeId, ConvAlgo>,
     /// When compute waits for copies.
     pub sync: SyncMode,
     /// Arithmetic the cost model assumes.
     pub precision: Precision,
+    /// What is fused.
+    pub fuse: Fuse,
     /// Keep every weight gradient to the end of the step, as outputs `grad:NAME`.
     pub keep_gradients: bool,
     /// Remove waits that other waits imply.
     pub elide_waits: bool,
     /// Remove copies whose destination already holds the value.
     pub elide_copies: bool,
+}
+
+impl CompileOptions {
+    /// Limit of the device arena on a device of this capacity.
+    pub fn budget(&self, capacity: Bytes) -> Bytes {
+        self.memory.unwrap_or(capacity).saturating_sub(self.overhead)
+    }
 }

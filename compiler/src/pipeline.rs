@@ -1,7 +1,8 @@
 //! The pipeline: every pass of every phase, in order, with the reason for the order.
 //!
 //! ```text
-//! Imported --simplify--> Simplified --autodiff | fold-batch-norm, mark-setup--> Joint
+//! Imported --simplify--> Simplified --autodiff | fold-batch-norm, mark-setup-->
+//!   [fuse-epilogues, channels-last] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -12,14 +13,16 @@ use crate::timing::Timings;
 use std::collections::BTreeMap;
 use vdnn_cost::CostModel;
 use vdnn_ir::graph::ConvAlgo;
-use vdnn_ir::{Graph, Mode, NodeId, Phase};
+use vdnn_ir::{Graph, Layout, Mode, NodeId, Phase};
 use vdnn_passes::autodiff::Autodiff;
+use vdnn_passes::channels_last::ChannelsLast;
+use vdnn_passes::fuse::FuseEpilogues;
 use vdnn_passes::inplace::Inplace;
 use vdnn_passes::offload::InsertOffload;
 use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
 use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
-use vdnn_passes::{AlgoMode, PassCtx, PassError, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, PassCtx, PassError, Policy, SyncMode};
 
 /// Passes up to the joint graph. Independent of policy, algorithms and budget.
 ///
@@ -29,6 +32,7 @@ pub fn to_joint(
     graph: &mut Graph,
     mode: Mode,
     keep_gradients: bool,
+    fuse: Fuse,
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
@@ -45,6 +49,16 @@ pub fn to_joint(
             timings.pass(&FoldBatchNorm, graph, &cx)?;
             timings.pass(&MarkSetup, graph, &cx)?;
         }
+    }
+    // After autodiff, whose rules then need not know of fused ops, and after batch norms have
+    // become weights, which makes more convolutions end in a ReLU.
+    if fuse == Fuse::Epilogue {
+        timings.pass(&FuseEpilogues, graph, &cx)?;
+    }
+    // After autodiff, whose rules then need not know of layouts; before terms are taken and
+    // kernels are priced, which do.
+    if cost.layout() == Layout::ChannelsLast {
+        timings.pass(&ChannelsLast, graph, &cx)?;
     }
     Ok(())
 }

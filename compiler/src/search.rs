@@ -6,7 +6,8 @@ use crate::pipeline::{Attempt, to_phase};
 use crate::timing::Timings;
 use std::collections::BTreeMap;
 use vdnn_cost::CostModel;
-use vdnn_ir::{Bytes, Graph, Phase};
+use vdnn_ir::graph::ConvAlgo;
+use vdnn_ir::{Bytes, Graph, NodeId, Phase};
 use vdnn_passes::memory::{Layout, LayoutOptions, layout};
 use vdnn_passes::select_conv;
 use vdnn_passes::{AlgoMode, PassError, Policy, Stats, SyncMode};
@@ -65,6 +66,8 @@ pub struct Search<'a> {
     pub budget: Bytes,
     /// When compute waits for copies.
     pub sync: SyncMode,
+    /// Convolution algorithms that are not to be chosen anew.
+    pub kernels: &'a BTreeMap<NodeId, ConvAlgo>,
 }
 
 impl Search<'_> {
@@ -76,7 +79,7 @@ impl Search<'_> {
         timings: &mut Timings,
     ) -> Result<Candidate, PassError> {
         let mut graph = self.joint.clone();
-        let attempt = Attempt { policy, algo, overrides: BTreeMap::new(), sync: self.sync, lag };
+        let attempt = Attempt { policy, algo, overrides: self.kernels.clone(), sync: self.sync, lag };
         to_phase(&mut graph, Phase::Scheduled, &attempt, self.cost, timings)?;
         let layout = self.layout(&graph, policy, timings)?;
         Ok(Candidate { graph, layout, policy, algo })
@@ -109,7 +112,7 @@ impl Search<'_> {
             let order = c.graph.order().to_vec();
             for (position, &id) in order.iter().enumerate() {
                 let node = c.graph.node(id);
-                if node.workspace == Bytes::ZERO {
+                if node.workspace == Bytes::ZERO || self.kernels.contains_key(&id) {
                     continue;
                 }
                 let others =

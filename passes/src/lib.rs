@@ -2,7 +2,9 @@
 //! environment, no clocks: the same graph and options give the same plan, byte for byte.
 
 pub mod autodiff;
+pub mod channels_last;
 pub mod elide;
+pub mod fuse;
 pub mod inplace;
 pub mod lower;
 pub mod memory;
@@ -14,5 +16,5 @@ pub mod schedule;
 pub mod select_conv;
 pub mod simplify;
 
-pub use options::{AlgoMode, Policy, SyncMode};
+pub use options::{AlgoMode, Fuse, Policy, SyncMode};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};

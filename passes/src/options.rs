@@ -63,6 +63,16 @@ named_enum!(
 );
 
 named_enum!(
+    /// What is fused.
+    Fuse, "a degree of fusion" {
+        /// Nothing.
+        Off = "off",
+        /// Sums and ReLUs into the convolution or batch norm in front of them.
+        Epilogue = "epilogue",
+    }
+);
+
+named_enum!(
     /// When compute waits for copies.
     SyncMode, "a synchronisation mode" {
         /// As late as the data allows.

@@ -4,6 +4,8 @@
 //! add a line to [`PASSES`].
 
 use crate::autodiff::Autodiff;
+use crate::channels_last::ChannelsLast;
+use crate::fuse::FuseEpilogues;
 use crate::inplace::Inplace;
 use crate::offload::InsertOffload;
 use crate::pass::Pass;
@@ -33,6 +35,8 @@ pub const PASSES: &[Entry] = &[
     },
     Entry { name: "fold-batch-norm", make: |_| Ok(Box::new(FoldBatchNorm)) },
     Entry { name: "mark-setup", make: |_| Ok(Box::new(MarkSetup)) },
+    Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
+    Entry { name: "channels-last", make: |_| Ok(Box::new(ChannelsLast)) },
     Entry {
         name: "select-conv",
         make: |o| {

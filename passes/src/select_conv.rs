@@ -23,15 +23,17 @@ pub struct SelectConv {
 }
 
 impl SelectConv {
-    /// The option the rule picks. `options` are those of the cost model: fastest first, with
-    /// at least one that needs no workspace.
+    /// The option the rule picks: the fastest within its limit. If none is (measured engines
+    /// may all need workspace), the one with the smallest workspace, so that the memory rule
+    /// always is the leanest choice. `options` are those of the cost model, fastest first.
     fn pick(&self, options: &[ConvOption]) -> Option<ConvOption> {
         let limit = match self.mode {
             AlgoMode::Memory => Bytes::ZERO,
             AlgoMode::Performance => Bytes(u64::MAX),
             AlgoMode::Dynamic => self.workspace_limit.unwrap_or(Bytes(u64::MAX)),
         };
-        options.iter().copied().find(|o| o.workspace <= limit)
+        let fits = options.iter().find(|o| o.workspace <= limit);
+        fits.or_else(|| options.iter().min_by_key(|o| o.workspace)).copied()
     }
 }
 
@@ -46,26 +48,13 @@ pub fn options(graph: &Graph, cost: &CostModel, node: &Node) -> Vec<ConvOption> 
 /// that is slower than the node's current one and needs strictly less workspace. `None` if
 /// there is no such option, the node has no algorithm yet or is no convolution.
 ///
-/// Repeated, this is the paper's greedy downgrade: it ends at an option without workspace.
+/// Repeated, this is the paper's greedy downgrade: it ends at the smallest workspace there is.
 pub fn downgrade(graph: &Graph, cost: &CostModel, node: NodeId) -> Option<ConvOption> {
     let node = graph.get_node(node)?;
     let current = node.algo?;
     let options = options(graph, cost, node);
     let at = options.iter().position(|o| o.algo == current)?;
     options[at + 1..].iter().copied().find(|o| o.workspace < options[at].workspace)
-}
-
-/// Name of an algorithm in statistics.
-fn stat_name(algo: ConvAlgo) -> &'static str {
-    match algo {
-        ConvAlgo::ImplicitGemm => "implicit_gemm",
-        ConvAlgo::ImplicitPrecompGemm => "implicit_precomp_gemm",
-        ConvAlgo::Gemm => "gemm",
-        ConvAlgo::Fft => "fft",
-        ConvAlgo::FftTiling => "fft_tiling",
-        ConvAlgo::Winograd => "winograd",
-        ConvAlgo::WinogradNonfused => "winograd_nonfused",
-    }
 }
 
 impl Pass for SelectConv {
@@ -92,11 +81,11 @@ impl Pass for SelectConv {
             let options = options(graph, cx.cost, node);
             let option = match self.overrides.get(&id) {
                 Some(&algo) => options.iter().copied().find(|o| o.algo == algo).ok_or_else(|| {
-                    let can: Vec<_> = options.iter().map(|o| stat_name(o.algo)).collect();
+                    let can: Vec<_> = options.iter().map(|o| o.algo.kind()).collect();
                     PassError::Unsupported(format!(
                         "node {id} `{}`: {} cannot run this convolution on {}; choose one of {}",
                         node.name,
-                        stat_name(algo),
+                        algo,
                         cx.cost.device_name(),
                         can.join(", ")
                     ))
@@ -114,7 +103,7 @@ impl Pass for SelectConv {
             *notes.algo = Some(option.algo);
             *notes.workspace = option.workspace;
             largest = largest.max(option.workspace);
-            *outcome.stats.entry(stat_name(option.algo)).or_default() += 1;
+            *outcome.stats.entry(option.algo.kind()).or_default() += 1;
         }
         outcome.stats.insert("max_workspace_bytes", largest.0);
         Ok(outcome)
@@ -125,10 +114,10 @@ impl Pass for SelectConv {
 mod tests {
     use super::*;
     use crate::pass::run_pass;
-    use vdnn_cost::Precision;
-    use vdnn_ir::graph::NodeSpec;
+    use vdnn_cost::{Measured, MeasuredRow, Precision};
+    use vdnn_ir::graph::{EngineConfig, NodeSpec};
     use vdnn_ir::op::ConvAttrs;
-    use vdnn_ir::{Op, ParamRole, TensorType};
+    use vdnn_ir::{Nanos, Op, ParamRole, TensorType};
 
     fn cost() -> CostModel {
         CostModel::named("v100", Precision::F32).expect("shipped profile")
@@ -230,6 +219,42 @@ mod tests {
         pass.overrides.insert(b, ConvAlgo::Winograd);
         let error = select(&mut g, &pass).unwrap_err().to_string();
         assert!(error.contains("`b`") && error.contains("winograd") && error.contains("gemm"), "{error}");
+    }
+
+    /// A model in which the first convolution of [`graph`] was measured, and every engine
+    /// needs workspace.
+    fn measured(g: &Graph, node: NodeId) -> (CostModel, [ConvAlgo; 3]) {
+        let algos = [4, 7, 2].map(|n| ConvAlgo::Engine(EngineConfig::new(n, &[]).expect("no knobs")));
+        let mut table = Measured::default();
+        let n = g.node(node);
+        let (inputs, outputs): (Vec<_>, Vec<_>) =
+            (n.inputs.iter().map(|&v| g.ty(v)).collect(), n.outputs.iter().map(|&v| g.ty(v)).collect());
+        for (algo, (workspace, time)) in algos.into_iter().zip([(4096, 10), (512, 20), (2048, 30)]) {
+            let time = Some(Nanos(time));
+            let row = MeasuredRow { algo: Some(algo), workspace: Bytes(workspace), time, flags: vec![] };
+            table.insert(&n.op, &inputs, &outputs, Precision::F32, row);
+        }
+        (cost().with_measured(table), algos)
+    }
+
+    #[test]
+    fn measured_engines_that_all_need_workspace_leave_the_leanest() {
+        let (mut g, [a, b, ..], _) = graph();
+        let (cost, [fast, lean, _]) = measured(&g, a);
+        let mut chosen = |mode, limit| {
+            run_pass(&rule(mode, limit), &mut g, &PassCtx { cost: &cost }).expect("a choice");
+            assert!(!matches!(g.node(b).algo, Some(ConvAlgo::Engine(_))), "b was not measured");
+            (g.node(a).algo, g.node(a).workspace)
+        };
+        assert_eq!(chosen(AlgoMode::Performance, None), (Some(fast), Bytes(4096)));
+        assert_eq!(chosen(AlgoMode::Memory, None), (Some(lean), Bytes(512)));
+        assert_eq!(chosen(AlgoMode::Dynamic, Some(Bytes(4095))), (Some(lean), Bytes(512)));
+        assert_eq!(chosen(AlgoMode::Dynamic, Some(Bytes(100))), (Some(lean), Bytes(512)));
+        assert_eq!(downgrade(&g, &cost, a), None);
+        let mut pass = rule(AlgoMode::Memory, None);
+        pass.overrides.insert(a, ConvAlgo::Gemm);
+        let error = run_pass(&pass, &mut g, &PassCtx { cost: &cost }).unwrap_err().to_string();
+        assert!(error.contains("gemm cannot run this convolution"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Errors of running a plan.
 
+use crate::cuda::CudaError;
 use vdnn_ir::kernel::KernelError;
 use vdnn_ir::{Bytes, TensorType};
 use vdnn_plan::{CmdId, PlanErrors};
@@ -123,6 +124,27 @@ pub enum RunError {
     /// The simulator cannot run the plan. The checker excludes this.
     #[error(transparent)]
     Sim(#[from] crate::sim::SimError),
+    /// A command of the step failed on the GPU.
+    #[error("{command}: {error}")]
+    Command {
+        /// The command.
+        at: CmdId,
+        /// Its text.
+        command: String,
+        /// What the driver or a library said.
+        error: CudaError,
+    },
+    /// Something of the step failed on the GPU after it was queued.
+    #[error(
+        "a command of the step failed on the device: {error}; CUDA_LAUNCH_BLOCKING=1 with --no-graph shows which"
+    )]
+    Step {
+        /// What the driver said.
+        error: CudaError,
+    },
+    /// The GPU, or a library for it, failed outside a step.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// A worker thread of the backend ended early.
     #[error("a thread of the executor failed: {0}")]
     Thread(String),

@@ -3,13 +3,12 @@
 
 use crate::backend::Backend;
 pub use crate::error::{LoadParamError, RunError};
-use crate::program::Program;
+use crate::program::{Program, Span};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use vdnn_ir::id::EntityId;
 use vdnn_ir::kernel::{Kernels, Operand, TensorMut};
-use vdnn_ir::{Tensor, TensorType};
-use vdnn_plan::{CmdId, Param, ParamSource, Plan, SetupId};
+use vdnn_ir::{Layout, Tensor, TensorType};
+use vdnn_plan::{Param, ParamSource, Plan, SetupId};
 
 /// Where initializers come from.
 pub trait ParamLoader {
@@ -19,6 +18,9 @@ pub trait ParamLoader {
     /// If there is none, or it has another type, or reading fails.
     fn load(&self, name: &str, ty: &TensorType) -> Result<Tensor, LoadParamError>;
 }
+
+/// The bytes of a step's inputs, and where they belong.
+pub type Bound<'a> = Vec<(Span, &'a [u8])>;
 
 /// A loaded plan on a backend.
 #[derive(Debug)]
@@ -63,11 +65,11 @@ impl<B: Backend> Executor<B> {
             let ty = &program.plan().buffers[p.buf].ty;
             let span = program.span(p.buf);
             match &p.source {
-                ParamSource::Setup(id) => executor.backend.write(span, setup[id].bytes()),
-                ParamSource::Inline(bytes) => executor.backend.write(span, bytes),
+                ParamSource::Setup(id) => executor.backend.write(span, setup[id].bytes())?,
+                ParamSource::Inline(bytes) => executor.backend.write(span, bytes)?,
                 source_kind => {
-                    let tensor = fetch(source_kind, &p.name, ty, source)?;
-                    executor.backend.write(span, tensor.bytes());
+                    let tensor = fetch(source_kind, &p.name, &ty.in_layout(Layout::RowMajor), source)?;
+                    executor.backend.write(span, tensor.to_layout(ty.layout).bytes())?;
                 }
             }
         }
@@ -102,56 +104,62 @@ impl<B: Backend> Executor<B> {
         let program = Arc::clone(&self.program);
         let plan = program.plan();
         validate(plan, inputs)?;
-        self.backend.begin();
+        self.backend.begin()?;
         for b in &plan.inputs {
-            self.backend.write(program.span(b.buf), inputs[&b.name].bytes());
+            self.backend.write(program.span(b.buf), inputs[&b.name].bytes())?;
         }
-        let issued = (0..plan.commands.len()).try_for_each(|i| self.backend.issue(CmdId::from_index(i)));
-        // Also after an error: no command may run on when this returns.
-        let done = self.backend.synchronize();
-        if let Err(e) = issued.and(done) {
+        if let Err(e) = self.backend.run(&program) {
             self.failed = true;
             return Err(e);
         }
-        Ok(plan
-            .outputs
-            .iter()
-            .map(|o| {
-                let mut t = Tensor::zeros(plan.buffers[o.buf].ty.clone());
-                self.backend.read(program.span(o.buf), t.bytes_mut());
-                (o.name.clone(), t)
-            })
-            .collect())
+        let mut outputs = BTreeMap::new();
+        for o in &plan.outputs {
+            let mut t = Tensor::zeros(plan.buffers[o.buf].ty.clone());
+            self.backend.read(program.span(o.buf), t.bytes_mut())?;
+            outputs.insert(o.name.clone(), t);
+        }
+        Ok(outputs)
     }
 
-    /// A parameter's present content.
+    /// The inputs of a step as the backend's bytes, for backends that run steps by
+    /// themselves, together with that backend.
+    ///
+    /// # Errors
+    /// If an input is missing, unknown or of the wrong type.
+    pub fn bind<'a>(
+        &'a mut self,
+        inputs: &'a BTreeMap<String, Tensor>,
+    ) -> Result<(&'a mut B, Bound<'a>), RunError> {
+        let plan = self.program.plan();
+        validate(plan, inputs)?;
+        let bound = plan.inputs.iter().map(|b| (self.program.span(b.buf), inputs[&b.name].bytes())).collect();
+        Ok((&mut self.backend, bound))
+    }
+
+    /// A parameter's present content, row-major.
     ///
     /// # Errors
     /// If there is no parameter of that name.
     pub fn read_param(&self, name: &str) -> Result<Tensor, RunError> {
         let buf = self.param(name)?.buf;
         let mut t = Tensor::zeros(self.plan().buffers[buf].ty.clone());
-        self.backend.read(self.program.span(buf), t.bytes_mut());
-        Ok(t)
+        self.backend.read(self.program.span(buf), t.bytes_mut())?;
+        Ok(t.to_layout(Layout::RowMajor))
     }
 
-    /// Replaces a parameter's content.
+    /// Replaces a parameter's content by a row-major tensor.
     ///
     /// # Errors
     /// If there is no parameter of that name, or its type is another.
     pub fn write_param(&mut self, name: &str, value: &Tensor) -> Result<(), RunError> {
         let buf = self.param(name)?.buf;
-        let expected = &self.plan().buffers[buf].ty;
-        if expected != value.ty() {
-            return Err(RunError::ParamType {
-                name: name.to_owned(),
-                expected: expected.clone(),
-                found: value.ty().clone(),
-            });
+        let layout = self.plan().buffers[buf].ty.layout;
+        let expected = self.plan().buffers[buf].ty.in_layout(Layout::RowMajor);
+        if expected != *value.ty() {
+            return Err(RunError::ParamType { name: name.to_owned(), expected, found: value.ty().clone() });
         }
         let span = self.program.span(buf);
-        self.backend.write(span, value.bytes());
-        Ok(())
+        self.backend.write(span, value.to_layout(layout).bytes())
     }
 
     fn param(&self, name: &str) -> Result<&Param, RunError> {

@@ -2,8 +2,10 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod executor;
 pub mod program;
+mod ranges;
 pub mod sim;
 pub mod trace;

@@ -133,6 +133,28 @@ impl Program {
     pub fn span(&self, buf: BufId) -> Span {
         self.spans[buf.index()]
     }
+    /// What is not a parameter, merged: the bytes of both arenas that are undefined when a
+    /// step begins.
+    pub(crate) fn transient(&self) -> Vec<Span> {
+        let mut params: Vec<Span> = self.plan.params.iter().map(|p| self.span(p.buf)).collect();
+        params.sort_by_key(|s| s.start);
+        let mut spans = Vec::new();
+        let mut at = 0;
+        let mut gap = |start: usize, end: usize| {
+            if start < end {
+                spans.push(Span { space: Space::Device, start, len: end - start });
+            }
+        };
+        for p in params {
+            gap(at, p.start);
+            at = at.max(p.start + p.len);
+        }
+        // Arenas that do not fit the address space were refused with their buffers.
+        gap(at, usize::try_from(self.plan.device.bytes.0).unwrap_or(usize::MAX));
+        let len = usize::try_from(self.plan.host.bytes.0).unwrap_or(usize::MAX);
+        spans.push(Span { space: Space::Host, start: 0, len });
+        spans
+    }
     /// How the launch `at` uses its operands (empty for other commands).
     pub fn launch(&self, at: CmdId) -> &LaunchInfo {
         &self.launches[at.index()]

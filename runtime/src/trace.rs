@@ -1,8 +1,8 @@
 //! One timeline schema for all backends, predicted or measured.
 
 use std::fmt::Write;
-use vdnn_ir::{Bytes, Nanos};
-use vdnn_plan::{CmdId, StreamId};
+use vdnn_ir::{Bytes, Nanos, Space};
+use vdnn_plan::{CmdId, Command, Plan, StreamId};
 
 /// What a stream did during a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +61,15 @@ pub struct Trace {
     pub memory: Vec<(Nanos, Bytes, Bytes)>,
 }
 
+/// See [`Trace::overlap`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overlap {
+    /// At least one copy ran.
+    pub copying: Nanos,
+    /// The part of it in which at least one kernel ran.
+    pub hidden: Nanos,
+}
+
 impl Trace {
     /// End of the last span.
     pub fn makespan(&self) -> Nanos {
@@ -82,6 +91,35 @@ impl Trace {
     /// Bytes a stream copied.
     pub fn copied(&self, stream: StreamId) -> Bytes {
         self.spans.iter().filter(|s| s.stream == stream).map(|s| s.bytes).sum()
+    }
+
+    /// Time in which at least one copy ran, and how much of it at least one kernel ran too.
+    pub fn overlap(&self) -> Overlap {
+        let covered = |kind| {
+            let mut spans: Vec<(Nanos, Nanos)> =
+                self.spans.iter().filter(|s| s.kind == kind).map(|s| (s.start, s.end)).collect();
+            spans.sort();
+            let mut union: Vec<(Nanos, Nanos)> = Vec::new();
+            for (start, end) in spans {
+                match union.last_mut() {
+                    Some(last) if start <= last.1 => last.1 = last.1.max(end),
+                    _ => union.push((start, end)),
+                }
+            }
+            union
+        };
+        let (copies, kernels) = (covered(SpanKind::Copy), covered(SpanKind::Kernel));
+        let mut hidden = Nanos::ZERO;
+        let mut at = 0;
+        for &(start, end) in &copies {
+            while kernels.get(at).is_some_and(|k| k.1 <= start) {
+                at += 1;
+            }
+            for &(from, to) in kernels[at..].iter().take_while(|k| k.0 < end) {
+                hidden = hidden.saturating_add(end.min(to).saturating_sub(start.max(from)));
+            }
+        }
+        Overlap { copying: copies.iter().map(|c| c.1.saturating_sub(c.0)).sum(), hidden }
     }
 
     /// The trace in the Chrome trace event format, which Perfetto loads: one process for
@@ -132,6 +170,20 @@ impl Trace {
         }
         out.push_str("\n]}\n");
         out
+    }
+}
+
+/// A command's name in timelines.
+pub(crate) fn command_name(plan: &Plan, command: &Command) -> String {
+    match command {
+        Command::Launch { name, .. } => name.clone(),
+        Command::Copy { src, dst, .. } => {
+            let verb = if plan.buffers[*dst].space == Space::Host { "offload" } else { "prefetch" };
+            format!("{verb} {}", plan.buffers[*src].name)
+        }
+        Command::Wait { event, .. } => format!("wait {event}"),
+        Command::Free { buf, .. } => format!("free {buf}"),
+        Command::Record { event, .. } => format!("record {event}"),
     }
 }
 
@@ -195,6 +247,22 @@ mod tests {
         assert_eq!(t.copied(StreamId(1)), Bytes(7));
         assert_eq!(Trace::default().makespan(), Nanos::ZERO);
         assert_eq!(t.stall(StreamId(9)), Nanos::ZERO);
+    }
+
+    #[test]
+    fn overlap_counts_each_moment_once() {
+        let t = sample();
+        assert_eq!(t.overlap(), Overlap { copying: Nanos(2_000), hidden: Nanos(5) });
+        let spans = vec![
+            span(0, 0, SpanKind::Kernel, 0, 10),
+            span(0, 1, SpanKind::Kernel, 20, 30),
+            span(1, 2, SpanKind::Copy, 5, 25),
+            span(2, 3, SpanKind::Copy, 8, 22),
+            span(1, 4, SpanKind::Copy, 28, 40),
+        ];
+        let t = Trace { spans, memory: Vec::new() };
+        assert_eq!(t.overlap(), Overlap { copying: Nanos(32), hidden: Nanos(12) });
+        assert_eq!(Trace::default().overlap(), Overlap::default());
     }
 
     #[test]

@@ -216,6 +216,7 @@ fn lowered(graph: &Graph, expected: &ExpectedTerms, options: &str) -> Result<Str
         policy: "none".into(),
         algo: "memory".into(),
         device: "h200".into(),
+        precision: vdnn_ir::Precision::F32,
         model: None,
     };
     let how = LowerOptions { header, device_budget: None, host_budget: None };

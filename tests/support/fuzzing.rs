@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
+use vdnn_cost::Precision;
 use vdnn_frontends::onnx::proto::tensor_proto::{DataLocation, DataType};
 use vdnn_frontends::onnx::proto::{StringStringEntryProto, TensorProto};
 use vdnn_frontends::onnx::{ImportOptions, Imported, import_bytes};
@@ -25,7 +26,7 @@ use vdnn_interp::interpret;
 use vdnn_ir::parse::parse_graph;
 use vdnn_ir::verify::verify;
 use vdnn_ir::{Bytes, Graph, Mode, Phase, Tensor, TensorType};
-use vdnn_passes::{AlgoMode, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
 use vdnn_plan::parse::parse_plan;
 use vdnn_plan::plan::{FORMAT_VERSION, ParamSource};
 use vdnn_plan::{Plan, check, codec};
@@ -115,6 +116,8 @@ fn after_import(imported: &Imported, seed: u64) {
     for mode in [Mode::Infer, Mode::Train] {
         let mut options = harness::options(mode, harness::POLICIES[(seed % 5) as usize], AlgoMode::Dynamic);
         options.sync = [SyncMode::Event, SyncMode::Layer][(seed / 8 % 2) as usize];
+        options.precision = [Precision::F32, Precision::Tf32][(seed / 16 % 2) as usize];
+        options.fuse = [Fuse::Off, Fuse::Epilogue][(seed / 32 % 2) as usize];
         compile_and_run(graph, imported.batch, &params, &options, seed);
     }
 }
@@ -149,7 +152,9 @@ fn compile_and_run(
     assert!(options.memory.is_none_or(|m| plan.device.bytes <= m), "over budget\n{graph}");
     let mut joint = graph.clone();
     let timings = &mut vdnnc::timing::Timings::default();
-    vdnnc::pipeline::to_joint(&mut joint, options.mode, options.keep_gradients, &cost, timings)
+    // What the model means does not depend on layouts and fused ops.
+    let plain = harness::cost(&CompileOptions { precision: Precision::F32, ..options.clone() });
+    vdnnc::pipeline::to_joint(&mut joint, options.mode, options.keep_gradients, Fuse::Off, &plain, timings)
         .expect("it was compiled");
     if plan.device.bytes > MAX_RUN_BYTES || plan.host.bytes > MAX_RUN_BYTES || flops(&joint) > MAX_RUN_FLOPS {
         return Some(plan.device.bytes);
@@ -454,6 +459,8 @@ pub fn pipeline(data: &[u8]) {
     options.elide_waits = pick(26, 4) != 0;
     options.elide_copies = pick(28, 4) != 0;
     options.device = ["h200", "titan-x-maxwell", "cpu"][pick(30, 3)].to_owned();
+    options.precision = [Precision::F32, Precision::Tf32][pick(36, 2)];
+    options.fuse = [Fuse::Off, Fuse::Epilogue][pick(38, 2)];
     let params = random_params(&graph, seed);
     let Some(peak) = compile_and_run(&graph, batch, &params, &options, bits) else { return };
     // Again with less memory than it took: another policy or algorithm, or a true refusal.

@@ -5,7 +5,7 @@ use std::path::Path;
 use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Graph, Mode, Tensor};
-use vdnn_passes::{AlgoMode, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
 use vdnn_plan::Plan;
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::executor::Executor;
@@ -26,11 +26,15 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         dims: BTreeMap::new(),
         device: "h200".to_owned(),
         memory: None,
+        overhead: Bytes::ZERO,
+        deterministic: false,
+        kernels: BTreeMap::new(),
         sync: SyncMode::Event,
         precision: Precision::F32,
         keep_gradients: false,
         elide_waits: true,
         elide_copies: true,
+        fuse: Fuse::Off,
     }
 }
 

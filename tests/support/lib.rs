@@ -13,3 +13,4 @@ pub mod fuzzing;
 pub mod harness;
 pub mod light;
 pub mod mutate;
+pub mod op_cases;

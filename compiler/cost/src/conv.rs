@@ -35,15 +35,7 @@ pub enum ConvDir {
 }
 
 /// Every algorithm, in the order that breaks ties.
-pub(crate) const ALGOS: [ConvAlgo; 7] = [
-    ConvAlgo::ImplicitGemm,
-    ConvAlgo::ImplicitPrecompGemm,
-    ConvAlgo::Gemm,
-    ConvAlgo::Fft,
-    ConvAlgo::FftTiling,
-    ConvAlgo::Winograd,
-    ConvAlgo::WinogradNonfused,
-];
+pub(crate) const ALGOS: [ConvAlgo; 7] = ConvAlgo::CLASSIC;
 
 /// Edge of a tile of the tiled FFT.
 const FFT_TILE: u64 = 32;
@@ -79,7 +71,9 @@ impl<'a> ConvShape<'a> {
     /// of a convolution's.
     pub(crate) fn of(op: &'a Op, inputs: &[&'a TensorType], outputs: &[&'a TensorType]) -> Option<Self> {
         let (dir, attrs, x, y): (_, _, &[u64], &[u64]) = match op {
-            Op::Conv(attrs) => (ConvDir::Fprop, attrs, &inputs.first()?.dims, &outputs.first()?.dims),
+            Op::Conv(attrs) | Op::ConvEpilogue { conv: attrs, .. } => {
+                (ConvDir::Fprop, attrs, &inputs.first()?.dims, &outputs.first()?.dims)
+            }
             Op::ConvDgrad { conv, x_dims } => (ConvDir::Dgrad, conv, x_dims, &inputs.first()?.dims),
             Op::ConvWgrad { conv, .. } => (ConvDir::Wgrad, conv, &inputs.first()?.dims, &inputs.get(1)?.dims),
             _ => return None,
@@ -125,6 +119,8 @@ impl<'a> ConvShape<'a> {
             a.kernel.iter().zip(a.before.iter().zip(&a.after)).all(|(&r, (&b, &e))| r > b && r > e);
         match algo {
             ConvAlgo::ImplicitGemm | ConvAlgo::ImplicitPrecompGemm => true,
+            // Known by measurement only.
+            ConvAlgo::Engine(_) => false,
             ConvAlgo::Gemm => self.dir == ConvDir::Fprop,
             ConvAlgo::Fft => plain && padding_below_kernel && (0..2).all(|i| self.padded(i) <= FFT_MAX),
             ConvAlgo::FftTiling => {
@@ -176,7 +172,7 @@ impl<'a> ConvShape<'a> {
     /// Workspace of a legal `algo`.
     pub(crate) fn workspace(&self, algo: ConvAlgo) -> Bytes {
         Bytes(match algo {
-            ConvAlgo::ImplicitGemm => 0,
+            ConvAlgo::ImplicitGemm | ConvAlgo::Engine(_) => 0,
             ConvAlgo::ImplicitPrecompGemm => {
                 let (channels, pixels) = match self.dir {
                     ConvDir::Fprop => (self.group_c(), self.y),
@@ -221,7 +217,7 @@ impl<'a> ConvShape<'a> {
             mul([flops, values, tiles]) as f64 * mul([self.n, self.c, self.k]) as f64
         };
         match algo {
-            ConvAlgo::ImplicitGemm | ConvAlgo::ImplicitPrecompGemm | ConvAlgo::Gemm => {
+            ConvAlgo::ImplicitGemm | ConvAlgo::ImplicitPrecompGemm | ConvAlgo::Gemm | ConvAlgo::Engine(_) => {
                 mul([2, self.group_c(), self.taps()]) as f64
                     * mul([self.n, self.k, mul(self.y.iter().copied())]) as f64
             }
@@ -240,7 +236,7 @@ impl<'a> ConvShape<'a> {
     /// Kernels that one call launches.
     pub(crate) fn launches(&self, algo: ConvAlgo) -> u64 {
         match algo {
-            ConvAlgo::ImplicitGemm => 1,
+            ConvAlgo::ImplicitGemm | ConvAlgo::Engine(_) => 1,
             // The index table, and for weight gradients the reduction of the partial sums.
             ConvAlgo::ImplicitPrecompGemm => 2,
             ConvAlgo::Gemm | ConvAlgo::Winograd => 2,

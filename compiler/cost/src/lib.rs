@@ -6,22 +6,24 @@
 //! profile, the op and its types; with one algorithm they never decrease when a tensor grows.
 
 mod conv;
+pub mod measured;
 mod profile;
 mod roofline;
 #[cfg(test)]
 mod tests;
 
 pub use conv::ConvDir;
+pub use measured::{Measured, MeasuredError, MeasuredOn, MeasuredRow};
 pub use profile::ProfileError;
+pub use vdnn_ir::Precision;
 
 use conv::ConvShape;
 use profile::Profile;
 use roofline::Roofline;
-use std::fmt;
-use std::str::FromStr;
+use std::sync::Arc;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::op::work;
-use vdnn_ir::{Bytes, Nanos, Op, TensorType};
+use vdnn_ir::{Bytes, Layout, Nanos, Op, TensorType};
 
 /// Direction of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,45 +32,6 @@ pub enum CopyDir {
     D2h,
     /// Host to device.
     H2d,
-}
-
-/// Arithmetic the device's matrix units use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Precision {
-    /// Strict f32.
-    F32,
-    /// TF32 products, f32 sums.
-    Tf32,
-    /// bf16 products, f32 sums.
-    Bf16,
-}
-
-impl Precision {
-    /// Every precision.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Tf32, Self::Bf16];
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Tf32 => "tf32",
-            Self::Bf16 => "bf16",
-        }
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Precision {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|p| p.name() == s).ok_or_else(|| {
-            format!("`{s}` is not a precision; choose one of {}", Self::ALL.map(Self::name).join(", "))
-        })
-    }
 }
 
 /// One way to run a convolution.
@@ -92,6 +55,9 @@ pub struct CostModel {
     precision: Precision,
     capacity: Bytes,
     roofline: Roofline,
+    /// Times that take precedence over the roofline.
+    measured: Arc<Measured>,
+    deterministic: bool,
 }
 
 impl CostModel {
@@ -115,7 +81,27 @@ impl CostModel {
             .parse()
             .map_err(|error| ProfileError::Capacity { profile: profile.name.clone(), error })?;
         let roofline = Roofline::new(&profile, precision);
-        Ok(Self { profile, precision, capacity, roofline })
+        let measured = Arc::default();
+        Ok(Self { profile, precision, capacity, roofline, measured, deterministic: false })
+    }
+
+    /// The same model with measured times, which it prefers to its own wherever it has them.
+    /// They must be of this device and of the libraries the plans are to run with.
+    #[must_use]
+    pub fn with_measured(self, measured: impl Into<Arc<Measured>>) -> Self {
+        Self { measured: measured.into(), ..self }
+    }
+
+    /// The same model, offering measured convolution algorithms only if their results do not
+    /// differ from run to run.
+    #[must_use]
+    pub fn with_deterministic(self, deterministic: bool) -> Self {
+        Self { deterministic, ..self }
+    }
+
+    /// The measured times.
+    pub fn measured(&self) -> &Measured {
+        &self.measured
     }
 
     /// Names of the shipped profiles.
@@ -133,13 +119,18 @@ impl CostModel {
         self.precision
     }
 
+    /// The layout in which this device's fast convolutions want images, at this precision.
+    pub fn layout(&self) -> Layout {
+        self.roofline.layout()
+    }
+
     /// Device memory a plan may use.
     pub fn capacity(&self) -> Bytes {
         self.capacity
     }
 
-    /// Time of one kernel; `algo` must be one of [`Self::conv_options`] for convolutions
-    /// (any other, or none, is priced as the algorithm without workspace).
+    /// Time of one kernel, measured if it was; `algo` must be one of [`Self::conv_options`]
+    /// for convolutions (any other, or none, is priced as implicit GEMM).
     pub fn kernel(
         &self,
         op: &Op,
@@ -147,6 +138,9 @@ impl CostModel {
         outputs: &[&TensorType],
         algo: Option<ConvAlgo>,
     ) -> Nanos {
+        if let Some(time) = self.measured.time(op, inputs, outputs, self.precision, algo) {
+            return time;
+        }
         let Some(shape) = ConvShape::of(op, inputs, outputs) else {
             return self.roofline.op(op, inputs, outputs);
         };
@@ -158,8 +152,14 @@ impl CostModel {
     }
 
     /// Every algorithm that can run this convolution direction, fastest first (ties by
-    /// workspace, then by algorithm). Never empty; the one without workspace is always in it.
+    /// workspace, then by algorithm). Never empty. If the convolution was measured, what was
+    /// measured to run, which may all need workspace; else the roofline's, of which one needs
+    /// none.
     pub fn conv_options(&self, op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Vec<ConvOption> {
+        let measured = self.measured.conv_options(op, inputs, outputs, self.precision, self.deterministic);
+        if !measured.is_empty() {
+            return measured;
+        }
         match ConvShape::of(op, inputs, outputs) {
             Some(shape) => self.roofline.options(&shape, op, inputs, outputs),
             None => vec![ConvOption {

@@ -6,6 +6,7 @@
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use vdnn_ir::Layout;
 use vdnn_ir::graph::ConvAlgo;
 
 /// The shipped profiles: name and text.
@@ -53,14 +54,14 @@ pub enum ProfileError {
         table: String,
     },
     /// An algorithm is listed where cuDNN's vocabulary has none.
-    #[error("device profile `{profile}`: {table} cannot list {algo:?}: {why}")]
+    #[error("device profile `{profile}`: {table} cannot list {algo}: {why}")]
     IllegalAlgo {
         /// The profile's name.
         profile: String,
         /// Path of the table.
         table: String,
         /// The algorithm.
-        algo: ConvAlgo,
+        algo: String,
         /// The reason.
         why: &'static str,
     },
@@ -169,6 +170,9 @@ fn two() -> f64 {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Directions {
+    /// Layout the figures were taken in.
+    #[serde(default)]
+    pub layout: Layout,
     /// Channels of the result are worked on in multiples of this.
     pub result_tile: u64,
     /// Channels that are summed over are worked on in multiples of this.
@@ -263,8 +267,9 @@ impl Profile {
             return Err(ProfileError::NoImplicitGemm { profile: self.name.clone(), table });
         }
         for (&algo, &value) in list {
-            self.efficiency(&format!("{table}.{algo:?}"), Some(value))?;
+            self.efficiency(&format!("{table}.{algo}"), Some(value))?;
             let why = match algo {
+                ConvAlgo::Engine(_) => "engines have measured times, not efficiencies",
                 ConvAlgo::Gemm if direction != "fprop" => "explicit im2col exists forward only",
                 ConvAlgo::Winograd if direction == "wgrad" => "fused Winograd has no weight gradient",
                 ConvAlgo::Fft | ConvAlgo::FftTiling | ConvAlgo::Winograd | ConvAlgo::WinogradNonfused
@@ -274,7 +279,12 @@ impl Profile {
                 }
                 _ => continue,
             };
-            return Err(ProfileError::IllegalAlgo { profile: self.name.clone(), table, algo, why });
+            return Err(ProfileError::IllegalAlgo {
+                profile: self.name.clone(),
+                table,
+                algo: algo.to_string(),
+                why,
+            });
         }
         Ok(())
     }

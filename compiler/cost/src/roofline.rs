@@ -7,7 +7,7 @@ use crate::{ConvOption, Precision};
 use std::collections::BTreeMap;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::op::work;
-use vdnn_ir::{Bytes, Nanos, Op, TensorType};
+use vdnn_ir::{Bytes, Layout, Nanos, Op, TensorType};
 
 /// Rates of one device at one precision, in operations and bytes per nanosecond.
 #[derive(Clone, Debug)]
@@ -85,6 +85,11 @@ impl Roofline {
         }
     }
 
+    /// Layout of the convolutions' operands.
+    pub(crate) fn layout(&self) -> Layout {
+        self.directions.layout
+    }
+
     /// Workspace of a legal algorithm.
     fn workspace(&self, shape: &ConvShape<'_>, algo: ConvAlgo) -> Bytes {
         let bytes = shape.workspace(algo);
@@ -151,6 +156,10 @@ fn traffic(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Bytes {
     match op {
         // Statistics read x; the normalisation reads x and writes y.
         Op::BatchNormTrain { .. } => passes(3),
+        // And the other summand.
+        Op::BatchNormTrainRelu { .. } => passes(if inputs.len() > 5 { 4 } else { 3 }),
+        // With y: it gates dy, which is written for the other branch and read again.
+        Op::BatchNormReluGrad { .. } => passes(if inputs.len() > 6 { 7 } else { 5 }),
         // The two sums read dy and x; dx reads both again and is written.
         Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => passes(5),
         // Maximum, sum, result: two reads and one write after the first read.

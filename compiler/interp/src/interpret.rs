@@ -1,12 +1,14 @@
 //! Running a graph.
 
+use crate::kernels::WideKernels;
+use crate::kernels::element::{Element, storage};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use vdnn_ir::graph::{Def, Graph, NodeId, ParamRole, ValueId};
 use vdnn_ir::id::EntityId;
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut};
 use vdnn_ir::verify::{VerifyErrors, verify};
-use vdnn_ir::{Tensor, TensorType};
+use vdnn_ir::{DType, Tensor, TensorType};
 
 /// What one execution of a graph gives.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,8 +87,21 @@ fn zeros(ty: &TensorType) -> Result<Tensor, InterpError> {
     Tensor::try_zeros(ty.clone()).ok_or_else(|| InterpError::OutOfMemory { ty: ty.clone() })
 }
 
+/// A literal as kernels of `E` want it.
+fn stored<E: Element>(literal: Tensor) -> Tensor {
+    if literal.ty().dtype != DType::F32 || E::DTYPE == DType::F32 {
+        return literal;
+    }
+    let mut tensor = Tensor::zeros(storage::<E>(literal.ty()));
+    let elements: &mut [E] = bytemuck::cast_slice_mut(tensor.bytes_mut());
+    for (e, &x) in elements.iter_mut().zip(literal.f32()) {
+        *e = E::round(f64::from(x));
+    }
+    tensor
+}
+
 /// The tensor of each leaf: inputs, parameters and literals.
-fn leaves<'a>(
+fn leaves<'a, E: Element>(
     graph: &Graph,
     inputs: &'a BTreeMap<String, Tensor>,
     params: &'a BTreeMap<String, Tensor>,
@@ -94,13 +109,13 @@ fn leaves<'a>(
     let mut values = vec![None; graph.value_bound()];
     for &v in graph.inputs() {
         let value = graph.value(v);
-        let (name, ty) = (value.name.clone(), value.ty.clone());
+        let (name, ty) = (value.name.clone(), storage::<E>(&value.ty));
         let tensor = bind(inputs, &name, &ty)?;
         values[v.index()] = Some(tensor.ok_or(InterpError::MissingInput { name, ty })?);
     }
     for &v in graph.params() {
         let value = graph.value(v);
-        let (name, ty) = (value.name.clone(), value.ty.clone());
+        let (name, ty) = (value.name.clone(), storage::<E>(&value.ty));
         let tensor = match bind(params, &name, &ty)? {
             None if value.def == Def::Param(ParamRole::Momentum) => Cow::Owned(zeros(&ty)?),
             None => return Err(InterpError::MissingParam { name, ty }),
@@ -111,7 +126,8 @@ fn leaves<'a>(
     for v in graph.value_ids() {
         let value = graph.value(v);
         if let Def::Const(bytes) = &value.def {
-            values[v.index()] = Tensor::from_bytes(value.ty.clone(), bytes).map(Cow::Owned);
+            let tensor = Tensor::from_bytes(value.ty.clone(), bytes);
+            values[v.index()] = tensor.map(|t| Cow::Owned(stored::<E>(t)));
         }
     }
     Ok(values)
@@ -130,8 +146,31 @@ pub fn interpret(
     params: &BTreeMap<String, Tensor>,
     kernels: &dyn Kernels,
 ) -> Result<Evaluation, InterpError> {
+    run::<f32>(graph, inputs, params, kernels)
+}
+
+/// [`interpret`] by [`NaiveKernels`](crate::NaiveKernels) with an f64 for every f32 of the
+/// graph, in what it takes and what it gives: what the graph means, free of rounding. Only
+/// its attributes and literals are f32 still.
+///
+/// # Errors
+/// As [`interpret`], where an f32 operand is of the wrong type and an f64 one is right.
+pub fn interpret_f64(
+    graph: &Graph,
+    inputs: &BTreeMap<String, Tensor>,
+    params: &BTreeMap<String, Tensor>,
+) -> Result<Evaluation, InterpError> {
+    run::<f64>(graph, inputs, params, &WideKernels)
+}
+
+fn run<E: Element>(
+    graph: &Graph,
+    inputs: &BTreeMap<String, Tensor>,
+    params: &BTreeMap<String, Tensor>,
+    kernels: &dyn Kernels,
+) -> Result<Evaluation, InterpError> {
     verify(graph)?;
-    let mut values = leaves(graph, inputs, params)?;
+    let mut values = leaves::<E>(graph, inputs, params)?;
     let mut readers: Vec<usize> = graph.value_ids().map(|v| graph.value(v).users().len()).collect();
     // One more reader for what the caller gets.
     for v in graph.outputs.iter().map(|o| o.value).chain(graph.updates.iter().map(|u| u.value)) {
@@ -142,7 +181,7 @@ pub fn interpret(
     }
     for (id, node) in graph.nodes() {
         let mut results: Vec<Tensor> =
-            node.outputs.iter().map(|&v| zeros(graph.ty(v))).collect::<Result<_, _>>()?;
+            node.outputs.iter().map(|&v| zeros(&storage::<E>(graph.ty(v)))).collect::<Result<_, _>>()?;
         {
             // Verified: definitions precede uses, and readers keep what they read alive.
             let operands: Vec<Operand<'_>> = node
@@ -151,10 +190,11 @@ pub fn interpret(
                 .filter_map(|v| values[v.index()].as_ref())
                 .map(|t| Operand::Ref(t.view()))
                 .collect();
+            let types: Vec<TensorType> = results.iter().map(|t| t.ty().clone()).collect();
             let mut outputs: Vec<TensorMut<'_>> = results
                 .iter_mut()
-                .zip(&node.outputs)
-                .map(|(t, &v)| TensorMut { ty: graph.ty(v), bytes: t.bytes_mut() })
+                .zip(&types)
+                .map(|(t, ty)| TensorMut { ty, bytes: t.bytes_mut() })
                 .collect();
             kernels.launch(&node.op, &operands, &mut outputs).map_err(|error| InterpError::Kernel {
                 node: id,

@@ -1,7 +1,8 @@
-//! One plain function per op. Data is f32; sums run in f64 in the order of the loops and
-//! are rounded once. Nothing here is shared with the fast kernels.
+//! One plain function per op. Sums run in f64 in the order of the loops and are rounded
+//! once. Nothing here is shared with the fast kernels.
 
 mod conv;
+pub(crate) mod element;
 mod elementwise;
 mod loss;
 mod matrix;
@@ -12,9 +13,12 @@ mod reduce;
 mod walk;
 mod window;
 
+use element::{Element, in_graph};
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
+use vdnn_ir::layout::through_row_major;
 use vdnn_ir::op::Op;
 use vdnn_ir::op::infer::infer;
+use vdnn_ir::parts::through_parts;
 use vdnn_ir::{DType, Tensor, TensorType};
 
 /// Kernels for every op, single-threaded, with scalar loops. An in-place input is copied first.
@@ -28,35 +32,73 @@ impl Kernels for NaiveKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
-        let copies = inputs
-            .iter()
-            .map(|operand| match operand {
-                Operand::Ref(_) => Ok(None),
-                Operand::InPlace(n) => outputs
-                    .get(*n)
-                    .and_then(|y| Tensor::from_bytes(y.ty.clone(), y.bytes))
-                    .map(Some)
-                    .ok_or_else(|| KernelError::BadData(format!("{op}: no output {n} to read in place"))),
-            })
-            .collect::<Result<Vec<Option<Tensor>>, _>>()?;
-        let inputs: Vec<TensorRef<'_>> = inputs
-            .iter()
-            .zip(&copies)
-            .filter_map(|(operand, copy)| match operand {
-                Operand::Ref(x) => Some(*x),
-                Operand::InPlace(_) => copy.as_ref().map(Tensor::view),
-            })
-            .collect();
-        check(op, &inputs, outputs)?;
-        dispatch(op, &inputs, outputs)
+        if let Some(done) =
+            through_row_major(self, op, inputs, outputs).or_else(|| through_parts(self, op, inputs, outputs))
+        {
+            return done;
+        }
+        launch::<f32>(op, inputs, outputs)
     }
 }
 
+/// The same kernels where every f32 of the graph is stored as an f64.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WideKernels;
+
+impl Kernels for WideKernels {
+    fn launch(
+        &self,
+        op: &Op,
+        inputs: &[Operand<'_>],
+        outputs: &mut [TensorMut<'_>],
+    ) -> Result<(), KernelError> {
+        if let Some(done) =
+            through_row_major(self, op, inputs, outputs).or_else(|| through_parts(self, op, inputs, outputs))
+        {
+            return done;
+        }
+        launch::<f64>(op, inputs, outputs)
+    }
+}
+
+fn launch<E: Element>(
+    op: &Op,
+    inputs: &[Operand<'_>],
+    outputs: &mut [TensorMut<'_>],
+) -> Result<(), KernelError> {
+    let copies = inputs
+        .iter()
+        .map(|operand| match operand {
+            Operand::Ref(_) => Ok(None),
+            Operand::InPlace(n) => outputs
+                .get(*n)
+                .and_then(|y| Tensor::from_bytes(y.ty.clone(), y.bytes))
+                .map(Some)
+                .ok_or_else(|| KernelError::BadData(format!("{op}: no output {n} to read in place"))),
+        })
+        .collect::<Result<Vec<Option<Tensor>>, _>>()?;
+    let inputs: Vec<TensorRef<'_>> = inputs
+        .iter()
+        .zip(&copies)
+        .filter_map(|(operand, copy)| match operand {
+            Operand::Ref(x) => Some(*x),
+            Operand::InPlace(_) => copy.as_ref().map(Tensor::view),
+        })
+        .collect();
+    check::<E>(op, &inputs, outputs)?;
+    dispatch::<E>(op, &inputs, outputs)
+}
+
 /// The loops below index freely, so types and sizes are checked once, here.
-fn check(op: &Op, inputs: &[TensorRef<'_>], outputs: &[TensorMut<'_>]) -> Result<(), KernelError> {
-    let types: Vec<&TensorType> = inputs.iter().map(|x| x.ty).collect();
+fn check<E: Element>(
+    op: &Op,
+    inputs: &[TensorRef<'_>],
+    outputs: &[TensorMut<'_>],
+) -> Result<(), KernelError> {
+    let types: Vec<TensorType> = inputs.iter().map(|x| in_graph::<E>(x.ty)).collect();
+    let types: Vec<&TensorType> = types.iter().collect();
     let results = infer(op, &types, outputs.len()).map_err(|e| KernelError::BadData(e.0))?;
-    if !results.iter().eq(outputs.iter().map(|y| y.ty)) {
+    if !results.iter().cloned().eq(outputs.iter().map(|y| in_graph::<E>(y.ty))) {
         return Err(KernelError::BadData(format!("{op}: outputs of other types than inferred")));
     }
     let whole = |ty: &TensorType, n: usize| ty.bytes().0 == n as u64;
@@ -68,49 +110,51 @@ fn check(op: &Op, inputs: &[TensorRef<'_>], outputs: &[TensorMut<'_>]) -> Result
     Ok(())
 }
 
-fn dispatch(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -> Result<(), KernelError> {
+fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -> Result<(), KernelError> {
     match op {
-        Op::Conv(attrs) => conv::forward(attrs, x, &mut y[0]),
-        Op::ConvDgrad { conv, .. } => conv::dgrad(conv, x, &mut y[0]),
-        Op::ConvWgrad { conv, .. } => conv::wgrad(conv, x, &mut y[0]),
-        Op::MaxPool(pool) => pool::max(pool, x[0], y),
-        Op::MaxPoolGrad { pool, .. } => pool::max_grad(pool, x, &mut y[0]),
-        Op::AvgPool { pool, count_include_pad } => pool::average(pool, *count_include_pad, x[0], &mut y[0]),
+        Op::Conv(attrs) => conv::forward::<E>(attrs, x, &mut y[0]),
+        Op::ConvDgrad { conv, .. } => conv::dgrad::<E>(conv, x, &mut y[0]),
+        Op::ConvWgrad { conv, .. } => conv::wgrad::<E>(conv, x, &mut y[0]),
+        Op::MaxPool(pool) => pool::max::<E>(pool, x[0], y),
+        Op::MaxPoolGrad { pool, .. } => pool::max_grad::<E>(pool, x, &mut y[0]),
+        Op::AvgPool { pool, count_include_pad } => {
+            pool::average::<E>(pool, *count_include_pad, x[0], &mut y[0])
+        }
         Op::AvgPoolGrad { pool, count_include_pad, .. } => {
-            pool::average_grad(pool, *count_include_pad, x[0], &mut y[0]);
+            pool::average_grad::<E>(pool, *count_include_pad, x[0], &mut y[0]);
         }
-        Op::BatchNormInfer { eps, .. } => norm::infer(eps.0, x, &mut y[0]),
-        Op::BatchNormTrain { eps, momentum } => norm::train(eps.0, momentum.0, x, y),
-        Op::BatchNormGrad => norm::grad(x, y),
-        Op::BatchNormInferGrad { eps } => norm::infer_grad(eps.0, x, y),
-        Op::Lrn(lrn) => norm::lrn(lrn, x[0], &mut y[0]),
-        Op::LrnGrad(lrn) => norm::lrn_grad(lrn, x, &mut y[0]),
+        Op::BatchNormInfer { eps, .. } => norm::infer::<E>(eps.0, x, &mut y[0]),
+        Op::BatchNormTrain { eps, momentum } => norm::train::<E>(eps.0, momentum.0, x, y),
+        Op::BatchNormGrad => norm::grad::<E>(x, y),
+        Op::BatchNormInferGrad { eps } => norm::infer_grad::<E>(eps.0, x, y),
+        Op::Lrn(lrn) => norm::lrn::<E>(lrn, x[0], &mut y[0]),
+        Op::LrnGrad(lrn) => norm::lrn_grad::<E>(lrn, x, &mut y[0]),
         Op::Gemm { trans_a, trans_b, alpha, beta } => {
-            matrix::gemm(*trans_a, *trans_b, alpha.0, beta.0, x, &mut y[0]);
+            matrix::gemm::<E>(*trans_a, *trans_b, alpha.0, beta.0, x, &mut y[0]);
         }
-        Op::MatMul { trans_a, trans_b } => matrix::matmul(*trans_a, *trans_b, x, &mut y[0]),
+        Op::MatMul { trans_a, trans_b } => matrix::matmul::<E>(*trans_a, *trans_b, x, &mut y[0]),
         Op::Unary(kind) => return elementwise::unary(op, *kind, x[0], &mut y[0]),
-        Op::UnaryGrad(kind) => elementwise::unary_grad(*kind, x, &mut y[0]),
+        Op::UnaryGrad(kind) => elementwise::unary_grad::<E>(*kind, x, &mut y[0]),
         Op::Binary(kind) => return elementwise::binary(op, *kind, x, &mut y[0]),
-        Op::Dropout { ratio, seed } => elementwise::dropout(ratio.0, *seed, x, &mut y[0]),
-        Op::SgdUpdate => elementwise::sgd(x, y),
-        Op::Fill { value, .. } => y[0].f32().fill(value.0),
+        Op::Dropout { ratio, seed } => elementwise::dropout::<E>(ratio.0, *seed, x, &mut y[0]),
+        Op::SgdUpdate => elementwise::sgd::<E>(x, y),
+        Op::Fill { value, .. } => element::put::<E>(&mut y[0]).fill(E::round(f64::from(value.0))),
         Op::Reduce { kind, axes, .. } => return reduce::reduce(op, *kind, axes, x[0], &mut y[0]),
-        Op::Softmax { axis } => reduce::softmax(*axis, x[0], &mut y[0], false),
-        Op::LogSoftmax { axis } => reduce::softmax(*axis, x[0], &mut y[0], true),
-        Op::SoftmaxGrad { axis } => reduce::softmax_grad(*axis, x, &mut y[0]),
-        Op::LogSoftmaxGrad { axis } => reduce::log_softmax_grad(*axis, x, &mut y[0]),
+        Op::Softmax { axis } => reduce::softmax::<E>(*axis, x[0], &mut y[0], false),
+        Op::LogSoftmax { axis } => reduce::softmax::<E>(*axis, x[0], &mut y[0], true),
+        Op::SoftmaxGrad { axis } => reduce::softmax_grad::<E>(*axis, x, &mut y[0]),
+        Op::LogSoftmaxGrad { axis } => reduce::log_softmax_grad::<E>(*axis, x, &mut y[0]),
         Op::SoftmaxCrossEntropy { reduction, ignore_index } => {
-            return loss::forward(*reduction, *ignore_index, x, y);
+            return loss::forward::<E>(*reduction, *ignore_index, x, y);
         }
         Op::SoftmaxCrossEntropyGrad { reduction, ignore_index } => {
-            return loss::grad(*reduction, *ignore_index, x, &mut y[0]);
+            return loss::grad::<E>(*reduction, *ignore_index, x, &mut y[0]);
         }
         Op::NegativeLogLikelihood { reduction, ignore_index } => {
-            return loss::pick(*reduction, *ignore_index, x, &mut y[0]);
+            return loss::pick::<E>(*reduction, *ignore_index, x, &mut y[0]);
         }
         Op::NegativeLogLikelihoodGrad { reduction, ignore_index, .. } => {
-            return loss::pick_grad(*reduction, *ignore_index, x, &mut y[0]);
+            return loss::pick_grad::<E>(*reduction, *ignore_index, x, &mut y[0]);
         }
         Op::Concat { axis } => movement::concat(*axis as usize, x, &mut y[0]),
         Op::Split { axis, .. } => movement::split(*axis as usize, x[0], y),
@@ -119,8 +163,16 @@ fn dispatch(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -> Result<(),
         Op::Pad { before, value, .. } => return movement::pad(op, before, value.0, x[0], &mut y[0]),
         Op::Transpose { perm } => movement::transpose(perm, x[0], &mut y[0]),
         Op::Expand { .. } => movement::expand(x[0], &mut y[0]),
-        Op::Reshape { .. } | Op::OffloadStart | Op::OffloadDone | Op::PrefetchStart | Op::PrefetchDone => {
+        Op::Reshape { .. }
+        | Op::Relayout { .. }
+        | Op::OffloadStart
+        | Op::OffloadDone
+        | Op::PrefetchStart
+        | Op::PrefetchDone => {
             y[0].bytes.copy_from_slice(x[0].bytes);
+        }
+        Op::BatchNormTrainRelu { .. } | Op::BatchNormReluGrad { .. } | Op::ConvEpilogue { .. } => {
+            return Err(KernelError::Unsupported { op: op.to_string(), why: "it runs as its parts".into() });
         }
     }
     Ok(())

@@ -8,5 +8,5 @@ mod kernels;
 #[cfg(test)]
 mod tests;
 
-pub use interpret::{Evaluation, InterpError, interpret};
+pub use interpret::{Evaluation, InterpError, interpret, interpret_f64};
 pub use kernels::NaiveKernels;

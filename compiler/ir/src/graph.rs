@@ -5,11 +5,12 @@
 //! Dependencies are mirrored in a private `petgraph` graph for reachability and sorting;
 //! no petgraph index leaves this module, because petgraph reuses freed indices.
 
+pub use crate::algo::{ConvAlgo, EngineConfig};
 use crate::id::{EntityId, PrimaryMap};
 use crate::op::Op;
 use crate::op::infer::{self, InferError};
 use crate::phase::{Mode, Phase};
-use crate::types::{Space, TensorType};
+use crate::types::{Layout, Space, TensorType};
 use crate::units::Bytes;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use serde::{Deserialize, Serialize};
@@ -91,27 +92,6 @@ pub enum Stage {
     Backward,
     /// Optimizer.
     Update,
-}
-
-/// Convolution algorithm, in cuDNN's vocabulary. Which are legal per direction is the cost
-/// model's knowledge; arithmetic on the CPU does not depend on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ConvAlgo {
-    /// No workspace.
-    ImplicitGemm,
-    /// Small index workspace.
-    ImplicitPrecompGemm,
-    /// Explicit im2col.
-    Gemm,
-    /// Fourier transform of whole images.
-    Fft,
-    /// Fourier transform of tiles.
-    FftTiling,
-    /// Winograd with fused transforms.
-    Winograd,
-    /// Winograd with transforms through workspace.
-    WinogradNonfused,
 }
 
 /// One application of an op.
@@ -426,6 +406,30 @@ impl Graph {
         }
     }
 
+    /// Replaces a node's operands by others of other types; the types of its results follow.
+    /// Users of the results are the caller's to revisit.
+    ///
+    /// # Errors
+    /// If the operands break the op's rules; the graph is then unchanged.
+    pub fn set_inputs_and_infer(&mut self, node: NodeId, inputs: &[ValueId]) -> Result<(), InferError> {
+        let types = {
+            let types: SmallVec<[&TensorType; 4]> = inputs.iter().map(|&v| &self.values[v].ty).collect();
+            infer::infer(&self.node(node).op, &types, self.node(node).outputs.len())?
+        };
+        self.set_inputs(node, inputs);
+        for (v, ty) in self.node(node).outputs.clone().into_iter().zip(types) {
+            self.values[v].ty = ty;
+        }
+        Ok(())
+    }
+
+    /// Changes the memory layout of a parameter. Panics if the value is not one. Users are the
+    /// caller's to revisit.
+    pub fn set_param_layout(&mut self, param: ValueId, layout: Layout) {
+        assert!(matches!(self.values[param].def, Def::Param(_)), "not a parameter");
+        self.values[param].ty = self.values[param].ty.in_layout(layout);
+    }
+
     /// Makes one node read `new` wherever it read `old`.
     pub fn replace_use(&mut self, node: NodeId, old: ValueId, new: ValueId) {
         let inputs: SmallVec<[ValueId; 4]> =
@@ -508,6 +512,7 @@ impl Graph {
         let n = self.nodes[node].as_mut().expect("live node");
         NodeNotes {
             stage: &mut n.stage,
+            origin: &mut n.origin,
             algo: &mut n.algo,
             workspace: &mut n.workspace,
             inplace: &mut n.inplace,
@@ -532,6 +537,8 @@ impl Graph {
 pub struct NodeNotes<'a> {
     /// See [`Node::stage`].
     pub stage: &'a mut Stage,
+    /// See [`Node::origin`].
+    pub origin: &'a mut Option<NodeId>,
     /// See [`Node::algo`].
     pub algo: &'a mut Option<ConvAlgo>,
     /// See [`Node::workspace`].

@@ -4,13 +4,16 @@
 //! the contract between the frontends (which build graphs), the passes (which rewrite
 //! them) and the executors (whose kernels implement [`kernel::Kernels`]).
 
+pub mod algo;
 pub mod graph;
 pub mod id;
 pub mod kernel;
+pub mod layout;
 mod names;
 pub mod op;
 pub mod order;
 pub mod parse;
+pub mod parts;
 pub mod phase;
 pub mod print;
 pub mod tensor;
@@ -23,6 +26,6 @@ pub use graph::{Def, Graph, Node, NodeId, Output, ParamRole, Stage, Update, Valu
 pub use op::Op;
 pub use phase::{Mode, Phase};
 pub use tensor::Tensor;
-pub use types::{DType, Dims, Real, Space, TensorType};
+pub use types::{DType, Dims, Layout, Precision, Real, Space, TensorType};
 pub use units::{Bytes, Flops, Nanos};
 pub use weights::{WeightTensor, Weights};

@@ -1,6 +1,6 @@
 //! Names of the small enums in the text form.
 
-use crate::graph::{ConvAlgo, ParamRole, Stage};
+use crate::graph::{ParamRole, Stage};
 use std::fmt;
 use std::str::FromStr;
 
@@ -43,14 +43,4 @@ named!(ParamRole, "a parameter role", {
     Frozen = "frozen",
     Statistic = "statistic",
     Momentum = "momentum",
-});
-
-named!(ConvAlgo, "a convolution algorithm", {
-    ImplicitGemm = "implicit_gemm",
-    ImplicitPrecompGemm = "implicit_precomp_gemm",
-    Gemm = "gemm",
-    Fft = "fft",
-    FftTiling = "fft_tiling",
-    Winograd = "winograd",
-    WinogradNonfused = "winograd_nonfused",
 });

@@ -10,7 +10,7 @@ mod cursor;
 mod tests;
 
 use crate::graph::parts::{GraphParts, NodeParts, ValueParts};
-use crate::graph::{ConvAlgo, Def, Graph, NodeId, Output, ParamRole, Stage, Update, ValueId};
+use crate::graph::{Def, Graph, NodeId, Output, ParamRole, Stage, Update, ValueId};
 use crate::id::EntityId;
 use crate::op::Op;
 use crate::op::infer::{check_size, infer};
@@ -308,7 +308,7 @@ impl<'a> Parser<'a> {
         }
         if self.cx.take_word("algo") {
             self.cx.symbol('=')?;
-            node.algo = Some(self.cx.named::<ConvAlgo>()?);
+            node.algo = Some(self.cx.algo()?);
         }
         if self.cx.take_word("workspace") {
             self.cx.symbol('=')?;

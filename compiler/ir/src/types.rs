@@ -88,23 +88,47 @@ pub enum Space {
     Host,
 }
 
-/// Element type and shape of a value, row-major (NCHW for images), without padding.
+/// Order of a tensor's elements in memory. Extents are always logical.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// Last dimension fastest: NCHW for images, KCRS for their filters.
+    #[default]
+    RowMajor,
+    /// Rank 4 only: dimension 1 fastest. NHWC for images, KRSC for their filters.
+    ChannelsLast,
+}
+
+/// Element type, shape and layout of a value, without padding.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TensorType {
     /// Element type.
     pub dtype: DType,
-    /// Extents, outermost first; empty for a scalar.
+    /// Logical extents, outermost first (N, C, H, W for images); empty for a scalar.
     pub dims: Dims,
+    /// Order in memory.
+    #[serde(default)]
+    pub layout: Layout,
 }
 
 impl TensorType {
-    /// A type from parts.
+    /// A row-major type from parts.
     pub fn new(dtype: DType, dims: impl IntoIterator<Item = u64>) -> Self {
-        Self { dtype, dims: dims.into_iter().collect() }
+        Self { dtype, dims: dims.into_iter().collect(), layout: Layout::RowMajor }
     }
-    /// An f32 tensor type.
+    /// A row-major f32 tensor type.
     pub fn f32(dims: impl IntoIterator<Item = u64>) -> Self {
         Self::new(DType::F32, dims)
+    }
+    /// The same tensor in another layout. Only rank 4 has more than one.
+    #[must_use]
+    pub fn in_layout(&self, layout: Layout) -> Self {
+        let layout = if self.rank() == 4 { layout } else { Layout::RowMajor };
+        Self { layout, ..self.clone() }
+    }
+    /// True if the layout changes no byte's place: one channel, or one pixel.
+    pub fn layout_is_moot(&self) -> bool {
+        self.rank() != 4 || self.dims[1] == 1 || self.dims[2] == 1 && self.dims[3] == 1
     }
     /// Number of dimensions.
     pub fn rank(&self) -> usize {
@@ -133,22 +157,32 @@ impl fmt::Display for TensorType {
             }
             write!(f, "{d}")?;
         }
-        f.write_str("]")
+        f.write_str(match self.layout {
+            Layout::RowMajor => "]",
+            Layout::ChannelsLast => "]nhwc",
+        })
     }
 }
 
 impl FromStr for TensorType {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        let error = || format!("`{s}` is not a tensor type such as f32[8,3,224,224]");
+        let error = || format!("`{s}` is not a tensor type such as f32[8,3,224,224] or f32[8,3,224,224]nhwc");
         let (dtype, rest) = s.split_once('[').ok_or_else(error)?;
+        let (rest, layout) = match rest.strip_suffix("nhwc") {
+            Some(rest) => (rest, Layout::ChannelsLast),
+            None => (rest, Layout::RowMajor),
+        };
         let inside = rest.strip_suffix(']').ok_or_else(error)?;
-        let dims = if inside.is_empty() {
+        let dims: Dims = if inside.is_empty() {
             Dims::new()
         } else {
             inside.split(',').map(|d| d.trim().parse().map_err(|_| error())).collect::<Result<_, _>>()?
         };
-        Ok(Self { dtype: dtype.parse()?, dims })
+        if layout == Layout::ChannelsLast && dims.len() != 4 {
+            return Err(format!("`{s}`: only tensors of rank 4 can be nhwc"));
+        }
+        Ok(Self { dtype: dtype.parse()?, dims, layout })
     }
 }
 
@@ -186,5 +220,44 @@ impl From<f32> for Real {
 impl fmt::Display for Real {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.0)
+    }
+}
+
+/// Arithmetic the device's matrix units use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Precision {
+    /// Strict f32.
+    F32,
+    /// TF32 products, f32 sums.
+    Tf32,
+    /// bf16 products, f32 sums.
+    Bf16,
+}
+
+impl Precision {
+    /// Every precision.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Tf32, Self::Bf16];
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|p| p.name() == s).ok_or_else(|| {
+            format!("`{s}` is not a precision; choose one of {}", Self::ALL.map(Self::name).join(", "))
+        })
     }
 }

@@ -17,8 +17,8 @@ use vdnn_plan::Plan;
 /// What the user should read.
 pub fn run(args: &CompileCommand) -> Result<(), Failure> {
     let path = args.model.as_deref().ok_or_else(|| Failure::user("no model given"))?;
-    let options = args.shared.options(args.mode);
-    let cost = load::cost_model(&options.device, options.precision)?;
+    let mut options = args.shared.options(args.mode);
+    let cost = load::prepare(&mut options, &args.shared)?;
     let model = load::model(path, options.batch, &options.dims, args.mode == Mode::Train)?;
     if let Some(what @ (Emit::Graph | Emit::Dot)) = args.emit {
         let phase = args.stop_after.unwrap_or(Phase::Scheduled);

@@ -6,10 +6,10 @@ use crate::error::Failure;
 use std::collections::BTreeMap;
 use vdnn_ir::Tensor;
 use vdnn_plan::Plan;
-use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
+use vdnn_runtime::backend::Backend;
 use vdnn_runtime::executor::Executor;
 
-/// Share of `indices` whose largest logit is at the label.
+/// Share of `indices` whose largest logit is at the label, as computed on a fresh `backend`.
 ///
 /// # Errors
 /// Those of the executor.
@@ -18,9 +18,8 @@ pub fn accuracy(
     params: &BTreeMap<String, Tensor>,
     data: &Dataset,
     indices: &[usize],
-    threads: usize,
+    backend: Box<dyn Backend>,
 ) -> Result<f64, Failure> {
-    let backend = CpuBackend::new(CpuOptions { threads, ..CpuOptions::default() });
     let mut executor =
         Executor::load(plan.clone(), &FromTensors(params), backend).map_err(Failure::internal)?;
     let input = plan.inputs[0].name.clone();

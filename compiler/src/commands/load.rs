@@ -1,15 +1,16 @@
 //! Models and plans from files, and parameters for executors.
 
+use crate::cli::SharedArgs;
 use crate::driver::{self, Compiled, NoPlan};
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use vdnn_cost::{CostModel, Precision};
+use vdnn_cost::{CostModel, Measured, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Tensor, TensorType, Weights};
-use vdnn_plan::Plan;
 use vdnn_plan::plan::ModelRef;
+use vdnn_plan::{Command, Plan};
 use vdnn_runtime::executor::{LoadParamError, ParamLoader};
 
 /// A model file imported.
@@ -73,6 +74,36 @@ pub fn cost_model(device: &str, precision: Precision) -> Result<CostModel, Failu
         Failure::user(format!("no device profile `{device}`"))
             .hint(format!("profiles are {}", CostModel::names().join(", ")))
     })
+}
+
+/// The cost model the options ask for, with the files they name: a table of measured times,
+/// and a plan whose convolution algorithms are put into the options.
+///
+/// # Errors
+/// If there is no such profile, or a file is not what it should be.
+pub fn prepare(options: &mut CompileOptions, shared: &SharedArgs) -> Result<CostModel, Failure> {
+    let mut cost = cost_model(&options.device, options.precision)?.with_deterministic(options.deterministic);
+    if let Some(path) = &shared.times {
+        cost = cost.with_measured(times(path)?);
+    }
+    if let Some(path) = &shared.kernels_from {
+        let algos = plan(path)?.commands.into_iter().filter_map(|c| match c {
+            Command::Launch { node, algo, .. } => Some((node, algo?)),
+            _ => None,
+        });
+        options.kernels = algos.collect();
+    }
+    Ok(cost)
+}
+
+/// Reads a table of measured times.
+///
+/// # Errors
+/// If the file cannot be read or is no table.
+pub fn times(path: &Path) -> Result<Measured, Failure> {
+    let fail = |e: &dyn std::fmt::Display| Failure::user(format!("{}: {e}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| fail(&e))?;
+    text.parse().map_err(|e| fail(&e))
 }
 
 /// Turns "no plan" into the message the user reads.

@@ -1,11 +1,15 @@
 //! One module per command of the command line.
 
+pub mod backend;
+pub mod bench;
 pub mod check;
 pub mod compile;
 pub mod dataset;
+pub mod devices;
 pub mod evaluate;
 pub mod inspect;
 pub mod load;
+pub mod profile;
 pub mod reproduce;
 pub mod run;
 pub mod synthetic;
@@ -24,6 +28,9 @@ pub fn dispatch(cli: Cli) -> Result<(), Failure> {
         None => compile::run(&cli.compile),
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Train(args)) => train::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Devices(args)) => devices::run(&args),
+        Some(Command::Profile(args)) => profile::run(&args),
         Some(Command::Zoo(args)) => zoo::run(&args),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),

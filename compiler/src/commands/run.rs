@@ -1,7 +1,8 @@
 //! `vdnnc run MODEL|PLAN`: inference or training steps on given tensors.
 
+use super::backend::Choice;
 use super::load::{self, FromWeights};
-use crate::cli::{BackendName, RunArgs};
+use crate::cli::{BackendName, ComputeBackend, RunArgs};
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline;
@@ -12,7 +13,6 @@ use vdnn_frontends::tensors::{npy, npz, safetensors};
 use vdnn_interp::{NaiveKernels, interpret};
 use vdnn_ir::{DType, Graph, Mode, ParamRole, Tensor, TensorType, Weights};
 use vdnn_plan::Plan;
-use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::executor::Executor;
 
 /// Tensors given on the command line: by name, and at most one without.
@@ -43,6 +43,11 @@ struct Produced {
 /// # Errors
 /// What the user should read.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    if !args.plain
+        && let Some(choice) = choice(args)
+    {
+        choice.probe()?;
+    }
     let given = if args.synthetic { Given::Synthetic } else { Given::Tensors(read_inputs(&args.input)?) };
     let labels = args.labels.as_deref().map(read_labels).transpose()?;
     if load::looks_like_plan(&args.target) {
@@ -55,12 +60,15 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         let weights = load::model_of_plan(&plan, &args.target)?;
         return execute(args, plan, &weights, given, labels);
     }
-    let mut options = args.shared.options(args.mode);
+    let mut options = match args.backend {
+        BackendName::Cuda => args.shared.options_on_gpu(args.mode),
+        BackendName::Cpu | BackendName::Sim => args.shared.options(args.mode),
+    };
     options.keep_gradients |= args.save_gradients.is_some();
     if options.batch.is_none() {
         options.batch = batch_of(&args.target, &given, &options);
     }
-    let cost = load::cost_model(&options.device, options.precision)?;
+    let cost = load::prepare(&mut options, &args.shared)?;
     let model = load::model(&args.target, options.batch, &options.dims, args.mode == Mode::Train)?;
     if args.plain {
         let mut graph = model.imported.graph.clone();
@@ -69,6 +77,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
                 &mut graph,
                 Mode::Train,
                 options.keep_gradients,
+                options.fuse,
                 &cost,
                 &mut Timings::default(),
             )?;
@@ -268,7 +277,7 @@ fn execute(
 ) -> Result<(), Failure> {
     let mode = plan.header.mode;
     if args.backend == BackendName::Sim {
-        let cost = load::cost_model(&plan.header.device, args.shared.precision)?;
+        let cost = load::cost_model(&plan.header.device, plan.header.precision)?;
         let sim = vdnn_runtime::sim::simulate(&plan, &cost).map_err(Failure::internal)?;
         super::print(
             &serde_json::json!({
@@ -287,8 +296,10 @@ fn execute(
     let wanted: Vec<(String, TensorType)> =
         plan.inputs.iter().map(|i| (i.name.clone(), plan.buffers[i.buf].ty.clone())).collect();
     let (bound, count) = bind_all(mode, given, labels, &wanted)?;
-    let threads = args.threads.unwrap_or_else(default_threads);
-    let backend = CpuBackend::new(CpuOptions { threads, poison: args.poison, ..CpuOptions::default() });
+    let backend = match choice(args) {
+        Some(choice) => choice.open()?,
+        None => return Err(Failure::internal("the simulator computes nothing")),
+    };
     let params: Vec<(String, ParamRole)> = plan.params.iter().map(|p| (p.name.clone(), p.role)).collect();
     let mut executor = Executor::load(plan, &FromWeights(weights), backend).map_err(Failure::user)?;
     let mut produced = Produced::default();
@@ -310,6 +321,22 @@ fn execute(
         }
     }
     deliver(args, &produced)
+}
+
+/// The executor asked for, if it is one that computes.
+fn choice(args: &RunArgs) -> Option<Choice<'_>> {
+    let backend = match args.backend {
+        BackendName::Cpu => ComputeBackend::Cpu,
+        BackendName::Cuda => ComputeBackend::Cuda,
+        BackendName::Sim => return None,
+    };
+    Some(Choice {
+        backend,
+        threads: args.threads,
+        poison: args.poison,
+        cuda: &args.cuda,
+        deterministic: args.shared.deterministic,
+    })
 }
 
 /// Number of kernel threads unless the user says: one per core.

@@ -1,10 +1,11 @@
 //! `vdnnc train MODEL --data …`: real training, checkpoints, trained ONNX out.
 
+use super::backend::Choice;
 use super::dataset::Dataset;
+use super::evaluate;
 use super::load::{self, FromTensors};
 use super::synthetic::mix;
-use super::{evaluate, run::default_threads};
-use crate::cli::{LrSchedule, TrainArgs};
+use crate::cli::{ComputeBackend, LrSchedule, TrainArgs};
 use crate::error::Failure;
 use crate::progress::Progress;
 use std::collections::BTreeMap;
@@ -14,7 +15,6 @@ use vdnn_frontends::onnx;
 use vdnn_frontends::tensors::safetensors;
 use vdnn_ir::{Mode, Tensor};
 use vdnn_plan::Plan;
-use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::executor::Executor;
 
 /// Batch for models whose batch is symbolic, unless the user says.
@@ -44,12 +44,23 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     if !(0.0..1.0).contains(&args.validation) {
         return Err(Failure::user("--validation must be at least 0 and below 1"));
     }
+    let choice = Choice {
+        backend: args.backend,
+        threads: args.threads,
+        poison: args.poison,
+        cuda: &args.cuda,
+        deterministic: args.shared.deterministic,
+    };
+    choice.probe()?;
     let data = Dataset::read(&args.data, args.mean, args.std)?;
     let held_out = (data.len() as f64 * args.validation).round() as usize;
     let (train_len, total) = (data.len() - held_out, data.len());
 
-    let mut options = args.shared.options(Mode::Train);
-    let cost = load::cost_model(&options.device, options.precision)?;
+    let mut options = match args.backend {
+        ComputeBackend::Cuda => args.shared.options_on_gpu(Mode::Train),
+        ComputeBackend::Cpu => args.shared.options(Mode::Train),
+    };
+    let cost = load::prepare(&mut options, &args.shared)?;
     let model = open_model(args, &mut options.batch, &options.dims, true)?;
     let compiled = model.compile(None, &options, &cost).map_err(load::over_budget)?;
     let plan = compiled.plan;
@@ -66,10 +77,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     let names: Vec<String> =
         plan.params.iter().filter(|p| p.role != vdnn_ir::ParamRole::Frozen).map(|p| p.name.clone()).collect();
-    let threads = args.threads.unwrap_or_else(default_threads);
     let wanted: Vec<String> = plan.inputs.iter().map(|i| i.name.clone()).collect();
-    let backend = CpuBackend::new(CpuOptions { threads, ..CpuOptions::default() });
-    let mut executor = Executor::load(plan, &FromTensors(&params), backend).map_err(Failure::user)?;
+    let mut executor = Executor::load(plan, &FromTensors(&params), choice.open()?).map_err(Failure::user)?;
     for name in &names {
         if let Some(t) = params.get(name) {
             executor.write_param(name, t).map_err(Failure::user)?;
@@ -107,7 +116,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         let accuracy = if validation.is_empty() {
             f64::NAN
         } else {
-            evaluate::accuracy(&evaluation, &params, &data, &validation, threads)?
+            evaluate::accuracy(&evaluation, &params, &data, &validation, choice.open()?)?
         };
         at.epoch = epoch + 1;
         let row = EpochRow {

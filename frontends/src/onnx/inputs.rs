@@ -137,7 +137,7 @@ pub(super) fn bind<'m>(
                     .push(error(format!("batch {b} contradicts the value {n} given for a named dimension")));
             }
         }
-        let ty = TensorType { dtype: *dtype, dims };
+        let ty = TensorType::new(*dtype, dims);
         if let Err(e) = check_size(&ty) {
             errors.push(error(format!("input `{name}`: {e}")));
         }

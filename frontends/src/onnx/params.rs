@@ -109,7 +109,7 @@ impl Importer<'_> {
             Elem::I64 => DType::I64,
             Elem::Bool => DType::Bool,
         };
-        let ty = TensorType { dtype, dims: c.dims.clone() };
+        let ty = TensorType::new(dtype, c.dims.clone());
         if ty.elements() == 0 {
             return Err(Fail::Unsupported(format!("a tensor without elements ({ty}) as a value")));
         }

@@ -137,7 +137,7 @@ fn read_from(source: &Source, reader: &mut impl Read, available: u64) -> Result<
         reader.read_exact(&mut extent).map_err(|e| source.io(e))?;
         dims.push(u64::from(u32::from_be_bytes(extent)));
     }
-    let ty = TensorType { dtype: DType::U8, dims };
+    let ty = TensorType::new(DType::U8, dims);
     source.sized(&ty, available.saturating_sub(4 + 4 * rank))?;
     let tensor = source.fill(ty, reader)?;
     source.at_end(reader)?;

@@ -47,7 +47,7 @@ pub(super) fn read_from(
 ) -> Result<Tensor, TensorFileError> {
     let (text, header_bytes) = read_header(source, reader)?;
     let header = Parser::new(&text).header().map_err(|problem| source.damaged(problem))?;
-    let ty = TensorType { dtype: dtype(source, &header.descr)?, dims: header.shape };
+    let ty = TensorType::new(dtype(source, &header.descr)?, header.shape);
     source.sized(&ty, available.saturating_sub(header_bytes))?;
     let mut tensor = if header.fortran && ty.rank() > 1 {
         let reversed = TensorType::new(ty.dtype, ty.dims.iter().rev().copied());

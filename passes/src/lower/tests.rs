@@ -142,6 +142,7 @@ fn terms_of_another_model_are_refused() {
         policy: "none".into(),
         algo: "memory".into(),
         device: "h200".into(),
+        precision: vdnn_ir::Precision::F32,
         model: None,
     };
     let options = LowerOptions { header, device_budget: None, host_budget: None };

@@ -312,6 +312,7 @@ impl Scheduled {
             policy: "test".into(),
             algo: "memory".into(),
             device: "h200".into(),
+            precision: vdnn_ir::Precision::F32,
             model: None,
         };
         let options = LowerOptions { header, device_budget: None, host_budget: None };

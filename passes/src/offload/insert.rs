@@ -220,8 +220,11 @@ impl<'g> Inserter<'g> {
         let mut begun = vec![false; self.graph.node_bound()];
         for p in self.split..self.order.len() {
             let node = self.graph.node(self.order[p]);
+            // A layer that is gone is nowhere to look back from.
             let layer = match (node.stage, node.origin) {
-                (Stage::Backward, Some(l)) if !matches!(node.op, Op::Reshape { .. }) => Some(l),
+                (Stage::Backward, Some(l)) if !matches!(node.op, Op::Reshape { .. }) => {
+                    Some(l).filter(|l| self.graph.get_node(*l).is_some())
+                }
                 _ => None,
             };
             let found = layer
@@ -262,7 +265,7 @@ impl<'g> Inserter<'g> {
             {
                 return Some(*x);
             }
-            if matches!(self.graph.node(id).op, Op::Conv(_)) {
+            if matches!(self.graph.node(id).op, Op::Conv(_) | Op::ConvEpilogue { .. }) {
                 return None;
             }
         }

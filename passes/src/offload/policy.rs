@@ -80,11 +80,12 @@ pub fn selection(graph: &Graph, policy: Policy) -> Selection {
 /// True if the policy offloads the X of such a layer.
 fn selects(graph: &Graph, policy: Policy, node: &Node) -> bool {
     match &node.op {
-        Op::Conv(_) => true,
+        Op::Conv(_) | Op::ConvEpilogue { .. } => true,
         Op::MaxPool(_)
         | Op::AvgPool { .. }
         | Op::BatchNormInfer { .. }
         | Op::BatchNormTrain { .. }
+        | Op::BatchNormTrainRelu { .. }
         | Op::Lrn(_) => policy == Policy::All,
         // Global average pooling: a mean over every spatial dimension of an image.
         Op::Reduce { kind: ReduceKind::Mean, axes, .. } => {

@@ -31,12 +31,14 @@ impl Pass for FoldBatchNorm {
         Phase::Simplified
     }
     fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
-        let (mut folded, mut kept) = (0, 0);
+        let (mut folded, mut kept, mut marked) = (0, 0, 0);
         if graph.mode == Mode::Infer {
             // Weights that are themselves computed from parameters count as static too.
-            super::mark_setup::mark(graph);
+            marked = super::mark_setup::mark(graph);
             for id in graph.order().to_vec() {
-                if !matches!(graph.node(id).op, Op::BatchNormInfer { .. }) {
+                let node = graph.node(id);
+                // One of static values only is computed when the weights are loaded anyway.
+                if !matches!(node.op, Op::BatchNormInfer { .. }) || node.stage == Stage::Setup {
                     continue;
                 }
                 match candidate(graph, id) {
@@ -48,7 +50,8 @@ impl Pass for FoldBatchNorm {
                 }
             }
         }
-        Ok(Outcome { changed: folded > 0, stats: Stats::from([("folded", folded), ("kept", kept)]) })
+        let stats = Stats::from([("folded", folded), ("kept", kept)]);
+        Ok(Outcome { changed: folded + marked > 0, stats })
     }
 }
 

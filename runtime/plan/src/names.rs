@@ -1,7 +1,7 @@
 //! Words of the text form for the closed enums of the IR.
 
 use crate::plan::StreamKind;
-use vdnn_ir::graph::{ConvAlgo, Stage};
+use vdnn_ir::graph::Stage;
 use vdnn_ir::{ParamRole, Space};
 
 /// Declares the words of an enum: a total function to the word, and its partial inverse.
@@ -29,13 +29,4 @@ words!(stage, stage_from, Stage {
     Forward = "forward",
     Backward = "backward",
     Update = "update",
-});
-words!(algo, algo_from, ConvAlgo {
-    ImplicitGemm = "implicit_gemm",
-    ImplicitPrecompGemm = "implicit_precomp_gemm",
-    Gemm = "gemm",
-    Fft = "fft",
-    FftTiling = "fft_tiling",
-    Winograd = "winograd",
-    WinogradNonfused = "winograd_nonfused",
 });

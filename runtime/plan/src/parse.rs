@@ -10,8 +10,9 @@ use crate::plan::{
 use crate::sig::Sig;
 use smallvec::SmallVec;
 use std::collections::HashMap;
+use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::id::PrimaryMap;
-use vdnn_ir::{Bytes, Mode, Nanos, NodeId, Op, Space, TensorType};
+use vdnn_ir::{Bytes, Mode, Nanos, NodeId, Op, Precision, Space, TensorType};
 
 /// Where and why a text is not a plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,7 +57,7 @@ struct Parser<'a> {
     batch: Option<u64>,
     policy: Option<String>,
     algo: Option<String>,
-    device_name: Option<String>,
+    device_name: Option<(String, Precision)>,
     model: Option<ModelRef>,
     predicted: Option<Predicted>,
     device: Option<Arena>,
@@ -105,11 +106,22 @@ fn source(c: &mut Cursor<'_>) -> Result<ParamSource, Fail> {
     })
 }
 
+/// An engine's text has `=` inside, where a word would end.
+fn algo(c: &mut Cursor<'_>) -> Result<ConvAlgo, Fail> {
+    let mut text = c.word()?.to_owned();
+    let at = c.at();
+    while c.eat("=") {
+        text.push('=');
+        text.push_str(c.word()?);
+    }
+    text.parse().map_err(|e| (at, e))
+}
+
 fn ty(c: &mut Cursor<'_>) -> Result<TensorType, Fail> {
     // A type has commas inside its brackets, where a word would end.
     let mut text = c.word()?.to_owned();
     let at = c.at();
-    while text.contains('[') && !text.ends_with(']') {
+    while text.contains('[') && !text.contains(']') {
         c.expect(",")?;
         text.push(',');
         text.push_str(c.word()?);
@@ -137,7 +149,11 @@ impl<'a> Parser<'a> {
             "batch" => once(&mut self.batch, c.parse("a number")?)?,
             "policy" => once(&mut self.policy, c.quoted()?)?,
             "algo" => once(&mut self.algo, c.quoted()?)?,
-            "device" => once(&mut self.device_name, c.quoted()?)?,
+            "device" => {
+                let name = c.quoted()?;
+                let precision = if c.eat("precision=") { c.parse("a precision")? } else { Precision::F32 };
+                once(&mut self.device_name, (name, precision))?;
+            }
             "weights" => {
                 let path = c.quoted()?;
                 c.expect("sha256=")?;
@@ -236,7 +252,7 @@ impl<'a> Parser<'a> {
             "launch" => {
                 let node = NodeId(c.id("n")?);
                 let op = self.op(c)?;
-                let algo = c.eat("algo=").then(|| c.map("an algorithm", names::algo_from)).transpose()?;
+                let algo = c.eat("algo=").then(|| algo(c)).transpose()?;
                 let stage = c.map("a stage", names::stage_from)?;
                 let mut inputs = SmallVec::new();
                 c.list(buf, |b| inputs.push(b))?;
@@ -264,6 +280,7 @@ impl<'a> Parser<'a> {
             slot.ok_or_else(|| format!("the plan ends without `{item}`"))
         }
         need(self.version, "vplan")?;
+        let (device, precision) = need(self.device_name, "device")?;
         Ok(Plan {
             header: Header {
                 model_name: need(self.model_name, "model")?,
@@ -271,7 +288,8 @@ impl<'a> Parser<'a> {
                 batch: need(self.batch, "batch")?,
                 policy: need(self.policy, "policy")?,
                 algo: need(self.algo, "algo")?,
-                device: need(self.device_name, "device")?,
+                device,
+                precision,
                 model: self.model,
             },
             device: need(self.device, "arena device")?,
@@ -294,7 +312,7 @@ impl<'a> Parser<'a> {
 fn setup_output(c: &mut Cursor<'_>) -> Result<(SetupId, TensorType), Fail> {
     let at = c.at();
     let mut text = c.word()?.to_owned();
-    while text.contains('[') && !text.ends_with(']') {
+    while text.contains('[') && !text.contains(']') {
         c.expect(",")?;
         text.push(',');
         text.push_str(c.word()?);

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use std::fmt;
 use vdnn_ir::graph::{ConvAlgo, NodeId, Stage};
 use vdnn_ir::id::PrimaryMap;
-use vdnn_ir::{Bytes, Mode, Nanos, Op, ParamRole, Space, TensorType, define_id};
+use vdnn_ir::{Bytes, Mode, Nanos, Op, ParamRole, Precision, Space, TensorType, define_id};
 
 define_id!(
     /// A buffer: a typed byte range of one arena that holds one value for part of the step.
@@ -61,6 +61,8 @@ pub struct Header {
     pub algo: String,
     /// Device profile, by name.
     pub device: String,
+    /// Arithmetic of convolutions and matrix products.
+    pub precision: Precision,
     /// The weights' file, if the plan loads any.
     pub model: Option<ModelRef>,
 }

@@ -34,8 +34,8 @@
 use crate::names;
 use crate::plan::{CmdId, Command, FORMAT_VERSION, Param, ParamSource, Plan};
 use std::fmt;
-use vdnn_ir::Space;
 use vdnn_ir::id::EntityId;
+use vdnn_ir::{Precision, Space};
 
 /// A string in quotes, escaped so that it stays on its line.
 pub(crate) struct Quoted<'a>(pub(crate) &'a str);
@@ -107,7 +107,7 @@ impl fmt::Display for Command {
             Self::Launch { op, inputs, outputs, workspace, algo, stage, node, name, .. } => {
                 write!(f, "launch {node} {op}")?;
                 if let Some(a) = algo {
-                    write!(f, " algo={}", names::algo(*a))?;
+                    write!(f, " algo={a}")?;
                 }
                 write!(f, " {} {} -> {}", names::stage(*stage), List(inputs), List(outputs))?;
                 if let Some(ws) = workspace {
@@ -149,7 +149,11 @@ impl fmt::Display for Plan {
         writeln!(f, "batch {}", h.batch)?;
         writeln!(f, "policy {}", Quoted(&h.policy))?;
         writeln!(f, "algo {}", Quoted(&h.algo))?;
-        writeln!(f, "device {}", Quoted(&h.device))?;
+        write!(f, "device {}", Quoted(&h.device))?;
+        match h.precision {
+            Precision::F32 => writeln!(f)?,
+            other => writeln!(f, " precision={other}")?,
+        }
         if let Some(m) = &h.model {
             writeln!(f, "weights {} sha256={}", Quoted(&m.path), Hex(&m.sha256))?;
         }

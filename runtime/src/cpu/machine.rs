@@ -36,30 +36,9 @@ impl Machine {
         if poison {
             machine.device.all_mut().fill(POISON);
             machine.host.all_mut().fill(POISON);
-            machine.transient = machine.transient_spans();
+            machine.transient = machine.program.transient();
         }
         Ok(machine)
-    }
-
-    fn transient_spans(&mut self) -> Vec<Span> {
-        let mut params: Vec<Span> =
-            self.program.plan().params.iter().map(|p| self.program.span(p.buf)).collect();
-        params.sort_by_key(|s| s.start);
-        let mut spans = Vec::new();
-        let mut at = 0;
-        for p in params {
-            if at < p.start {
-                spans.push(Span { space: Space::Device, start: at, len: p.start - at });
-            }
-            at = at.max(p.start + p.len);
-        }
-        let end = self.device.all_mut().len();
-        if at < end {
-            spans.push(Span { space: Space::Device, start: at, len: end - at });
-        }
-        let len = self.host.all_mut().len();
-        spans.push(Span { space: Space::Host, start: 0, len });
-        spans
     }
 
     pub(super) fn program(&self) -> &Program {

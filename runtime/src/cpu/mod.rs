@@ -107,20 +107,23 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn begin(&mut self) {
+    fn begin(&mut self) -> Result<(), RunError> {
         self.loaded().machine.begin();
+        Ok(())
     }
 
-    fn write(&mut self, span: Span, bytes: &[u8]) {
+    fn write(&mut self, span: Span, bytes: &[u8]) -> Result<(), RunError> {
         self.loaded().machine.owned(span).copy_from_slice(bytes);
+        Ok(())
     }
 
     #[expect(unsafe_code, reason = "reads the idle arenas")]
-    fn read(&self, span: Span, into: &mut [u8]) {
+    fn read(&self, span: Span, into: &mut [u8]) -> Result<(), RunError> {
         let loaded = self.loaded.as_ref().expect("prepare comes first");
         // SAFETY: commands run only inside methods that take `&mut self`, so none runs now
         // and none can start while this borrow of `self` lasts.
         into.copy_from_slice(unsafe { loaded.machine.bytes(span) });
+        Ok(())
     }
 
     #[expect(unsafe_code, reason = "serial mode runs the command here")]

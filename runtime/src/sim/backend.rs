@@ -41,12 +41,17 @@ impl<K: Kernels> Backend for SimBackend<K> {
         Ok(())
     }
 
-    fn begin(&mut self) {}
+    fn begin(&mut self) -> Result<(), RunError> {
+        Ok(())
+    }
 
-    fn write(&mut self, _span: Span, _bytes: &[u8]) {}
+    fn write(&mut self, _span: Span, _bytes: &[u8]) -> Result<(), RunError> {
+        Ok(())
+    }
 
-    fn read(&self, _span: Span, into: &mut [u8]) {
+    fn read(&self, _span: Span, into: &mut [u8]) -> Result<(), RunError> {
         into.fill(0);
+        Ok(())
     }
 
     fn issue(&mut self, _at: CmdId) -> Result<(), RunError> {

@@ -15,14 +15,13 @@
 //! example, is a property of the plan.
 
 mod backend;
-mod live;
 #[cfg(test)]
 mod tests;
 
 pub use backend::SimBackend;
 
-use crate::trace::{Span, SpanKind, Trace};
-use live::LiveBytes;
+use crate::ranges::LiveBytes;
+use crate::trace::{Span, SpanKind, Trace, command_name};
 use std::collections::VecDeque;
 use vdnn_cost::{CopyDir, CostModel, PPM};
 use vdnn_ir::id::EntityId;
@@ -464,16 +463,7 @@ impl<'a> Device<'a> {
 
     fn span(&mut self, cmd: CmdId, kind: SpanKind, start: Nanos, bytes: Bytes) {
         let command = &self.plan.commands[cmd.index()];
-        let name = match command {
-            Command::Launch { name, .. } => name.clone(),
-            Command::Copy { src, dst, .. } => {
-                let verb = if self.plan.buffers[*dst].space == Space::Host { "offload" } else { "prefetch" };
-                format!("{verb} {}", self.plan.buffers[*src].name)
-            }
-            Command::Wait { event, .. } => format!("wait {event}"),
-            Command::Free { buf, .. } => format!("free {buf}"),
-            Command::Record { event, .. } => format!("record {event}"),
-        };
+        let name = command_name(self.plan, command);
         let stream = command.stream();
         self.trace.spans.push(Span { stream, cmd, name, kind, start, end: self.now, bytes });
     }

@@ -51,6 +51,7 @@ impl Builder {
                 policy: String::new(),
                 algo: String::new(),
                 device: String::new(),
+                precision: vdnn_ir::Precision::F32,
                 model: None,
             },
             device: Arena::default(),

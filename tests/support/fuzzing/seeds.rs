@@ -4,10 +4,12 @@ use crate::arbitrary::random_cnn;
 use crate::build::{Attr, Dim, attr, floats, graph, ints, model, node};
 use crate::harness;
 use std::sync::OnceLock;
+use vdnn_cost::Precision;
 use vdnn_frontends::onnx::proto::ModelProto;
 use vdnn_ir::{Mode, Phase};
-use vdnn_passes::{AlgoMode, Policy};
+use vdnn_passes::{AlgoMode, Fuse, Policy};
 use vdnn_plan::Plan;
+use vdnnc::options::CompileOptions;
 
 fn ramp(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i % 7) as f32 * 0.25 - 0.5).collect()
@@ -165,18 +167,25 @@ pub fn graphs() -> &'static [String] {
     })
 }
 
-/// Plans of small networks: every policy that moves something, and inference.
+/// Plans of small networks: every policy that moves something, inference, and one with
+/// channels-last tensors and fused ops.
 pub fn plans() -> &'static [Plan] {
     static SEEDS: OnceLock<Vec<Plan>> = OnceLock::new();
     SEEDS.get_or_init(|| {
         let infer = (Mode::Infer, Policy::None);
         let train = [Policy::All, Policy::Conv, Policy::Baseline].map(|p| (Mode::Train, p));
+        let mut options: Vec<CompileOptions> = (train.into_iter().chain([infer]))
+            .map(|(mode, policy)| harness::options(mode, policy, AlgoMode::Memory))
+            .collect();
+        let mut fused = harness::options(Mode::Train, Policy::All, AlgoMode::Memory);
+        (fused.precision, fused.fuse) = (Precision::Tf32, Fuse::Epilogue);
+        options.push(fused);
         (7..)
-            .zip(train.into_iter().chain([infer]))
-            .map(|(seed, (mode, policy))| {
+            .zip(options)
+            .map(|(seed, options)| {
                 let graph = random_cnn(seed);
                 let batch = graph.ty(graph.inputs()[0]).dims[0];
-                harness::compile(&graph, batch, &harness::options(mode, policy, AlgoMode::Memory)).plan
+                harness::compile(&graph, batch, &options).plan
             })
             .collect()
     })

@@ -4,12 +4,13 @@
 //! Operands are widened once, so the inner loops only multiply and add.
 
 use super::dims;
+use super::element::{Element, get, put};
 use super::window::{Window, dot, gather, scatter};
 use vdnn_ir::kernel::{TensorMut, TensorRef};
 use vdnn_ir::op::ConvAttrs;
 
-fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|&x| f64::from(x)).collect()
+fn wide<E: Element>(x: TensorRef<'_>) -> Vec<f64> {
+    get::<E>(x).iter().map(|&x| x.wide()).collect()
 }
 
 /// Extents shared by the three directions.
@@ -45,27 +46,27 @@ impl Shape {
 }
 
 /// `y[n,m,o] = b[m] + sum over c, k of w[m,c,k] * x[n,c,o*stride + k*dilation - before]`.
-pub(super) fn forward(conv: &ConvAttrs, operands: &[TensorRef<'_>], y: &mut TensorMut<'_>) {
+pub(super) fn forward<E: Element>(conv: &ConvAttrs, operands: &[TensorRef<'_>], y: &mut TensorMut<'_>) {
     let shape = Shape::new(conv, &dims(operands[0].ty), &dims(y.ty));
-    let (x, w) = (wide(operands[0].f32()), operands[1].f32());
-    let bias = operands.get(2).map(TensorRef::f32);
-    let y = y.f32();
+    let (x, w) = (wide::<E>(operands[0]), get::<E>(operands[1]));
+    let bias = operands.get(2).map(|&b| get::<E>(b));
+    let y = put::<E>(y);
     let mut acc = vec![0.0; shape.window.output];
     for n in 0..shape.batch {
         for g in 0..shape.groups {
             for m in 0..shape.m {
-                acc.fill(bias.map_or(0.0, |b| f64::from(b[g * shape.m + m])));
+                acc.fill(bias.map_or(0.0, |b| b[g * shape.m + m].wide()));
                 for c in 0..shape.c {
                     let plane = &x[shape.x(n, g, c)];
                     let w = &w[shape.w(g, m, c)..];
                     for (tap, &w) in shape.window.taps.iter().zip(w) {
                         for &(o, i) in &tap.rows {
-                            gather(&mut acc[o..o + tap.n], f64::from(w), &plane[i..], shape.window.stride);
+                            gather(&mut acc[o..o + tap.n], w.wide(), &plane[i..], shape.window.stride);
                         }
                     }
                 }
                 for (y, &a) in y[shape.y(n, g, m)].iter_mut().zip(&acc) {
-                    *y = a as f32;
+                    *y = E::round(a);
                 }
             }
         }
@@ -73,10 +74,10 @@ pub(super) fn forward(conv: &ConvAttrs, operands: &[TensorRef<'_>], y: &mut Tens
 }
 
 /// `dx[n,c,i] = sum of w[m,c,k] * dy[n,m,o]` over all m, k, o at which w met x[n,c,i].
-pub(super) fn dgrad(conv: &ConvAttrs, operands: &[TensorRef<'_>], dx: &mut TensorMut<'_>) {
+pub(super) fn dgrad<E: Element>(conv: &ConvAttrs, operands: &[TensorRef<'_>], dx: &mut TensorMut<'_>) {
     let shape = Shape::new(conv, &dims(dx.ty), &dims(operands[0].ty));
-    let (dy, w) = (wide(operands[0].f32()), operands[1].f32());
-    let dx = dx.f32();
+    let (dy, w) = (wide::<E>(operands[0]), get::<E>(operands[1]));
+    let dx = put::<E>(dx);
     let mut acc = vec![0.0; shape.window.input];
     for n in 0..shape.batch {
         for g in 0..shape.groups {
@@ -87,12 +88,12 @@ pub(super) fn dgrad(conv: &ConvAttrs, operands: &[TensorRef<'_>], dx: &mut Tenso
                     let w = &w[shape.w(g, m, c)..];
                     for (tap, &w) in shape.window.taps.iter().zip(w) {
                         for &(o, i) in &tap.rows {
-                            scatter(&mut acc[i..], f64::from(w), &plane[o..o + tap.n], shape.window.stride);
+                            scatter(&mut acc[i..], w.wide(), &plane[o..o + tap.n], shape.window.stride);
                         }
                     }
                 }
                 for (dx, &a) in dx[shape.x(n, g, c)].iter_mut().zip(&acc) {
-                    *dx = a as f32;
+                    *dx = E::round(a);
                 }
             }
         }
@@ -100,10 +101,10 @@ pub(super) fn dgrad(conv: &ConvAttrs, operands: &[TensorRef<'_>], dx: &mut Tenso
 }
 
 /// `dw[m,c,k] = sum of dy[n,m,o] * x[n,c,i]` over all n, o at which w met x[n,c,i].
-pub(super) fn wgrad(conv: &ConvAttrs, operands: &[TensorRef<'_>], dw: &mut TensorMut<'_>) {
+pub(super) fn wgrad<E: Element>(conv: &ConvAttrs, operands: &[TensorRef<'_>], dw: &mut TensorMut<'_>) {
     let shape = Shape::new(conv, &dims(operands[0].ty), &dims(operands[1].ty));
-    let (x, dy) = (wide(operands[0].f32()), wide(operands[1].f32()));
-    let dw = dw.f32();
+    let (x, dy) = (wide::<E>(operands[0]), wide::<E>(operands[1]));
+    let dw = put::<E>(dw);
     for g in 0..shape.groups {
         for m in 0..shape.m {
             for c in 0..shape.c {
@@ -116,7 +117,7 @@ pub(super) fn wgrad(conv: &ConvAttrs, operands: &[TensorRef<'_>], dw: &mut Tenso
                             sum += dot(&dy[o..o + tap.n], &x[i..], shape.window.stride);
                         }
                     }
-                    dw[w + t] = sum as f32;
+                    dw[w + t] = E::round(sum);
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! Functions of single elements. f32 functions are evaluated in f64 and rounded once.
 
+use super::element::{Element, get, put};
 use super::walk::{broadcast, rows};
 use super::{dims, unsupported};
 use vdnn_ir::DType;
@@ -135,12 +136,12 @@ pub(super) fn unary(
     Ok(())
 }
 
-pub(super) fn unary_grad(kind: UnaryKind, operands: &[TensorRef<'_>], dx: &mut TensorMut<'_>) {
-    let operand = operands[0].f32().iter().zip(operands[1].f32());
-    for (dx, (&dy, &s)) in dx.f32().iter_mut().zip(operand) {
-        let slope = derivative(kind, f64::from(s));
+pub(super) fn unary_grad<E: Element>(kind: UnaryKind, operands: &[TensorRef<'_>], dx: &mut TensorMut<'_>) {
+    let operand = get::<E>(operands[0]).iter().zip(get::<E>(operands[1]));
+    for (dx, (&dy, &s)) in put::<E>(dx).iter_mut().zip(operand) {
+        let slope = derivative(kind, s.wide());
         // A closed gate stops infinities too.
-        *dx = if slope == 0.0 { 0.0 } else { (f64::from(dy) * slope) as f32 };
+        *dx = E::round(if slope == 0.0 { 0.0 } else { dy.wide() * slope });
     }
 }
 
@@ -256,24 +257,24 @@ fn mix(seed: u64, i: u64) -> u64 {
 }
 
 /// `x / (1 - ratio)` where `U(mix(seed, step), i) >= ratio`, else 0.
-pub(super) fn dropout(ratio: f32, seed: u64, operands: &[TensorRef<'_>], y: &mut TensorMut<'_>) {
+pub(super) fn dropout<E: Element>(ratio: f32, seed: u64, operands: &[TensorRef<'_>], y: &mut TensorMut<'_>) {
     let stream = mix(seed, operands[1].i64()[0] as u64);
     let ratio = f64::from(ratio);
-    for (i, (y, &x)) in y.f32().iter_mut().zip(operands[0].f32()).enumerate() {
+    for (i, (y, &x)) in put::<E>(y).iter_mut().zip(get::<E>(operands[0])).enumerate() {
         let u = (mix(stream, i as u64) >> 40) as f64 / f64::from(1 << 24);
-        *y = if u >= ratio { (f64::from(x) / (1.0 - ratio)) as f32 } else { 0.0 };
+        *y = E::round(if u >= ratio { x.wide() / (1.0 - ratio) } else { 0.0 });
     }
 }
 
 /// Stochastic gradient descent with momentum; the update uses the rounded velocity.
-pub(super) fn sgd(operands: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    let [w, v, g, hyper] = [0, 1, 2, 3].map(|i| operands[i].f32());
-    let [lr, momentum, decay] = [0, 1, 2].map(|i| f64::from(hyper[i]));
+pub(super) fn sgd<E: Element>(operands: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+    let [w, v, g, hyper] = [0, 1, 2, 3].map(|i| get::<E>(operands[i]));
+    let [lr, momentum, decay] = [0, 1, 2].map(|i| hyper[i].wide());
     for i in 0..w.len() {
-        let step = f64::from(g[i]) + decay * f64::from(w[i]);
-        let velocity = (momentum * f64::from(v[i]) + step) as f32;
-        outputs[0].f32()[i] = (f64::from(w[i]) - lr * f64::from(velocity)) as f32;
-        outputs[1].f32()[i] = velocity;
+        let step = g[i].wide() + decay * w[i].wide();
+        let velocity = E::round(momentum * v[i].wide() + step);
+        put::<E>(&mut outputs[0])[i] = E::round(w[i].wide() - lr * velocity.wide());
+        put::<E>(&mut outputs[1])[i] = velocity;
     }
 }
 

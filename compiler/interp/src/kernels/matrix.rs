@@ -1,22 +1,23 @@
 //! Matrix products.
 
 use super::dims;
+use super::element::{Element, get, put};
 use super::walk::{broadcast, rows};
 use vdnn_ir::kernel::{TensorMut, TensorRef};
 
 /// A matrix in memory, maybe transposed.
 #[derive(Clone, Copy)]
-struct Matrix<'a> {
-    data: &'a [f32],
+struct Matrix<'a, E> {
+    data: &'a [E],
     rows: usize,
     columns: usize,
     row_step: usize,
     column_step: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, E: Element> Matrix<'a, E> {
     /// The last two of `dims` over `data`, swapped if `transposed`.
-    fn new(data: &'a [f32], dims: &[usize], transposed: bool) -> Self {
+    fn new(data: &'a [E], dims: &[usize], transposed: bool) -> Self {
         let (rows, columns) = (dims[dims.len() - 2], dims[dims.len() - 1]);
         if transposed {
             Self { data, rows: columns, columns: rows, row_step: 1, column_step: columns }
@@ -25,12 +26,12 @@ impl<'a> Matrix<'a> {
         }
     }
     fn at(self, row: usize, column: usize) -> f64 {
-        f64::from(self.data[row * self.row_step + column * self.column_step])
+        self.data[row * self.row_step + column * self.column_step].wide()
     }
 }
 
 /// Calls `put(i, products)` with row i of a*b for each row.
-fn product(a: Matrix<'_>, b: Matrix<'_>, mut put: impl FnMut(usize, &[f64])) {
+fn product<E: Element>(a: Matrix<'_, E>, b: Matrix<'_, E>, mut put: impl FnMut(usize, &[f64])) {
     let mut acc = vec![0.0; b.columns];
     for i in 0..a.rows {
         acc.fill(0.0);
@@ -39,7 +40,7 @@ fn product(a: Matrix<'_>, b: Matrix<'_>, mut put: impl FnMut(usize, &[f64])) {
                 let x = a.at(i, k);
                 let row = &b.data[k * b.row_step..][..b.columns];
                 for (s, &y) in acc.iter_mut().zip(row) {
-                    *s += x * f64::from(y);
+                    *s += x * y.wide();
                 }
             }
         } else {
@@ -52,7 +53,7 @@ fn product(a: Matrix<'_>, b: Matrix<'_>, mut put: impl FnMut(usize, &[f64])) {
 }
 
 /// `alpha * op(a) op(b) + beta * c`.
-pub(super) fn gemm(
+pub(super) fn gemm<E: Element>(
     trans_a: bool,
     trans_b: bool,
     alpha: f32,
@@ -60,29 +61,34 @@ pub(super) fn gemm(
     operands: &[TensorRef<'_>],
     y: &mut TensorMut<'_>,
 ) {
-    let a = Matrix::new(operands[0].f32(), &dims(operands[0].ty), trans_a);
-    let b = Matrix::new(operands[1].f32(), &dims(operands[1].ty), trans_b);
-    let c = operands.get(2).map(|c| (c.f32(), broadcast(&dims(c.ty), 2)));
-    let y = y.f32();
+    let a = Matrix::new(get::<E>(operands[0]), &dims(operands[0].ty), trans_a);
+    let b = Matrix::new(get::<E>(operands[1]), &dims(operands[1].ty), trans_b);
+    let c = operands.get(2).map(|c| (get::<E>(*c), broadcast(&dims(c.ty), 2)));
+    let y = put::<E>(y);
     product(a, b, |i, row| {
         for (j, &p) in row.iter().enumerate() {
             let added = c.as_ref().map_or(0.0, |(c, s)| {
-                f64::from(beta) * f64::from(c[(i as isize * s[0] + j as isize * s[1]) as usize])
+                f64::from(beta) * c[(i as isize * s[0] + j as isize * s[1]) as usize].wide()
             });
-            y[i * b.columns + j] = (f64::from(alpha) * p + added) as f32;
+            y[i * b.columns + j] = E::round(f64::from(alpha) * p + added);
         }
     });
 }
 
 /// numpy matmul: batch dimensions broadcast.
-pub(super) fn matmul(trans_a: bool, trans_b: bool, operands: &[TensorRef<'_>], y: &mut TensorMut<'_>) {
+pub(super) fn matmul<E: Element>(
+    trans_a: bool,
+    trans_b: bool,
+    operands: &[TensorRef<'_>],
+    y: &mut TensorMut<'_>,
+) {
     let (da, db, dy) = (dims(operands[0].ty), dims(operands[1].ty), dims(y.ty));
     let batch = &dy[..dy.len() - 2];
     let (sa, sb) = (broadcast(&da[..da.len() - 2], batch.len()), broadcast(&db[..db.len() - 2], batch.len()));
     let size = |d: &[usize]| d[d.len() - 2] * d[d.len() - 1];
-    let (data_a, data_b) = (operands[0].f32(), operands[1].f32());
+    let (data_a, data_b) = (get::<E>(operands[0]), get::<E>(operands[1]));
     let size_y = size(&dy);
-    let y = y.f32();
+    let y = put::<E>(y);
     let mut at_y = 0;
     rows(batch, [&sa, &sb], [0, 0], |at, n, steps| {
         for k in 0..n as isize {
@@ -92,7 +98,7 @@ pub(super) fn matmul(trans_a: bool, trans_b: bool, operands: &[TensorRef<'_>], y
             let y = &mut y[at_y..at_y + size_y];
             product(a, b, |i, row| {
                 for (j, &p) in row.iter().enumerate() {
-                    y[i * row.len() + j] = p as f32;
+                    y[i * row.len() + j] = E::round(p);
                 }
             });
             at_y += size_y;

@@ -2,6 +2,7 @@
 //! (Krizhevsky et al., NIPS 2012), with gradients.
 
 use super::dims;
+use super::element::{Element, get, put};
 use vdnn_ir::TensorType;
 use vdnn_ir::kernel::{TensorMut, TensorRef};
 use vdnn_ir::op::LrnAttrs;
@@ -31,72 +32,72 @@ impl Channels {
     }
 }
 
-pub(super) fn infer(eps: f32, x: &[TensorRef<'_>], y: &mut TensorMut<'_>) {
+pub(super) fn infer<E: Element>(eps: f32, x: &[TensorRef<'_>], y: &mut TensorMut<'_>) {
     let shape = Channels::new(x[0].ty);
-    let [x, scale, bias, mean, var] = [0, 1, 2, 3, 4].map(|i| x[i].f32());
-    let y = y.f32();
+    let [x, scale, bias, mean, var] = [0, 1, 2, 3, 4].map(|i| get::<E>(x[i]));
+    let y = put::<E>(y);
     for c in 0..shape.c {
-        let factor = f64::from(scale[c]) / (f64::from(var[c]) + f64::from(eps)).sqrt();
+        let factor = scale[c].wide() / (var[c].wide() + f64::from(eps)).sqrt();
         for i in shape.of(c) {
-            y[i] = ((f64::from(x[i]) - f64::from(mean[c])) * factor + f64::from(bias[c])) as f32;
+            y[i] = E::round((x[i].wide() - mean[c].wide()) * factor + bias[c].wide());
         }
     }
 }
 
-pub(super) fn train(eps: f32, momentum: f32, x: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+pub(super) fn train<E: Element>(eps: f32, momentum: f32, x: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
     let shape = Channels::new(x[0].ty);
-    let [x, scale, bias, old_mean, old_var] = [0, 1, 2, 3, 4].map(|i| x[i].f32());
+    let [x, scale, bias, old_mean, old_var] = [0, 1, 2, 3, 4].map(|i| get::<E>(x[i]));
     let momentum = f64::from(momentum);
     for c in 0..shape.c {
-        let mean = shape.of(c).map(|i| f64::from(x[i])).sum::<f64>() / shape.count();
-        let var = shape.of(c).map(|i| (f64::from(x[i]) - mean).powi(2)).sum::<f64>() / shape.count();
+        let mean = shape.of(c).map(|i| x[i].wide()).sum::<f64>() / shape.count();
+        let var = shape.of(c).map(|i| (x[i].wide() - mean).powi(2)).sum::<f64>() / shape.count();
         let invstd = 1.0 / (var + f64::from(eps)).sqrt();
-        let y = outputs[0].f32();
+        let y = put::<E>(&mut outputs[0]);
         for i in shape.of(c) {
-            let normal = (f64::from(x[i]) - mean) * invstd;
-            y[i] = (normal * f64::from(scale[c]) + f64::from(bias[c])) as f32;
+            let normal = (x[i].wide() - mean) * invstd;
+            y[i] = E::round(normal * scale[c].wide() + bias[c].wide());
         }
-        outputs[1].f32()[c] = (f64::from(old_mean[c]) * momentum + mean * (1.0 - momentum)) as f32;
-        outputs[2].f32()[c] = (f64::from(old_var[c]) * momentum + var * (1.0 - momentum)) as f32;
-        outputs[3].f32()[c] = mean as f32;
-        outputs[4].f32()[c] = invstd as f32;
+        put::<E>(&mut outputs[1])[c] = E::round(old_mean[c].wide() * momentum + mean * (1.0 - momentum));
+        put::<E>(&mut outputs[2])[c] = E::round(old_var[c].wide() * momentum + var * (1.0 - momentum));
+        put::<E>(&mut outputs[3])[c] = E::round(mean);
+        put::<E>(&mut outputs[4])[c] = E::round(invstd);
     }
 }
 
 /// With `h = (x - mean) * invstd` and N elements per channel:
 /// `dbias = sum dy`, `dscale = sum dy*h`, `dx = scale*invstd*(dy - dbias/N - h*dscale/N)`.
-pub(super) fn grad(x: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+pub(super) fn grad<E: Element>(x: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
     let shape = Channels::new(x[0].ty);
-    let [dy, x, scale, mean, invstd] = [0, 1, 2, 3, 4].map(|i| x[i].f32());
+    let [dy, x, scale, mean, invstd] = [0, 1, 2, 3, 4].map(|i| get::<E>(x[i]));
     for c in 0..shape.c {
-        let (mean, invstd) = (f64::from(mean[c]), f64::from(invstd[c]));
-        let normal = |i: usize| (f64::from(x[i]) - mean) * invstd;
-        let dbias: f64 = shape.of(c).map(|i| f64::from(dy[i])).sum();
-        let dscale: f64 = shape.of(c).map(|i| f64::from(dy[i]) * normal(i)).sum();
-        let dx = outputs[0].f32();
+        let (mean, invstd) = (mean[c].wide(), invstd[c].wide());
+        let normal = |i: usize| (x[i].wide() - mean) * invstd;
+        let dbias: f64 = shape.of(c).map(|i| dy[i].wide()).sum();
+        let dscale: f64 = shape.of(c).map(|i| dy[i].wide() * normal(i)).sum();
+        let dx = put::<E>(&mut outputs[0]);
         for i in shape.of(c) {
-            let centred = f64::from(dy[i]) - (dbias + normal(i) * dscale) / shape.count();
-            dx[i] = (f64::from(scale[c]) * invstd * centred) as f32;
+            let centred = dy[i].wide() - (dbias + normal(i) * dscale) / shape.count();
+            dx[i] = E::round(scale[c].wide() * invstd * centred);
         }
-        outputs[1].f32()[c] = dscale as f32;
-        outputs[2].f32()[c] = dbias as f32;
+        put::<E>(&mut outputs[1])[c] = E::round(dscale);
+        put::<E>(&mut outputs[2])[c] = E::round(dbias);
     }
 }
 
 /// The same with constant statistics, so dx has only its direct term.
-pub(super) fn infer_grad(eps: f32, x: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
+pub(super) fn infer_grad<E: Element>(eps: f32, x: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
     let shape = Channels::new(x[0].ty);
-    let [dy, x, scale, mean, var] = [0, 1, 2, 3, 4].map(|i| x[i].f32());
+    let [dy, x, scale, mean, var] = [0, 1, 2, 3, 4].map(|i| get::<E>(x[i]));
     for c in 0..shape.c {
-        let mean = f64::from(mean[c]);
-        let invstd = 1.0 / (f64::from(var[c]) + f64::from(eps)).sqrt();
-        let dx = outputs[0].f32();
+        let mean = mean[c].wide();
+        let invstd = 1.0 / (var[c].wide() + f64::from(eps)).sqrt();
+        let dx = put::<E>(&mut outputs[0]);
         for i in shape.of(c) {
-            dx[i] = (f64::from(dy[i]) * f64::from(scale[c]) * invstd) as f32;
+            dx[i] = E::round(dy[i].wide() * scale[c].wide() * invstd);
         }
-        let dscale: f64 = shape.of(c).map(|i| f64::from(dy[i]) * (f64::from(x[i]) - mean) * invstd).sum();
-        outputs[1].f32()[c] = dscale as f32;
-        outputs[2].f32()[c] = shape.of(c).map(|i| f64::from(dy[i])).sum::<f64>() as f32;
+        let dscale: f64 = shape.of(c).map(|i| dy[i].wide() * (x[i].wide() - mean) * invstd).sum();
+        put::<E>(&mut outputs[1])[c] = E::round(dscale);
+        put::<E>(&mut outputs[2])[c] = E::round(shape.of(c).map(|i| dy[i].wide()).sum());
     }
 }
 
@@ -114,15 +115,15 @@ fn lrn_base(lrn: &LrnAttrs, c: usize, channels: usize, x: impl Fn(usize) -> f64)
     f64::from(lrn.bias.0) + f64::from(lrn.alpha.0) / lrn.size as f64 * squares
 }
 
-pub(super) fn lrn(lrn: &LrnAttrs, x: TensorRef<'_>, y: &mut TensorMut<'_>) {
+pub(super) fn lrn<E: Element>(lrn: &LrnAttrs, x: TensorRef<'_>, y: &mut TensorMut<'_>) {
     let shape = Channels::new(x.ty);
-    let (x, y) = (x.f32(), y.f32());
+    let (x, y) = (get::<E>(x), put::<E>(y));
     for n in 0..shape.n {
         for c in 0..shape.c {
             for i in 0..shape.inner {
                 let at = |j: usize| (n * shape.c + j) * shape.inner + i;
-                let base = lrn_base(lrn, c, shape.c, |j| f64::from(x[at(j)]));
-                y[at(c)] = (f64::from(x[at(c)]) * base.powf(-f64::from(lrn.beta.0))) as f32;
+                let base = lrn_base(lrn, c, shape.c, |j| x[at(j)].wide());
+                y[at(c)] = E::round(x[at(c)].wide() * base.powf(-f64::from(lrn.beta.0)));
             }
         }
     }
@@ -130,10 +131,10 @@ pub(super) fn lrn(lrn: &LrnAttrs, x: TensorRef<'_>, y: &mut TensorMut<'_>) {
 
 /// With D the denominator's base: `dx[i] = dy[i] * D[i]^-beta
 /// - 2*alpha*beta/size * x[i] * sum of dy[j]*y[j]/D[j] over the j whose window holds i`.
-pub(super) fn lrn_grad(lrn: &LrnAttrs, operands: &[TensorRef<'_>], dx: &mut TensorMut<'_>) {
+pub(super) fn lrn_grad<E: Element>(lrn: &LrnAttrs, operands: &[TensorRef<'_>], dx: &mut TensorMut<'_>) {
     let shape = Channels::new(operands[0].ty);
-    let [dy, x, y] = [0, 1, 2].map(|i| operands[i].f32());
-    let dx = dx.f32();
+    let [dy, x, y] = [0, 1, 2].map(|i| get::<E>(operands[i]));
+    let dx = put::<E>(dx);
     let beta = f64::from(lrn.beta.0);
     let factor = 2.0 * f64::from(lrn.alpha.0) * beta / lrn.size as f64;
     for n in 0..shape.n {
@@ -141,15 +142,15 @@ pub(super) fn lrn_grad(lrn: &LrnAttrs, operands: &[TensorRef<'_>], dx: &mut Tens
             let at = |c: usize| (n * shape.c + c) * shape.inner + i;
             let mut acc = vec![0.0; shape.c];
             for j in 0..shape.c {
-                let base = lrn_base(lrn, j, shape.c, |k| f64::from(x[at(k)]));
-                let g = f64::from(dy[at(j)]);
+                let base = lrn_base(lrn, j, shape.c, |k| x[at(k)].wide());
+                let g = dy[at(j)].wide();
                 acc[j] += g * base.powf(-beta);
                 for c in lrn_window(lrn, j, shape.c) {
-                    acc[c] -= factor * f64::from(x[at(c)]) * g * f64::from(y[at(j)]) / base;
+                    acc[c] -= factor * x[at(c)].wide() * g * y[at(j)].wide() / base;
                 }
             }
             for (c, &a) in acc.iter().enumerate() {
-                dx[at(c)] = a as f32;
+                dx[at(c)] = E::round(a);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Reductions and softmax.
 
+use super::element::{Element, get, put};
 use super::walk::{row_major, rows};
 use super::{around, dims, unsupported};
 use vdnn_ir::DType;
@@ -35,7 +36,7 @@ fn fold<T: Copy + bytemuck::Pod, A: Copy>(
     acc
 }
 
-fn put<T: bytemuck::Pod, A: Copy>(y: &mut TensorMut<'_>, acc: &[A], f: impl Fn(A) -> T) {
+fn finish<T: bytemuck::Pod, A: Copy>(y: &mut TensorMut<'_>, acc: &[A], f: impl Fn(A) -> T) {
     for (y, &a) in bytemuck::cast_slice_mut::<u8, T>(y.bytes).iter_mut().zip(acc) {
         *y = f(a);
     }
@@ -63,11 +64,11 @@ pub(super) fn reduce(
     match x.ty.dtype {
         DType::F32 => {
             let acc = fold(axes, x, outputs, start, |a, x: f32| step(a, f64::from(x)));
-            put(y, &acc, |a| (a / divisor as f64) as f32);
+            finish(y, &acc, |a| (a / divisor as f64) as f32);
         }
         DType::F64 => {
             let acc = fold(axes, x, outputs, start, |a, x: f64| step(a, x));
-            put(y, &acc, |a| a / divisor as f64);
+            finish(y, &acc, |a| a / divisor as f64);
         }
         DType::I32 | DType::I64 => {
             if per_output == 0 && kind != ReduceKind::Sum && outputs > 0 {
@@ -78,10 +79,10 @@ pub(super) fn reduce(
             let divisor = divisor.max(1) as i64;
             if x.ty.dtype == DType::I32 {
                 let acc = fold(axes, x, outputs, start, |a, x: i32| step(a, i64::from(x)));
-                put(y, &acc, |a| (a / divisor) as i32);
+                finish(y, &acc, |a| (a / divisor) as i32);
             } else {
                 let acc = fold(axes, x, outputs, start, step);
-                put(y, &acc, |a| a / divisor);
+                finish(y, &acc, |a| a / divisor);
             }
         }
         other => return Err(unsupported(op, other)),
@@ -99,39 +100,39 @@ fn lines([outer, n, inner]: [usize; 3], mut f: impl FnMut(&dyn Fn(usize) -> usiz
 }
 
 /// `exp(x) / sum of exp(x)`, or its logarithm, shifted by the maximum against overflow.
-pub(super) fn softmax(axis: u64, x: TensorRef<'_>, y: &mut TensorMut<'_>, log: bool) {
+pub(super) fn softmax<E: Element>(axis: u64, x: TensorRef<'_>, y: &mut TensorMut<'_>, log: bool) {
     let shape = around(x.ty, axis as usize);
-    let (x, y) = (x.f32(), y.f32());
+    let (x, y) = (get::<E>(x), put::<E>(y));
     lines(shape, |at, n| {
-        let top = (0..n).map(|k| f64::from(x[at(k)])).fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = (0..n).map(|k| (f64::from(x[at(k)]) - top).exp()).sum();
+        let top = (0..n).map(|k| x[at(k)].wide()).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = (0..n).map(|k| (x[at(k)].wide() - top).exp()).sum();
         for k in 0..n {
-            let shifted = f64::from(x[at(k)]) - top;
-            y[at(k)] = if log { shifted - sum.ln() } else { shifted.exp() / sum } as f32;
+            let shifted = x[at(k)].wide() - top;
+            y[at(k)] = E::round(if log { shifted - sum.ln() } else { shifted.exp() / sum });
         }
     });
 }
 
 /// `dx = y * (dy - sum of dy*y)`.
-pub(super) fn softmax_grad(axis: u64, operands: &[TensorRef<'_>], dx: &mut TensorMut<'_>) {
-    let (dy, y) = (operands[0].f32(), operands[1].f32());
-    let dx = dx.f32();
+pub(super) fn softmax_grad<E: Element>(axis: u64, operands: &[TensorRef<'_>], dx: &mut TensorMut<'_>) {
+    let (dy, y) = (get::<E>(operands[0]), get::<E>(operands[1]));
+    let dx = put::<E>(dx);
     lines(around(operands[0].ty, axis as usize), |at, n| {
-        let sum: f64 = (0..n).map(|k| f64::from(dy[at(k)]) * f64::from(y[at(k)])).sum();
+        let sum: f64 = (0..n).map(|k| dy[at(k)].wide() * y[at(k)].wide()).sum();
         for k in 0..n {
-            dx[at(k)] = (f64::from(y[at(k)]) * (f64::from(dy[at(k)]) - sum)) as f32;
+            dx[at(k)] = E::round(y[at(k)].wide() * (dy[at(k)].wide() - sum));
         }
     });
 }
 
 /// `dx = dy - exp(y) * sum of dy`.
-pub(super) fn log_softmax_grad(axis: u64, operands: &[TensorRef<'_>], dx: &mut TensorMut<'_>) {
-    let (dy, y) = (operands[0].f32(), operands[1].f32());
-    let dx = dx.f32();
+pub(super) fn log_softmax_grad<E: Element>(axis: u64, operands: &[TensorRef<'_>], dx: &mut TensorMut<'_>) {
+    let (dy, y) = (get::<E>(operands[0]), get::<E>(operands[1]));
+    let dx = put::<E>(dx);
     lines(around(operands[0].ty, axis as usize), |at, n| {
-        let sum: f64 = (0..n).map(|k| f64::from(dy[at(k)])).sum();
+        let sum: f64 = (0..n).map(|k| dy[at(k)].wide()).sum();
         for k in 0..n {
-            dx[at(k)] = (f64::from(dy[at(k)]) - f64::from(y[at(k)]).exp() * sum) as f32;
+            dx[at(k)] = E::round(dy[at(k)].wide() - y[at(k)].wide().exp() * sum);
         }
     });
 }

@@ -5,6 +5,7 @@
 //! counted as one, so strides of legal tensors never overflow either.
 
 mod grad;
+mod layouts;
 mod movement;
 mod nn;
 #[cfg(test)]
@@ -15,7 +16,7 @@ pub use movement::{broadcast_dims, reduce_dims};
 pub use window::{conv_out_dims, pool_index_dtype, pool_out_dims};
 
 use super::{Op, UnaryKind};
-use crate::types::{DType, Dims, TensorType};
+use crate::types::{DType, Dims, Layout, TensorType};
 use crate::units::Bytes;
 use smallvec::{SmallVec, smallvec};
 
@@ -34,27 +35,49 @@ type Types = SmallVec<[TensorType; 2]>;
 
 /// The output types of `op` applied to inputs of the given types. `n_outputs` tells
 /// whether the optional output of [`Op::MaxPool`] is wanted; every other op has a fixed
-/// number of outputs, whatever `n_outputs` says.
+/// number of outputs, whatever `n_outputs` says, but for the fourth of
+/// [`Op::BatchNormReluGrad`].
 ///
 /// # Errors
-/// If the arity, an element type or a shape is outside the op's contract, or a size overflows.
+/// If the arity, an element type, a shape or a layout is outside the op's contract, or a size
+/// overflows.
 pub fn infer(op: &Op, inputs: &[&TensorType], n_outputs: usize) -> Result<Types, InferError> {
-    let cx = Rule { op, inputs };
+    if inputs.iter().all(|t| t.layout == Layout::RowMajor) {
+        let cx = Rule { op, inputs };
+        let mut types = shapes(&cx, n_outputs)?;
+        layouts::assign(&cx, &mut types)?;
+        return Ok(types);
+    }
+    // The shape rules know logical extents only.
+    let plain: SmallVec<[TensorType; 4]> = inputs.iter().map(|t| t.in_layout(Layout::RowMajor)).collect();
+    let plain: SmallVec<[&TensorType; 4]> = plain.iter().collect();
+    let mut types = shapes(&Rule { op, inputs: &plain }, n_outputs)?;
+    layouts::assign(&Rule { op, inputs }, &mut types)?;
+    Ok(types)
+}
+
+pub use layouts::takes_channels_last;
+
+/// The output types but for their layouts.
+fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
+    let (op, inputs) = (cx.op, cx.inputs);
     match op {
-        Op::Conv(conv) => nn::conv(&cx, conv),
-        Op::MaxPool(pool) => nn::max_pool(&cx, pool, n_outputs),
+        Op::Conv(conv) => nn::conv(cx, conv),
+        Op::MaxPool(pool) => nn::max_pool(cx, pool, n_outputs),
         Op::AvgPool { pool, .. } => {
             cx.arity(1, 1)?;
-            cx.one(DType::F32, window::pool_out(&cx, pool, cx.f32(0, "x")?)?)
+            cx.one(DType::F32, window::pool_out(cx, pool, cx.f32(0, "x")?)?)
         }
-        Op::BatchNormInfer { .. } => nn::batch_norm_infer(&cx),
-        Op::BatchNormTrain { .. } => nn::batch_norm_train(&cx),
+        Op::BatchNormInfer { .. } => nn::batch_norm_infer(cx),
+        Op::BatchNormTrain { .. } => nn::batch_norm_train(cx),
+        Op::BatchNormTrainRelu { .. } => nn::batch_norm_train_relu(cx),
+        Op::ConvEpilogue { conv, .. } => nn::conv_epilogue(cx, conv),
         Op::Lrn(lrn) => {
             cx.arity(1, 1)?;
-            nn::lrn(&cx, lrn)
+            nn::lrn(cx, lrn)
         }
-        Op::Gemm { trans_a, trans_b, .. } => nn::gemm(&cx, *trans_a, *trans_b),
-        Op::MatMul { trans_a, trans_b } => nn::matmul(&cx, *trans_a, *trans_b),
+        Op::Gemm { trans_a, trans_b, .. } => nn::gemm(cx, *trans_a, *trans_b),
+        Op::MatMul { trans_a, trans_b } => nn::matmul(cx, *trans_a, *trans_b),
         Op::Unary(kind) => {
             cx.arity(1, 1)?;
             if !matches!(kind, UnaryKind::Neg | UnaryKind::Abs) {
@@ -79,34 +102,35 @@ pub fn infer(op: &Op, inputs: &[&TensorType], n_outputs: usize) -> Result<Types,
             cx.axis(*axis, 0)?;
             cx.same(0)
         }
-        Op::Concat { axis } => movement::concat(&cx, *axis),
-        Op::Split { axis, sizes } => movement::split(&cx, *axis, sizes),
+        Op::Concat { axis } => movement::concat(cx, *axis),
+        Op::Split { axis, sizes } => movement::split(cx, *axis, sizes),
         Op::Slice(slice) => {
             cx.arity(1, 1)?;
-            movement::slice(&cx, slice, cx.dims(0))?;
+            movement::slice(cx, slice, cx.dims(0))?;
             cx.one(inputs[0].dtype, slice.lens.clone())
         }
-        Op::Pad { before, after, .. } => movement::pad(&cx, before, after),
-        Op::Reshape { dims } => movement::reshape(&cx, dims),
-        Op::Transpose { perm } => movement::transpose(&cx, perm),
-        Op::Expand { dims } => movement::expand(&cx, dims),
-        Op::Dropout { ratio, .. } => nn::dropout(&cx, ratio.0),
-        Op::SoftmaxCrossEntropy { reduction, .. } => nn::cross_entropy(&cx, *reduction),
-        Op::NegativeLogLikelihood { reduction, .. } => nn::negative_log_likelihood(&cx, *reduction),
+        Op::Pad { before, after, .. } => movement::pad(cx, before, after),
+        Op::Reshape { dims } => movement::reshape(cx, dims),
+        Op::Transpose { perm } => movement::transpose(cx, perm),
+        Op::Expand { dims } => movement::expand(cx, dims),
+        Op::Dropout { ratio, .. } => nn::dropout(cx, ratio.0),
+        Op::SoftmaxCrossEntropy { reduction, .. } => nn::cross_entropy(cx, *reduction),
+        Op::NegativeLogLikelihood { reduction, .. } => nn::negative_log_likelihood(cx, *reduction),
         Op::Fill { dims, .. } => {
             cx.arity(0, 0)?;
             cx.one(DType::F32, dims.clone())
         }
-        Op::ConvDgrad { conv, x_dims } => grad::conv_dgrad(&cx, conv, x_dims),
-        Op::ConvWgrad { conv, w_dims } => grad::conv_wgrad(&cx, conv, w_dims),
-        Op::MaxPoolGrad { pool, x_dims } => grad::max_pool(&cx, pool, x_dims),
-        Op::AvgPoolGrad { pool, x_dims, .. } => grad::avg_pool(&cx, pool, x_dims),
-        Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => grad::batch_norm(&cx),
+        Op::ConvDgrad { conv, x_dims } => grad::conv_dgrad(cx, conv, x_dims),
+        Op::ConvWgrad { conv, w_dims } => grad::conv_wgrad(cx, conv, w_dims),
+        Op::MaxPoolGrad { pool, x_dims } => grad::max_pool(cx, pool, x_dims),
+        Op::AvgPoolGrad { pool, x_dims, .. } => grad::avg_pool(cx, pool, x_dims),
+        Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => grad::batch_norm(cx),
+        Op::BatchNormReluGrad { .. } => grad::batch_norm_relu(cx, n_outputs),
         Op::LrnGrad(lrn) => {
             cx.arity(3, 3)?;
             cx.equal(0, 1)?;
             cx.equal(0, 2)?;
-            nn::lrn(&cx, lrn)
+            nn::lrn(cx, lrn)
         }
         Op::UnaryGrad(_) => {
             cx.arity(2, 2)?;
@@ -121,12 +145,16 @@ pub fn infer(op: &Op, inputs: &[&TensorType], n_outputs: usize) -> Result<Types,
             cx.axis(*axis, 0)?;
             cx.same(0)
         }
-        Op::SliceGrad { slice, x_dims } => grad::slice(&cx, slice, x_dims),
-        Op::SoftmaxCrossEntropyGrad { reduction, .. } => grad::cross_entropy(&cx, *reduction),
+        Op::SliceGrad { slice, x_dims } => grad::slice(cx, slice, x_dims),
+        Op::SoftmaxCrossEntropyGrad { reduction, .. } => grad::cross_entropy(cx, *reduction),
         Op::NegativeLogLikelihoodGrad { reduction, x_dims, .. } => {
-            grad::negative_log_likelihood(&cx, *reduction, x_dims)
+            grad::negative_log_likelihood(cx, *reduction, x_dims)
         }
-        Op::SgdUpdate => grad::sgd(&cx),
+        Op::SgdUpdate => grad::sgd(cx),
+        Op::Relayout { .. } => {
+            cx.arity(1, 1)?;
+            cx.same(0)
+        }
         Op::OffloadStart | Op::PrefetchStart => {
             cx.arity(1, 1)?;
             cx.same(0)
@@ -142,8 +170,12 @@ pub fn infer(op: &Op, inputs: &[&TensorType], n_outputs: usize) -> Result<Types,
 /// Checks that a type is small enough for the IR.
 ///
 /// # Errors
-/// If it has more than [`MAX_TENSOR`] bytes, zero extents counted as one.
+/// If it has more than [`MAX_TENSOR`] bytes, zero extents counted as one, or a layout its
+/// rank does not have.
 pub fn check_size(ty: &TensorType) -> Result<(), InferError> {
+    if ty.layout == Layout::ChannelsLast && ty.rank() != 4 {
+        return Err(InferError(format!("expected a channels-last tensor to have rank 4, found {ty}")));
+    }
     let bytes = ty.dims.iter().try_fold(ty.dtype.bytes(), |n, &d| n.checked_mul(d.max(1)));
     match bytes {
         Some(b) if b <= MAX_TENSOR.0 => Ok(()),
@@ -237,7 +269,7 @@ impl<'a> Rule<'a> {
         }
     }
     fn ty(&self, dtype: DType, dims: Dims) -> Result<TensorType, InferError> {
-        let ty = TensorType { dtype, dims };
+        let ty = TensorType::new(dtype, dims);
         check_size(&ty).map_err(|e| self.error(&e.0))?;
         Ok(ty)
     }

@@ -2,8 +2,8 @@
 //! operands, in-place rights, phase legality. Shape rules are in [`infer`], work and
 //! traffic in [`work`].
 //!
-//! Tensors are row-major; images are N, C, then one or more spatial dimensions. All
-//! arithmetic is f32 unless stated. The text form of an op is RON (`Display`/`FromStr`).
+//! Images are N, C, then one or more spatial dimensions, whatever their order in memory (see
+//! [`infer::takes_channels_last`]). All arithmetic is f32 unless stated. The text form of an op is RON (`Display`/`FromStr`).
 
 pub mod attrs;
 pub mod infer;
@@ -15,7 +15,7 @@ pub use attrs::{
 };
 
 use crate::phase::Phase;
-use crate::types::{Dims, Real};
+use crate::types::{Dims, Layout, Real};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -53,6 +53,22 @@ pub enum Op {
         eps: Real,
         /// Weight of the old running statistic.
         momentum: Real,
+    },
+    /// `x, scale, bias, mean, var, [r] -> y, new_mean, new_var, batch_mean, batch_invstd`:
+    /// [`Op::BatchNormTrain`], then `y = max(y + r, 0)`, in the same pass over x.
+    BatchNormTrainRelu {
+        /// Added to the variance.
+        eps: Real,
+        /// Weight of the old running statistic.
+        momentum: Real,
+    },
+    /// `x, w, b, [r] -> y`: [`Op::Conv`], then `y + r`, then `max(y, 0)` if `relu`, before the
+    /// result is stored.
+    ConvEpilogue {
+        /// The convolution.
+        conv: ConvAttrs,
+        /// Ends with a ReLU.
+        relu: bool,
     },
     /// `x[N,C,..] -> y`: across-channel local response normalisation (ONNX LRN).
     Lrn(LrnAttrs),
@@ -124,6 +140,11 @@ pub enum Op {
     Reshape {
         /// The new shape.
         dims: Dims,
+    },
+    /// `x -> y`: the same tensor of rank 4 in another memory layout.
+    Relayout {
+        /// Layout of y.
+        to: Layout,
     },
     /// `x -> y`: `y.dims[i] = x.dims[perm[i]]`.
     Transpose {
@@ -199,6 +220,13 @@ pub enum Op {
     },
     /// `dy, x, scale, batch_mean, batch_invstd -> dx, dscale, dbias`.
     BatchNormGrad,
+    /// `dy, x, scale, bias, batch_mean, batch_invstd, [y] -> dx, dscale, dbias, [dr]`: gradient
+    /// of [`Op::BatchNormTrainRelu`]. Where y is given it gates dy, and dr is dy gated; else
+    /// the normalised x is computed again for that.
+    BatchNormReluGrad {
+        /// Added to the variance in the forward pass.
+        eps: Real,
+    },
     /// `dy, x, scale, mean, var -> dx, dscale, dbias`: statistics are constants.
     BatchNormInferGrad {
         /// Added to the variance.
@@ -267,9 +295,10 @@ impl Op {
             | Self::Dropout { .. }
             | Self::BatchNormInfer { .. }
             | Self::BatchNormGrad
+            | Self::BatchNormReluGrad { .. }
             | Self::BatchNormInferGrad { .. } => &[(0, 0)],
             Self::Binary(_) => &[(0, 0), (0, 1)],
-            Self::BatchNormTrain { .. } => &[(1, 3), (2, 4)],
+            Self::BatchNormTrain { .. } | Self::BatchNormTrainRelu { .. } => &[(1, 3), (2, 4)],
             Self::SgdUpdate => &[(0, 0), (1, 1)],
             _ => &[],
         }
@@ -291,7 +320,10 @@ impl Op {
     /// True for the three convolution directions, which need an algorithm from
     /// [`Phase::Selected`] on.
     pub fn is_conv(&self) -> bool {
-        matches!(self, Self::Conv(_) | Self::ConvDgrad { .. } | Self::ConvWgrad { .. })
+        matches!(
+            self,
+            Self::Conv(_) | Self::ConvEpilogue { .. } | Self::ConvDgrad { .. } | Self::ConvWgrad { .. }
+        )
     }
 
     /// The first phase whose graphs may contain this op.
@@ -302,6 +334,9 @@ impl Op {
             | Self::MaxPoolGrad { .. }
             | Self::AvgPoolGrad { .. }
             | Self::BatchNormGrad
+            | Self::BatchNormTrainRelu { .. }
+            | Self::BatchNormReluGrad { .. }
+            | Self::ConvEpilogue { .. }
             | Self::BatchNormInferGrad { .. }
             | Self::LrnGrad(_)
             | Self::UnaryGrad(_)
@@ -310,7 +345,8 @@ impl Op {
             | Self::SliceGrad { .. }
             | Self::SoftmaxCrossEntropyGrad { .. }
             | Self::NegativeLogLikelihoodGrad { .. }
-            | Self::SgdUpdate => Phase::Joint,
+            | Self::SgdUpdate
+            | Self::Relayout { .. } => Phase::Joint,
             Self::OffloadStart | Self::OffloadDone | Self::PrefetchStart | Self::PrefetchDone => {
                 Phase::Placed
             }

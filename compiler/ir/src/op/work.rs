@@ -18,7 +18,7 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
     // Multiply-adds of one output pixel and channel: the weight without its first extent.
     let taps = |w: &TensorType| product(w.dims.get(1..).unwrap_or_default());
     let count = match op {
-        Op::Conv(_) => {
+        Op::Conv(_) | Op::ConvEpilogue { .. } => {
             let bias = if inputs.len() > 2 { output(0) } else { 0 };
             product(&[2, output(0), inputs.get(1).map_or(0, |w| taps(w))]).saturating_add(bias)
         }
@@ -42,7 +42,8 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::LrnGrad(_) => product(&[10, input(0)]),
         Op::BatchNormInfer { .. } => product(&[2, input(0)]),
         // Mean, centred squares, then scale and shift.
-        Op::BatchNormTrain { .. } => product(&[6, input(0)]),
+        Op::BatchNormTrain { .. } | Op::BatchNormTrainRelu { .. } => product(&[6, input(0)]),
+        Op::BatchNormReluGrad { .. } => product(&[10, input(0)]),
         Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => product(&[8, input(0)]),
         // Maximum, exponential, sum, divide.
         Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::SoftmaxCrossEntropy { .. } => {
@@ -62,6 +63,7 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         | Op::SliceGrad { .. }
         | Op::Pad { .. }
         | Op::Reshape { .. }
+        | Op::Relayout { .. }
         | Op::Transpose { .. }
         | Op::Expand { .. }
         | Op::Fill { .. }

@@ -1,5 +1,6 @@
 //! Tokens of the text form.
 
+use crate::algo::ConvAlgo;
 use std::str::FromStr;
 
 /// An error at a byte offset of the text.
@@ -191,8 +192,18 @@ impl<'a> Cursor<'a> {
         else {
             return self.fail("a tensor type such as f32[8,3,224,224]");
         };
-        self.at += end + 1;
-        Ok(&rest[..=end])
+        let suffix = if rest[end + 1..].starts_with("nhwc") { "nhwc".len() } else { 0 };
+        self.at += end + 1 + suffix;
+        Ok(&rest[..=end + suffix])
+    }
+
+    /// A convolution algorithm, which may have `=` in it.
+    pub fn algo(&mut self) -> Result<ConvAlgo, Failure> {
+        let at = self.at();
+        let n = self.prefix_len(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'=' | b'-'));
+        let text = &self.text[self.at..self.at + n];
+        self.at += n;
+        text.parse().map_err(|e| Failure::new(at, e))
     }
 
     /// Hexadecimal bytes after `0x`.

@@ -20,7 +20,7 @@ use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{Graph, Mode, Phase};
-use vdnn_passes::{AlgoMode, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
 
 /// The device of the paper.
 const DEVICE: &str = "titan-x-maxwell";
@@ -88,7 +88,7 @@ fn import(name: &str, batch: u64) -> Result<Graph, Failure> {
 /// The training graph of a network.
 fn joint(name: &str, batch: u64, cost: &CostModel) -> Result<Graph, Failure> {
     let mut graph = import(name, batch)?;
-    pipeline::to_joint(&mut graph, Mode::Train, false, cost, &mut Timings::default())?;
+    pipeline::to_joint(&mut graph, Mode::Train, false, Fuse::Off, cost, &mut Timings::default())?;
     Ok(graph)
 }
 
@@ -116,11 +116,15 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         batch: None,
         dims: BTreeMap::new(),
         device: DEVICE.to_owned(),
+        overhead: vdnn_ir::Bytes::ZERO,
+        deterministic: false,
+        kernels: std::collections::BTreeMap::new(),
         memory: None,
         sync: SyncMode::Layer,
         precision: Precision::F32,
         keep_gradients: false,
         elide_waits: true,
         elide_copies: true,
+        fuse: Fuse::Off,
     }
 }

@@ -58,6 +58,9 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::MaxPoolGrad { .. }
         | Op::AvgPoolGrad { .. }
         | Op::BatchNormGrad
+        | Op::BatchNormTrainRelu { .. }
+        | Op::BatchNormReluGrad { .. }
+        | Op::ConvEpilogue { .. }
         | Op::BatchNormInferGrad { .. }
         | Op::LrnGrad(_)
         | Op::UnaryGrad(_)
@@ -67,6 +70,7 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::SoftmaxCrossEntropyGrad { .. }
         | Op::NegativeLogLikelihoodGrad { .. }
         | Op::SgdUpdate
+        | Op::Relayout { .. }
         | Op::OffloadStart
         | Op::OffloadDone
         | Op::PrefetchStart

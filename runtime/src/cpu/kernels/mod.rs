@@ -47,7 +47,9 @@ mod tests;
 use args::Call;
 use par::Par;
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut};
+use vdnn_ir::layout::through_row_major;
 use vdnn_ir::op::Op;
+use vdnn_ir::parts::through_parts;
 
 /// The CPU kernel set, with its own thread pool.
 ///
@@ -78,6 +80,11 @@ impl Kernels for CpuKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
+        if let Some(done) =
+            through_row_major(self, op, inputs, outputs).or_else(|| through_parts(self, op, inputs, outputs))
+        {
+            return done;
+        }
         let call = Call::new(op, &self.par, inputs);
         match op {
             Op::Conv(a) => conv::forward(&call, a, outputs),
@@ -130,10 +137,14 @@ impl Kernels for CpuKernels {
             Op::Fill { value, .. } => shape::fill(&call, value.0, outputs),
             Op::SgdUpdate => update::sgd(&call, outputs),
             Op::Reshape { .. }
+            | Op::Relayout { .. }
             | Op::OffloadStart
             | Op::OffloadDone
             | Op::PrefetchStart
             | Op::PrefetchDone => shape::copy(&call, outputs),
+            Op::BatchNormTrainRelu { .. } | Op::BatchNormReluGrad { .. } | Op::ConvEpilogue { .. } => {
+                Err(KernelError::Unsupported { op: op.to_string(), why: "it runs as its parts".into() })
+            }
         }
     }
 }

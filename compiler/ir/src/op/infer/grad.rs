@@ -24,7 +24,8 @@ pub(super) fn max_pool(cx: &Rule<'_>, pool: &PoolAttrs, x_dims: &Dims) -> Result
     let out = window::pool_out(cx, pool, x_dims)?;
     cx.f32_dims(0, "dy", &out)?;
     let index = cx.ty(window::pool_index_dtype(pool).map_err(|e| cx.error(&e.0))?, out)?;
-    if *cx.inputs[1] != index {
+    // Layouts are compared apart.
+    if *cx.inputs[1] != index.in_layout(cx.inputs[1].layout) {
         return cx.fail(format_args!("idx of type {index}"), cx.inputs[1]);
     }
     cx.one(DType::F32, x_dims.clone())
@@ -48,6 +49,28 @@ pub(super) fn batch_norm(cx: &Rule<'_>) -> Result<Types, InferError> {
     let vector = cx.ty(DType::F32, smallvec![c])?;
     let mut types = cx.same(0)?;
     types.extend([vector.clone(), vector]);
+    Ok(types)
+}
+
+pub(super) fn batch_norm_relu(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
+    cx.arity(6, 7)?;
+    let c = cx.channels(0, "dy")?;
+    cx.equal(0, 1)?;
+    for (i, what) in [(2, "scale"), (3, "bias"), (4, "mean"), (5, "invstd")] {
+        cx.f32_dims(i, what, &[c])?;
+    }
+    let gated = cx.inputs.len() == 7;
+    if gated {
+        cx.equal(0, 6)?;
+    }
+    let vector = cx.ty(DType::F32, smallvec![c])?;
+    let dx = cx.ty(DType::F32, cx.inputs[0].dims.clone())?;
+    let mut types: Types = smallvec![dx.clone(), vector.clone(), vector];
+    match n_outputs {
+        4 if gated => types.push(dx),
+        4 => return cx.fail("y among the operands of a node with output dr", "none"),
+        _ => {}
+    }
     Ok(types)
 }
 

@@ -27,8 +27,17 @@ pub(super) fn max_pool(cx: &Rule<'_>, pool: &PoolAttrs, n_outputs: usize) -> Res
     }
 }
 
+pub(super) fn conv_epilogue(cx: &Rule<'_>, conv: &ConvAttrs) -> Result<Types, InferError> {
+    cx.arity(3, 4)?;
+    let out = window::conv_out(cx, conv, cx.f32(0, "x")?, cx.f32(1, "w")?)?;
+    cx.f32_dims(2, "b", &out[1..2])?;
+    if cx.inputs.len() == 4 {
+        cx.f32_dims(3, "r", &out)?;
+    }
+    cx.one(DType::F32, out)
+}
+
 fn statistics(cx: &Rule<'_>) -> Result<u64, InferError> {
-    cx.arity(5, 5)?;
     let c = cx.channels(0, "x")?;
     for (i, what) in [(1, "scale"), (2, "bias"), (3, "mean"), (4, "var")] {
         cx.f32_dims(i, what, &[c])?;
@@ -37,11 +46,25 @@ fn statistics(cx: &Rule<'_>) -> Result<u64, InferError> {
 }
 
 pub(super) fn batch_norm_infer(cx: &Rule<'_>) -> Result<Types, InferError> {
+    cx.arity(5, 5)?;
     statistics(cx)?;
     cx.same(0)
 }
 
 pub(super) fn batch_norm_train(cx: &Rule<'_>) -> Result<Types, InferError> {
+    cx.arity(5, 5)?;
+    batch_norm_results(cx)
+}
+
+pub(super) fn batch_norm_train_relu(cx: &Rule<'_>) -> Result<Types, InferError> {
+    cx.arity(5, 6)?;
+    if cx.inputs.len() == 6 {
+        cx.equal(0, 5)?;
+    }
+    batch_norm_results(cx)
+}
+
+fn batch_norm_results(cx: &Rule<'_>) -> Result<Types, InferError> {
     let c = statistics(cx)?;
     let mut types = cx.same(0)?;
     for _ in 0..4 {

@@ -6,7 +6,7 @@ use vdnn_ir::Bytes;
 /// A union of half-open byte ranges. Buffers may share bytes (views, in-place results), so
 /// counting buffers would count bytes twice.
 #[derive(Debug, Default)]
-pub(super) struct LiveBytes {
+pub(crate) struct LiveBytes {
     /// Start to end; disjoint and not touching.
     ranges: BTreeMap<u64, u64>,
     total: u64,
@@ -14,12 +14,12 @@ pub(super) struct LiveBytes {
 
 impl LiveBytes {
     /// Number of live bytes.
-    pub(super) fn total(&self) -> Bytes {
+    pub(crate) fn total(&self) -> Bytes {
         Bytes(self.total)
     }
 
     /// Makes `[start, end)` live.
-    pub(super) fn insert(&mut self, mut start: u64, mut end: u64) {
+    pub(crate) fn insert(&mut self, mut start: u64, mut end: u64) {
         if start >= end {
             return;
         }
@@ -36,7 +36,7 @@ impl LiveBytes {
     }
 
     /// Makes `[start, end)` dead.
-    pub(super) fn remove(&mut self, start: u64, end: u64) {
+    pub(crate) fn remove(&mut self, start: u64, end: u64) {
         if start >= end {
             return;
         }

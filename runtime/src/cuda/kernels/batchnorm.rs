@@ -1,0 +1,233 @@
+//! Batch normalisation and its gradients: sums, coefficients, application.
+
+use super::context::Cx;
+use super::reduce::lanes;
+use super::shape::{Divisor, Image};
+use super::source::{Kernel, Source};
+use super::step::{Args, Step, THREADS};
+use crate::cuda::error::CudaError;
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::sys::CUdeviceptr;
+use vdnn_ir::TensorType;
+
+/// `Sources` of batchnorm_sums.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Sources {
+    x: CUdeviceptr,
+    dy: CUdeviceptr,
+    gate: CUdeviceptr,
+    mean: CUdeviceptr,
+    scale: CUdeviceptr,
+    invstd: CUdeviceptr,
+    bias: CUdeviceptr,
+}
+
+/// `Where` of batchnorm_apply.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Where {
+    channels: Divisor,
+    plane: Divisor,
+}
+
+/// A normalised tensor.
+struct Norm {
+    image: Image,
+    channels: u32,
+}
+
+/// Partial sums of the channels.
+struct Partial {
+    at: CUdeviceptr,
+    parts: u32,
+}
+
+impl Norm {
+    fn new(cx: &Cx<'_>, ty: &TensorType) -> Result<Self, CudaError> {
+        let image = Image::new(ty);
+        Ok(Self { image, channels: cx.count(image.channels)? })
+    }
+
+    /// Elements per channel.
+    fn count(&self) -> f64 {
+        (self.image.images * self.image.plane) as f64
+    }
+
+    /// Room for four coefficients per channel, in front of the partial sums.
+    fn coefficients(&self, cx: &Cx<'_>) -> Result<CUdeviceptr, CudaError> {
+        cx.scratch(0, 16 * self.image.channels)
+    }
+
+    fn partial_at(&self) -> u64 {
+        (16 * self.image.channels).next_multiple_of(256)
+    }
+
+    /// Launches the sums; `grad` is 0 or 1, `gate` as in the source.
+    fn sums(&self, cx: &mut Cx<'_>, sources: Sources, grad: bool, gate: u32) -> Result<Partial, CudaError> {
+        let Image { images, channels, plane, last } = self.image;
+        // Two f64 for each channel and part.
+        let bytes = 16 * channels;
+        if last {
+            let width = if channels.is_multiple_of(4) { 4 } else { 1 };
+            let rows = u64::from(cx.count(images * plane)?);
+            let lanes = lanes(channels / width);
+            let groups = (channels / width).div_ceil(lanes);
+            let tile = u64::from(THREADS) / lanes * depth(width, grad);
+            let parts = cx.parts(rows.div_ceil(tile), groups, bytes);
+            let at = cx.scratch(self.partial_at(), bytes * parts)?;
+            let kernel =
+                Kernel::instance(Source::BatchNormSums, "BN_SUMS_ROWS", &format!("{width}, {grad}, {gate}"));
+            let args = Args::new().pod(&sources).ptr(at).u32(self.channels);
+            let args = args.u32(rows as u32).u32(lanes as u32);
+            cx.push(Step { grid: [groups as u32, parts as u32, 1], ..Step::new(kernel, 1, args) });
+            return Ok(Partial { at, parts: parts as u32 });
+        }
+        let width = if plane.is_multiple_of(4) { 4 } else { 1 };
+        let units = u64::from(cx.count(images * plane / width)?);
+        let tile = u64::from(THREADS) * depth(width, grad);
+        let parts = cx.parts(units.div_ceil(tile), channels, bytes);
+        let at = cx.scratch(self.partial_at(), bytes * parts)?;
+        let kernel =
+            Kernel::instance(Source::BatchNormSums, "BN_SUMS_PLANES", &format!("{width}, {grad}, {gate}"));
+        let args = Args::new().pod(&sources).ptr(at).u32(self.channels).pod(&Divisor::new(plane / width));
+        let args = args.u32(units as u32);
+        cx.push(Step { grid: [self.channels, parts as u32, 1], ..Step::new(kernel, 1, args) });
+        Ok(Partial { at, parts: parts as u32 })
+    }
+
+    /// A pass over the tensor. The kernel's pointers come first; its order behind them.
+    fn apply(
+        &self,
+        cx: &mut Cx<'_>,
+        r#macro: &str,
+        flags: &str,
+        pointers: Args,
+        coefficients: CUdeviceptr,
+    ) -> Result<(), CudaError> {
+        let Image { channels, plane, last, .. } = self.image;
+        let n = self.image.elements();
+        if n == 0 {
+            return Ok(());
+        }
+        let (order, at) = match last {
+            true if channels.is_multiple_of(4) => ("LAST4", [channels / 4, 1]),
+            true => ("LAST1", [channels, 1]),
+            false if plane.is_multiple_of(4) => ("PLANES4", [channels, plane / 4]),
+            false => ("PLANES1", [channels, plane]),
+        };
+        // The kernels count vectors, or elements where a vector may hold several channels.
+        cx.count(if order.ends_with('4') { n / 4 } else { n })?;
+        let at = Where { channels: Divisor::new(at[0]), plane: Divisor::new(at[1]) };
+        let args = pointers.ptr(coefficients).u64(n).u32(self.channels).pod(&at);
+        let kernel = Kernel::instance(Source::BatchNormApply, r#macro, &format!("{order}, {flags}"));
+        cx.per_items(kernel, n / 4, args)
+    }
+}
+
+/// Vectors of each tensor that a thread of the sums has in flight: `DEPTH` of batchnorm_sums.cu.
+fn depth(width: u64, grad: bool) -> u64 {
+    if width == 4 && grad { 2 } else { 4 }
+}
+
+fn coefficients(cx: &mut Cx<'_>, name: &str, blocks: u32, args: Args) {
+    cx.push(Step::new(Kernel::fixed(Source::BatchNormCoefficients, name), blocks, args));
+}
+
+/// [`vdnn_ir::Op::BatchNormTrain`], or with `relu` [`vdnn_ir::Op::BatchNormTrainRelu`].
+pub(super) fn train(cx: &mut Cx<'_>, eps: f32, momentum: f32, relu: bool) -> Result<(), CudaError> {
+    let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
+    let added = if cx.spec.inputs.len() > 5 { Some(cx.f32(5)?) } else { None };
+    let norm = Norm::new(cx, x.ty)?;
+    if norm.channels == 0 {
+        return Ok(());
+    }
+    let [scale, bias, old_mean, old_var] = [cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, cx.f32(4)?].map(|t| t.ptr);
+    let out = [cx.f32_out(1)?, cx.f32_out(2)?, cx.f32_out(3)?, cx.f32_out(4)?].map(|t| t.ptr);
+    let sums = norm.sums(cx, Sources { x: x.ptr, ..Sources::default() }, false, 0)?;
+    let factors = norm.coefficients(cx)?;
+    let mut args = Args::new().ptr(sums.at).ptr(scale).ptr(bias).ptr(old_mean).ptr(old_var);
+    for ptr in out {
+        args = args.ptr(ptr);
+    }
+    let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
+    // Without a residual the backward pass computes y again, exactly.
+    let plain = relu && added.is_none();
+    let args = args.f64(f64::from(eps)).f64(f64::from(momentum)).u32(u32::from(plain));
+    coefficients(cx, "bn_train_coefficients", norm.channels.div_ceil(8), args);
+    let pointers = Args::new().ptr(x.ptr).ptr(added.map_or(0, |r| r.ptr)).ptr(y.ptr);
+    norm.apply(cx, "BN_APPLY", &format!("{relu}, {}", added.is_some()), pointers, factors)
+}
+
+/// [`vdnn_ir::Op::BatchNormInfer`].
+pub(super) fn infer(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError> {
+    let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
+    let norm = Norm::new(cx, x.ty)?;
+    if norm.image.elements() == 0 {
+        return Ok(());
+    }
+    let [scale, bias, mean, var] = [cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, cx.f32(4)?].map(|t| t.ptr);
+    let factors = norm.coefficients(cx)?;
+    let args = Args::new().ptr(scale).ptr(bias).ptr(mean).ptr(var).ptr(factors);
+    let args = args.u32(norm.channels).f64(f64::from(eps));
+    coefficients(cx, "bn_infer_coefficients", norm.channels.div_ceil(THREADS), args);
+    norm.apply(cx, "BN_APPLY", "false, false", Args::new().ptr(x.ptr).ptr(0).ptr(y.ptr), factors)
+}
+
+/// [`vdnn_ir::Op::BatchNormGrad`], or with `eps` [`vdnn_ir::Op::BatchNormInferGrad`].
+pub(super) fn grad(cx: &mut Cx<'_>, eps: Option<f32>) -> Result<(), CudaError> {
+    let (dy, x, dx) = (cx.f32(0)?, cx.f32(1)?, cx.f32_out(0)?);
+    let norm = Norm::new(cx, x.ty)?;
+    if norm.channels == 0 {
+        return Ok(());
+    }
+    let [scale, mean, deviation] = [cx.f32(2)?, cx.f32(3)?, cx.f32(4)?].map(|t| t.ptr);
+    let (dscale, dbias) = (cx.f32_out(1)?, cx.f32_out(2)?);
+    let sources = Sources { x: x.ptr, dy: dy.ptr, mean, ..Sources::default() };
+    let sums = norm.sums(cx, sources, true, 0)?;
+    let factors = norm.coefficients(cx)?;
+    let args = Args::new().ptr(sums.at).ptr(scale).ptr(mean).ptr(deviation).ptr(dscale.ptr).ptr(dbias.ptr);
+    let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
+    let args = args.f64(f64::from(eps.unwrap_or(0.0))).u32(u32::from(eps.is_none()));
+    coefficients(cx, "bn_grad_coefficients", norm.channels.div_ceil(8), args);
+    let pointers = Args::new().ptr(dy.ptr).ptr(x.ptr).ptr(0).ptr(0).ptr(dx.ptr).ptr(0);
+    let flags = if eps.is_none() { "true, 0, false" } else { "false, 0, false" };
+    norm.apply(cx, "BN_GRAD_APPLY", flags, pointers, factors)
+}
+
+/// [`vdnn_ir::Op::BatchNormReluGrad`].
+pub(super) fn relu_grad(cx: &mut Cx<'_>) -> Result<(), CudaError> {
+    let (dy, x, dx) = (cx.f32(0)?, cx.f32(1)?, cx.f32_out(0)?);
+    let norm = Norm::new(cx, x.ty)?;
+    if norm.channels == 0 {
+        return Ok(());
+    }
+    let [scale, bias, mean, invstd] = [cx.f32(2)?, cx.f32(3)?, cx.f32(4)?, cx.f32(5)?].map(|t| t.ptr);
+    let (dscale, dbias) = (cx.f32_out(1)?, cx.f32_out(2)?);
+    let factors = norm.coefficients(cx)?;
+    // The gate is y where it is given, else the output computed again.
+    let (gate, y) = if cx.spec.inputs.len() > 6 { (1, cx.f32(6)?.ptr) } else { (2, 0) };
+    let sent = if cx.spec.outputs.len() > 3 { cx.f32_out(3)?.ptr } else { 0 };
+    let sources = Sources { x: x.ptr, dy: dy.ptr, gate: y, mean, scale, invstd, bias };
+    let sums = norm.sums(cx, sources, true, gate)?;
+    let args = Args::new().ptr(sums.at).ptr(scale).ptr(mean).ptr(invstd).ptr(dscale.ptr).ptr(dbias.ptr);
+    let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
+    coefficients(cx, "bn_grad_coefficients", norm.channels.div_ceil(8), args.f64(0.0).u32(1));
+    let pointers = Args::new().ptr(dy.ptr).ptr(x.ptr).ptr(y).ptr(bias).ptr(dx.ptr).ptr(sent);
+    norm.apply(cx, "BN_GRAD_APPLY", &format!("true, {gate}, {}", sent != 0), pointers, factors)
+}
+
+/// The bias, summand and ReLU behind a convolution: a normalisation with mean 0 and factor 1.
+pub(super) fn epilogue(cx: &mut Cx<'_>, relu: bool) -> Result<(), CudaError> {
+    let (bias, y) = (cx.f32(2)?, cx.f32_out(0)?);
+    let added = if cx.spec.inputs.len() > 3 { cx.f32(3)?.ptr } else { 0 };
+    let norm = Norm::new(cx, y.ty)?;
+    if norm.image.elements() == 0 {
+        return Ok(());
+    }
+    let factors = norm.coefficients(cx)?;
+    let args = Args::new().ptr(bias.ptr).ptr(factors).u32(norm.channels);
+    coefficients(cx, "bias_coefficients", norm.channels.div_ceil(THREADS), args);
+    let pointers = Args::new().ptr(y.ptr).ptr(added).ptr(y.ptr);
+    norm.apply(cx, "BN_APPLY", &format!("{relu}, {}", added != 0), pointers, factors)
+}

@@ -1,0 +1,236 @@
+//! Pools and their gradients.
+
+use super::context::Cx;
+use super::reduce::{self, Fold};
+use super::shape::{Divisor, Image};
+use super::source::{Kernel, Source};
+use super::step::{Args, LIMIT};
+use crate::cuda::error::CudaError;
+use bytemuck::{Pod, Zeroable};
+use vdnn_ir::op::PoolAttrs;
+use vdnn_ir::{DType, Layout, TensorType};
+
+/// `Pool` of pool.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Pool {
+    input: [u32; 3],
+    output: [u32; 3],
+    kernel: [u32; 3],
+    stride: [u32; 3],
+    before: [u32; 3],
+    after: [u32; 3],
+    dilation: [u32; 3],
+    include_pad: u32,
+    in_height: Divisor,
+    in_width: Divisor,
+    in_depth: Divisor,
+    out_height: Divisor,
+    out_width: Divisor,
+    out_depth: Divisor,
+    channels: Divisor,
+    full: f32,
+}
+
+/// A pool of a tensor, and how its kernels see it.
+struct Plan {
+    pool: Pool,
+    x: Image,
+    y: Image,
+    /// Channels a thread.
+    width: u64,
+    /// Two spatial dimensions, no dilation.
+    plain: bool,
+}
+
+/// Whether a kernel has one thread per input or per output position.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Per {
+    Input,
+    Output,
+}
+
+impl Plan {
+    fn new(
+        cx: &Cx<'_>,
+        attrs: &PoolAttrs,
+        include_pad: bool,
+        x: &TensorType,
+        y: &TensorType,
+    ) -> Result<Self, CudaError> {
+        let spatial = x.rank() - 2;
+        if !(1..=3).contains(&spatial) {
+            return Err(cx.unsupported(format!("{spatial} spatial dimensions; 1 to 3 are possible")));
+        }
+        // Absent dimensions come first and have extent 1.
+        let three = |values: &[u64], absent: u32| -> Result<[u32; 3], CudaError> {
+            let mut out = [absent; 3];
+            for (to, &from) in out[3 - spatial..].iter_mut().zip(values) {
+                // Sums of a few extents must stay within 32 bits.
+                *to = if from < LIMIT / 8 {
+                    from as u32
+                } else {
+                    return Err(cx.unsupported("a window this large"));
+                };
+            }
+            Ok(out)
+        };
+        let (input, output) = (three(&x.dims[2..], 1)?, three(&y.dims[2..], 1)?);
+        let dilation = three(&attrs.dilations, 1)?;
+        let kernel = three(&attrs.kernel, 1)?;
+        let image = Image::new(x);
+        // A plane of one element has output planes of more, so only the layout counts.
+        let last = x.layout == Layout::ChannelsLast;
+        let width = if last && image.channels.is_multiple_of(4) { 4 } else { 1 };
+        let of = |n: u32| Divisor::new(u64::from(n));
+        let pool = Pool {
+            input,
+            output,
+            kernel,
+            stride: three(&attrs.strides, 1)?,
+            before: three(&attrs.before, 0)?,
+            after: three(&attrs.after, 0)?,
+            dilation,
+            include_pad: u32::from(include_pad),
+            in_height: of(input[1]),
+            in_width: of(input[2]),
+            in_depth: of(input[0]),
+            out_height: of(output[1]),
+            out_width: of(output[2]),
+            out_depth: of(output[0]),
+            channels: Divisor::new(image.channels / width),
+            full: 1.0 / kernel.iter().map(|&k| k as f32).product::<f32>(),
+        };
+        let x = Image { last, ..image };
+        let y = Image { last, ..Image::new(y) };
+        Ok(Self { pool, x, y, width, plain: spatial == 2 && dilation == [1; 3] })
+    }
+
+    /// The extent of a square window with a kernel of its own, else 0.
+    fn window(&self) -> u32 {
+        let [_, h, w] = self.pool.kernel;
+        if self.plain && h == w && matches!(h, 2 | 3) && (self.width == 4 || !self.x.last) { h } else { 0 }
+    }
+
+    /// The stride and the most windows over a position, for both dimensions, if few enough for
+    /// kernels without loops; else zeros.
+    fn windows(&self) -> (u32, u32) {
+        let ([_, h, w], [_, stride, other]) = (self.pool.kernel, self.pool.stride);
+        let n = h.max(w).div_ceil(stride);
+        if self.plain && stride == other && n <= 3 { (stride, n) } else { (0, 0) }
+    }
+
+    /// A kernel named by the layout: `planes` or `last` with the width first.
+    fn kernel(&self, what: &str, arguments: &str) -> Kernel {
+        if self.x.last {
+            let arguments = format!("{}, {arguments}", self.width);
+            Kernel::instance(Source::PoolLast, &format!("{what}_LAST"), &arguments)
+        } else {
+            Kernel::instance(Source::PoolPlanes, &format!("{what}_PLANES"), arguments)
+        }
+    }
+
+    /// Launches over as many images at a time as 32-bit indices reach; `args` makes the
+    /// pointers for the images from the given one on.
+    fn launch(
+        &self,
+        cx: &mut Cx<'_>,
+        kernel: &Kernel,
+        per: Per,
+        args: impl Fn(u64) -> Args,
+    ) -> Result<(), CudaError> {
+        let per_image = match per {
+            Per::Input => self.x.channels * self.x.plane,
+            Per::Output => self.y.channels * self.y.plane,
+        } / self.width;
+        cx.count(per_image)?;
+        let most = (LIMIT - 1) / per_image.max(1);
+        let mut image = 0;
+        while image < self.x.images {
+            let images = most.min(self.x.images - image);
+            let n = cx.count(images * per_image)?;
+            cx.per_thread(kernel.clone(), n, args(image).u32(n).pod(&self.pool));
+            image += images;
+        }
+        Ok(())
+    }
+
+    /// Byte offsets of an image in x, in y, and in an index tensor with elements of `index` bytes.
+    fn offsets(&self, image: u64, index: u64) -> [u64; 3] {
+        let (x, y) = (self.x.channels * self.x.plane, self.y.channels * self.y.plane);
+        [4 * image * x, 4 * image * y, index * image * y]
+    }
+
+    /// The window is the whole plane.
+    fn global(&self) -> bool {
+        let p = &self.pool;
+        p.output == [1; 3]
+            && p.kernel == p.input
+            && p.before == [0; 3]
+            && p.dilation == [1; 3]
+            && p.after == [0; 3]
+    }
+}
+
+/// [`vdnn_ir::Op::MaxPool`].
+pub(super) fn max(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaError> {
+    let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
+    let plan = Plan::new(cx, attrs, false, x.ty, y.ty)?;
+    let index = cx.spec.outputs.get(1).copied();
+    let kernel = plan.kernel("MAX_POOL", &plan.window().to_string());
+    plan.launch(cx, &kernel, Per::Output, |image| {
+        let size = index.map_or(0, |i| i.ty.dtype.bytes());
+        let [at_x, at_y, at_index] = plan.offsets(image, size);
+        let address = |dtype: DType| index.filter(|i| i.ty.dtype == dtype).map_or(0, |i| i.ptr + at_index);
+        Args::new().ptr(x.ptr + at_x).ptr(y.ptr + at_y).ptr(address(DType::U8)).ptr(address(DType::I32))
+    })
+}
+
+/// [`vdnn_ir::Op::MaxPoolGrad`].
+pub(super) fn max_grad(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaError> {
+    let (dy, index, dx) = (cx.f32(0)?, cx.input(1)?, cx.f32_out(0)?);
+    let plan = Plan::new(cx, attrs, false, dx.ty, dy.ty)?;
+    let ((stride, n), ty) = match index.ty.dtype {
+        DType::U8 => (plan.windows(), "u8"),
+        DType::I32 => ((0, 0), "i32"),
+        other => return Err(cx.unsupported(format!("an index of type {other}"))),
+    };
+    let kernel = plan.kernel("MAX_POOL_GRAD", &format!("{stride}, {n}, {ty}"));
+    plan.launch(cx, &kernel, Per::Input, |image| {
+        let [at_x, at_y, at_index] = plan.offsets(image, index.ty.dtype.bytes());
+        Args::new().ptr(dy.ptr + at_y).ptr(index.ptr + at_index).ptr(dx.ptr + at_x)
+    })
+}
+
+/// [`vdnn_ir::Op::AvgPool`].
+pub(super) fn average(cx: &mut Cx<'_>, attrs: &PoolAttrs, include_pad: bool) -> Result<(), CudaError> {
+    let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
+    let plan = Plan::new(cx, attrs, include_pad, x.ty, y.ty)?;
+    if plan.global() {
+        let Image { images, channels, plane, last } = plan.x;
+        let mean = Fold { name: "Sum", divisor: plane as f64 };
+        if !last {
+            return reduce::rows(cx, mean, x, y.ptr, [1, images * channels, plane]);
+        }
+        if images <= 65_535 {
+            return reduce::columns(cx, mean, x, y.ptr, [images, plane, channels]);
+        }
+    }
+    let kernel = plan.kernel("AVERAGE_POOL", &plan.window().to_string());
+    plan.launch(cx, &kernel, Per::Output, |image| {
+        let [at_x, at_y, _] = plan.offsets(image, 0);
+        Args::new().ptr(x.ptr + at_x).ptr(y.ptr + at_y)
+    })
+}
+
+/// [`vdnn_ir::Op::AvgPoolGrad`].
+pub(super) fn average_grad(cx: &mut Cx<'_>, attrs: &PoolAttrs, include_pad: bool) -> Result<(), CudaError> {
+    let (dy, dx) = (cx.f32(0)?, cx.f32_out(0)?);
+    let plan = Plan::new(cx, attrs, include_pad, dx.ty, dy.ty)?;
+    let (stride, n) = plan.windows();
+    let kernel = plan.kernel("AVERAGE_POOL_GRAD", &format!("{stride}, {n}"));
+    plan.launch(cx, &kernel, Per::Input, |image| {
+        let [at_x, at_y, _] = plan.offsets(image, 0);
+        Args::new().ptr(dy.ptr + at_y).ptr(dx.ptr + at_x)
+    })
+}

@@ -1,0 +1,89 @@
+//! The CUDA C++ texts and the kernels made of them.
+
+/// A text with kernels, or with templates that a line behind it instantiates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Source {
+    Pointwise,
+    Update,
+    Movement,
+    Reduce,
+    Softmax,
+    Loss,
+    PoolPlanes,
+    PoolLast,
+    BatchNormSums,
+    BatchNormCoefficients,
+    BatchNormApply,
+    Lrn,
+}
+
+/// The files that sources include, with their names.
+pub(super) const HEADERS: [(&str, &str); 3] = [
+    ("common.cuh", include_str!("source/common.cuh")),
+    ("pool.cuh", include_str!("source/pool.cuh")),
+    ("batchnorm.cuh", include_str!("source/batchnorm.cuh")),
+];
+
+impl Source {
+    /// File name, for messages and cache files.
+    pub(super) fn name(self) -> &'static str {
+        self.file().0
+    }
+
+    /// The text.
+    pub(super) fn text(self) -> &'static str {
+        self.file().1
+    }
+
+    fn file(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Pointwise => ("pointwise.cu", include_str!("source/pointwise.cu")),
+            Self::Update => ("update.cu", include_str!("source/update.cu")),
+            Self::Movement => ("movement.cu", include_str!("source/movement.cu")),
+            Self::Reduce => ("reduce.cu", include_str!("source/reduce.cu")),
+            Self::Softmax => ("softmax.cu", include_str!("source/softmax.cu")),
+            Self::Loss => ("loss.cu", include_str!("source/loss.cu")),
+            Self::PoolPlanes => ("pool_planes.cu", include_str!("source/pool_planes.cu")),
+            Self::PoolLast => ("pool_last.cu", include_str!("source/pool_last.cu")),
+            Self::BatchNormSums => ("batchnorm_sums.cu", include_str!("source/batchnorm_sums.cu")),
+            Self::BatchNormCoefficients => {
+                ("batchnorm_coefficients.cu", include_str!("source/batchnorm_coefficients.cu"))
+            }
+            Self::BatchNormApply => ("batchnorm_apply.cu", include_str!("source/batchnorm_apply.cu")),
+            Self::Lrn => ("lrn.cu", include_str!("source/lrn.cu")),
+        }
+    }
+}
+
+/// A kernel: a text and perhaps a line that instantiates one of its templates.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Kernel {
+    pub(super) source: Source,
+    /// Appended to the text; empty for kernels that the text holds as they are.
+    pub(super) line: String,
+    /// Name of the function.
+    pub(super) name: String,
+}
+
+impl Kernel {
+    /// A kernel that the text holds.
+    pub(super) fn fixed(source: Source, name: &str) -> Self {
+        Self { source, line: String::new(), name: name.to_owned() }
+    }
+
+    /// The kernel that `MACRO(name, arguments)` makes. The name is the macro's and the
+    /// arguments', so it tells the instance in a profile.
+    pub(super) fn instance(source: Source, r#macro: &str, arguments: &str) -> Self {
+        let mut name = r#macro.to_lowercase();
+        for word in arguments.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()) {
+            name.push('_');
+            name.push_str(&word.to_lowercase());
+        }
+        Self { source, line: format!("{macro}({name}, {arguments})\n"), name }
+    }
+
+    /// The complete text to compile.
+    pub(super) fn text(&self) -> String {
+        format!("{}{}", self.source.text(), self.line)
+    }
+}

@@ -1,0 +1,293 @@
+// Elementwise functions of one and two tensors and their gradients. Each instance is a line
+// such as `UNARY(unary_relu, Relu)` behind this text.
+#include "common.cuh"
+
+#define FUNCTION(NAME, BODY)                                         \
+    struct NAME {                                                    \
+        float p, q;                                                  \
+        __device__ __forceinline__ float operator()(float x) const { \
+            BODY                                                     \
+        }                                                            \
+    };
+
+// Limits x; keeps NaN.
+__device__ __forceinline__ float limit(float x, float lo, float hi) { return x < lo ? lo : (x > hi ? hi : x); }
+
+FUNCTION(Relu, return x <= 0.0f ? 0.0f : x;)
+FUNCTION(LeakyRelu, return x < 0.0f ? p * x : x;)
+FUNCTION(Clip, return limit(x, p, q);)
+FUNCTION(Sigmoid, return 1.0f / (1.0f + expf(-x));)
+FUNCTION(HardSigmoid, return limit(fmaf(p, x, q), 0.0f, 1.0f);)
+FUNCTION(HardSwish, return x * limit(fmaf(x, 1.0f / 6.0f, 0.5f), 0.0f, 1.0f);)
+FUNCTION(Tanh, return tanhf(x);)
+FUNCTION(Elu, return x < 0.0f ? p * expm1f(x) : x;)
+FUNCTION(Exp, return expf(x);)
+FUNCTION(Log, return logf(x);)
+FUNCTION(Sqrt, return sqrtf(x);)
+FUNCTION(Neg, return -x;)
+FUNCTION(Abs, return fabsf(x);)
+FUNCTION(Reciprocal, return 1.0f / x;)
+FUNCTION(Affine, return fmaf(p, x, q);)
+FUNCTION(PowConst, return powf(x, p);)
+FUNCTION(Square, return x * x;)
+
+// Derivatives, of the saved operand. Where a function has a kink the slope is PyTorch's.
+FUNCTION(ReluSlope, return x > 0.0f ? 1.0f : 0.0f;)
+FUNCTION(LeakyReluSlope, return x > 0.0f ? 1.0f : p;)
+FUNCTION(ClipSlope, return x >= p && x <= q ? 1.0f : 0.0f;)
+FUNCTION(SigmoidSlope, return x * (1.0f - x);)
+// In f64, where p*x + q is exact enough to tell on which side of a bound it lies.
+FUNCTION(HardSigmoidSlope, const double t = (double)p * x + (double)q; return t >= 0.0 && t <= 1.0 ? p : 0.0f;)
+FUNCTION(HardSwishSlope, if (x < -3.0f) return 0.0f; if (x > 3.0f) return 1.0f; return fmaf(x, 1.0f / 3.0f, 0.5f);)
+FUNCTION(TanhSlope, return fmaf(-x, x, 1.0f);)
+FUNCTION(EluSlope, return x > 0.0f ? 1.0f : p * expf(x);)
+FUNCTION(ExpSlope, return x;)
+FUNCTION(LogSlope, return 1.0f / x;)
+FUNCTION(SqrtSlope, return 0.5f / x;)
+FUNCTION(NegSlope, return -1.0f;)
+FUNCTION(AbsSlope, return x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : x);)
+FUNCTION(ReciprocalSlope, return -x * x;)
+FUNCTION(AffineSlope, return p;)
+FUNCTION(PowConstSlope, return p == 0.0f ? 0.0f : p * powf(x, p - 1.0f);)
+FUNCTION(SquareSlope, return 2.0f * x;)
+
+// A closed gate stops infinities too.
+__device__ __forceinline__ float through(float dy, float slope) { return slope == 0.0f ? 0.0f : dy * slope; }
+
+// y may be x: every thread reads its elements before it writes them.
+template <class F>
+__device__ __forceinline__ void map1(const float* x, float* y, u64 n, F f) {
+    const u64 vectors = n / 4, first = first_item();
+    Vec<4> v[ITEMS];
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; k++) {
+        const u64 i = first + k * THREADS;
+        if (i < vectors) v[k] = load<4>(x + 4 * i);
+    }
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; k++) {
+        const u64 i = first + k * THREADS;
+        if (i < vectors) {
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) v[k].v[j] = f(v[k].v[j]);
+            store<4>(y + 4 * i, v[k]);
+        }
+    }
+    const u64 tail = 4 * vectors + first;
+    if (first < 4 && tail < n) y[tail] = f(x[tail]);
+}
+
+// An operand of step 0 is one element. y may be a or b.
+template <class F>
+__device__ __forceinline__ void map2(const float* a, const float* b, float* y, u64 n, u32 step_a, u32 step_b, F f) {
+    const u64 vectors = n / 4, first = first_item();
+    Vec<4> v[ITEMS], w[ITEMS];
+    const float one_a = *a, one_b = *b;
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; k++) {
+        const u64 i = first + k * THREADS;
+        if (i < vectors) {
+            v[k] = step_a ? load<4>(a + 4 * i) : Vec<4>{{one_a, one_a, one_a, one_a}};
+            w[k] = step_b ? load<4>(b + 4 * i) : Vec<4>{{one_b, one_b, one_b, one_b}};
+        }
+    }
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; k++) {
+        const u64 i = first + k * THREADS;
+        if (i < vectors) {
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) v[k].v[j] = f(v[k].v[j], w[k].v[j]);
+            store<4>(y + 4 * i, v[k]);
+        }
+    }
+    const u64 tail = 4 * vectors + first;
+    if (first < 4 && tail < n) y[tail] = f(a[tail * step_a], b[tail * step_b]);
+}
+
+#define UNARY(NAME, F)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const float* x, float* y, u64 n, float p, \
+                                                               float q) {                                \
+        map1(x, y, n, F{p, q});                                                                          \
+    }
+
+template <class F>
+struct Gradient {
+    F slope;
+    __device__ __forceinline__ float operator()(float dy, float s) const { return through(dy, slope(s)); }
+};
+
+#define UNARY_GRAD(NAME, F)                                                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                               \
+        NAME(const float* dy, const float* s, float* dx, u64 n, float p, float q) {                     \
+        map2(dy, s, dx, n, 1, 1, Gradient<F>{{p, q}});                                                  \
+    }
+
+// Negation and absolute value of other element types; integers wrap.
+template <class T>
+struct Negate {
+    static __device__ __forceinline__ T of(T x) { return -x; }
+};
+template <class T>
+struct Magnitude {
+    static __device__ __forceinline__ T of(T x) { return x < 0 || (x == 0) ? 0 - x : x; }
+};
+template <>
+struct Negate<i32> {
+    static __device__ __forceinline__ i32 of(i32 x) { return (i32)(0u - (u32)x); }
+};
+template <>
+struct Negate<i64> {
+    static __device__ __forceinline__ i64 of(i64 x) { return (i64)(0ull - (u64)x); }
+};
+template <>
+struct Magnitude<i32> {
+    static __device__ __forceinline__ i32 of(i32 x) { return x < 0 ? (i32)(0u - (u32)x) : x; }
+};
+template <>
+struct Magnitude<i64> {
+    static __device__ __forceinline__ i64 of(i64 x) { return x < 0 ? (i64)(0ull - (u64)x) : x; }
+};
+template <>
+struct Magnitude<double> {
+    static __device__ __forceinline__ double of(double x) { return fabs(x); }
+};
+
+#define UNARY_TYPED(NAME, F, T)                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const T* x, T* y, u64 n) {        \
+        const u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;                                   \
+        if (i < n) y[i] = F<T>::of(x[i]);                                                        \
+    }
+
+// ---- two operands --------------------------------------------------------------------
+
+struct Add {
+    template <class T>
+    __device__ __forceinline__ T operator()(T a, T b) const {
+        return a + b;
+    }
+};
+struct Sub {
+    template <class T>
+    __device__ __forceinline__ T operator()(T a, T b) const {
+        return a - b;
+    }
+};
+struct Mul {
+    template <class T>
+    __device__ __forceinline__ T operator()(T a, T b) const {
+        return a * b;
+    }
+};
+struct Div {
+    __device__ __forceinline__ float operator()(float a, float b) const { return a / b; }
+    __device__ __forceinline__ double operator()(double a, double b) const { return a / b; }
+    // Zero for a division by zero; -1 apart, as the quotient may wrap.
+    __device__ __forceinline__ i64 operator()(i64 a, i64 b) const {
+        if (b == 0) return 0;
+        return b == -1 ? (i64)(0ull - (u64)a) : a / b;
+    }
+};
+struct Pow {
+    __device__ __forceinline__ float operator()(float a, float b) const { return powf(a, b); }
+    __device__ __forceinline__ double operator()(double a, double b) const { return pow(a, b); }
+    // Wraps; zero for a negative exponent.
+    __device__ __forceinline__ i64 operator()(i64 a, i64 b) const {
+        if (b < 0) return 0;
+        u64 power = 1, base = (u64)a;
+        for (u64 e = (u64)b; e > 0; e >>= 1) {
+            if (e & 1) power *= base;
+            base *= base;
+        }
+        return (i64)power;
+    }
+};
+// NaN in either operand gives NaN.
+struct Maximum {
+    template <class T>
+    __device__ __forceinline__ T operator()(T a, T b) const {
+        return a > b || a != a ? a : b;
+    }
+};
+struct Minimum {
+    template <class T>
+    __device__ __forceinline__ T operator()(T a, T b) const {
+        return a < b || a != a ? a : b;
+    }
+};
+struct PRelu {
+    template <class T>
+    __device__ __forceinline__ T operator()(T a, T b) const {
+        return a < 0 ? a * b : a;
+    }
+};
+struct Gate {
+    template <class T>
+    __device__ __forceinline__ T operator()(T a, T b) const {
+        return b > 0 ? a : (T)0;
+    }
+};
+
+// Broadcast operands: groups of V elements along the innermost axis, whose step is given in
+// the walk for a whole group; `single` operands have one element per group.
+template <u32 V, class F>
+__device__ __forceinline__ void map2_strided(const float* a, const float* b, float* y, u32 groups, const Walk& w,
+                                             u32 single_a, u32 single_b, F f) {
+    const u64 first = first_item();
+    Vec<V> v[ITEMS], u[ITEMS];
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; k++) {
+        const u64 i = first + k * THREADS;
+        if (i < groups) {
+            i64 at_a, at_b;
+            offsets(w, (u32)i, at_a, at_b);
+            if (single_a) {
+                const float one = a[at_a];
+#pragma unroll
+                for (u32 j = 0; j < V; j++) v[k].v[j] = one;
+            } else {
+                v[k] = load<V>(a + at_a);
+            }
+            if (single_b) {
+                const float one = b[at_b];
+#pragma unroll
+                for (u32 j = 0; j < V; j++) u[k].v[j] = one;
+            } else {
+                u[k] = load<V>(b + at_b);
+            }
+        }
+    }
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; k++) {
+        const u64 i = first + k * THREADS;
+        if (i < groups) {
+#pragma unroll
+            for (u32 j = 0; j < V; j++) v[k].v[j] = f(v[k].v[j], u[k].v[j]);
+            store<V>(y + V * i, v[k]);
+        }
+    }
+}
+
+#define BINARY(NAME, F)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
+        NAME(const float* a, const float* b, float* y, u64 n, u32 step_a, u32 step_b) {                    \
+        map2(a, b, y, n, step_a, step_b, F{});                                                             \
+    }
+
+#define BINARY_STRIDED(NAME, F, V)                                                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
+        NAME(const float* a, const float* b, float* y, u32 groups, u32 single_a, u32 single_b,             \
+             const __grid_constant__ Walk w) {                                                             \
+        map2_strided<V>(a, b, y, groups, w, single_a, single_b, F{});                                      \
+    }
+
+// Other element types, one element a thread; M is the type of the arithmetic.
+#define BINARY_TYPED(NAME, F, T, M)                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
+        NAME(const T* a, const T* b, T* y, u32 n, const __grid_constant__ Walk w) {                        \
+        const u32 i = blockIdx.x * THREADS + threadIdx.x;                                                  \
+        if (i < n) {                                                                                       \
+            i64 at_a, at_b;                                                                                \
+            offsets(w, i, at_a, at_b);                                                                     \
+            y[i] = (T)F{}((M)a[at_a], (M)b[at_b]);                                                         \
+        }                                                                                                  \
+    }

@@ -1,0 +1,489 @@
+//! Measuring kernels for the cost model: each way to run an op, on operands filled with
+//! random numbers, timed on the device.
+
+use super::arena::DeviceArena;
+use super::backend::CudaOptions;
+use super::blas::{self, Blas};
+use super::cudnn::{self, Candidate, Dnn, DnnOptions, Source};
+use super::device::Device;
+use super::error::CudaError;
+use super::kernels::{self, Modules};
+use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared, SCRATCH};
+use super::libs;
+use super::meter::Meter;
+use cudarc::driver::{result, sys};
+use vdnn_cost::measured::NOT_CAPTURED;
+use vdnn_cost::{MeasuredOn, MeasuredRow};
+use vdnn_ir::graph::ConvAlgo;
+use vdnn_ir::{Bytes, DType, Op, Precision, TensorType};
+use vdnn_plan::plan::ALIGNMENT;
+
+/// Random numbers made on the host; longer tensors repeat them.
+const NOISE: usize = 4 << 20;
+/// What TF32's 10 bits of mantissa cannot tell from 1, and f32's 23 can.
+const FINE: f32 = 1.0 + 1.0 / 4096.0;
+/// Results compared to see whether products are f32.
+const LOOK: usize = 4096;
+/// Terms of a sum of such values that f32 still adds without rounding.
+const EXACT_TERMS: u64 = 2048;
+
+/// How much to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MeasureLimits {
+    /// Convolution engines from the head of the heuristics' list.
+    pub ranked: usize,
+    /// Engines from the list of fallbacks.
+    pub fallback: usize,
+    /// Engines that are in no list.
+    pub others: usize,
+    /// Timings of one kernel at most.
+    pub repeats: usize,
+    /// Largest workspace an engine may ask for.
+    pub workspace: Bytes,
+}
+
+impl Default for MeasureLimits {
+    fn default() -> Self {
+        Self { ranked: 8, fallback: 4, others: 8, repeats: 20, workspace: Bytes(8 << 30) }
+    }
+}
+
+impl MeasureLimits {
+    /// The candidates to measure, in their order: of each kind as many as the limits say, the
+    /// engines in no list only if no other candidate is of the same engine. Convolutions with
+    /// a fused bias and such with the bias apart count on their own.
+    fn choose(&self, candidates: &[Candidate]) -> Vec<Candidate> {
+        let mut chosen: Vec<Candidate> = Vec::new();
+        let mut counts = [[0usize; 3]; 2];
+        for c in candidates.iter().filter(|c| c.workspace <= self.workspace) {
+            let apart = cudnn::is_apart(c.config);
+            let (kind, limit) = match c.source {
+                Source::ModeA | Source::ModeB => (0, self.ranked),
+                Source::Fallback => (1, self.fallback),
+                Source::Exhaustive => (2, self.others),
+            };
+            let known =
+                |o: &Candidate| o.config.engine() == c.config.engine() && cudnn::is_apart(o.config) == apart;
+            let count = &mut counts[usize::from(apart)][kind];
+            if *count < limit && !(c.source == Source::Exhaustive && chosen.iter().any(known)) {
+                *count += 1;
+                chosen.push(*c);
+            }
+        }
+        chosen
+    }
+}
+
+/// Measures kernels on one device. Holds the device's context and the libraries; memory for
+/// operands grows to the largest op measured.
+#[derive(Debug)]
+pub struct Measurer {
+    // In the order in which they may be destroyed: the context is last.
+    meter: Meter,
+    operands: Memory,
+    workspace: Memory,
+    scratch: DeviceArena,
+    noise: Vec<f32>,
+    blas: Blas,
+    dnn: Dnn,
+    modules: Modules,
+    device: Device,
+}
+
+/// Device memory that is only given back for more.
+#[derive(Debug)]
+struct Memory {
+    what: &'static str,
+    arena: DeviceArena,
+}
+
+impl Memory {
+    fn new(what: &'static str) -> Result<Self, CudaError> {
+        Ok(Self { what, arena: DeviceArena::new(Bytes::ZERO, what)? })
+    }
+
+    /// At least `bytes`, content undefined.
+    fn take(&mut self, bytes: Bytes) -> Result<DeviceRange, CudaError> {
+        if self.arena.range().bytes < bytes {
+            // First give back, then take: both may not fit.
+            self.arena = DeviceArena::new(Bytes::ZERO, self.what)?;
+            self.arena = DeviceArena::new(bytes, self.what)?;
+        }
+        Ok(DeviceRange { bytes, ..self.arena.range() })
+    }
+}
+
+impl Measurer {
+    /// Loads the libraries and opens the device.
+    ///
+    /// # Errors
+    /// If a library or the device is missing, or too old.
+    pub fn new(options: &CudaOptions) -> Result<Self, CudaError> {
+        libs::load_all(&options.libs)?;
+        let device = Device::open(&options.device)?;
+        let modules = Modules::new(device.facts(), options.cache_dir.clone())?;
+        let deterministic = options.deterministic;
+        Ok(Self {
+            meter: Meter::new()?,
+            operands: Memory::new("the operands of a measured kernel")?,
+            workspace: Memory::new("the workspace of a measured kernel")?,
+            scratch: DeviceArena::new(SCRATCH, "the scratch of a measured kernel")?,
+            noise: noise(),
+            blas: Blas::new()?,
+            dnn: Dnn::with_options(DnnOptions { deterministic, ..DnnOptions::default() })?,
+            modules,
+            device,
+        })
+    }
+
+    /// What the times are taken on, for a table made on the day `date`.
+    pub fn on(&self, date: &str) -> MeasuredOn {
+        let facts = self.device.facts();
+        let driver = format!("{}.{}", facts.driver_version / 1000, facts.driver_version % 1000 / 10);
+        let (device, cudnn, date) = (facts.name.clone(), self.dnn.version(), date.to_owned());
+        MeasuredOn { device, driver, cudnn, date }
+    }
+
+    /// Measures an op on operands of these types. A convolution gives one row per engine
+    /// tried, also where it does not run (no time); any other op gives one row. In strict f32,
+    /// an engine or product whose results are not those of f32 products counts as one that
+    /// does not run, with the flag `not-f32`.
+    ///
+    /// # Errors
+    /// If the op has no kernel at all, or the device fails or is too small.
+    pub fn measure(
+        &mut self,
+        op: &Op,
+        inputs: &[&TensorType],
+        outputs: &[&TensorType],
+        precision: Precision,
+        limits: &MeasureLimits,
+    ) -> Result<Vec<MeasuredRow>, CudaError> {
+        let kernel = Kernel { op, inputs, outputs, precision };
+        let rows = if op.is_conv() { self.engines(kernel, limits) } else { self.only(kernel, limits) };
+        self.dnn.forget_unused();
+        rows
+    }
+
+    /// The row of an op with one kernel.
+    fn only(&mut self, kernel: Kernel<'_>, limits: &MeasureLimits) -> Result<Vec<MeasuredRow>, CudaError> {
+        let places = self.place(kernel)?;
+        let launch = self.prepare(kernel, &places, None, None)?;
+        let timing = self.meter.time(&*launch, limits.repeats)?;
+        let mut flags = Vec::new();
+        let exact = self.is_as_precise(kernel, &places, &*launch, &mut flags)?;
+        if !timing.captured {
+            flags.push(NOT_CAPTURED.to_owned());
+        }
+        let time = exact.then(|| timing.median());
+        Ok(vec![MeasuredRow { algo: None, workspace: Bytes::ZERO, time, flags }])
+    }
+
+    /// The rows of a convolution.
+    fn engines(&mut self, kernel: Kernel<'_>, limits: &MeasureLimits) -> Result<Vec<MeasuredRow>, CudaError> {
+        let Kernel { op, inputs, outputs, precision } = kernel;
+        let found = cudnn::candidates(op, inputs, outputs, precision, &self.dnn)?;
+        // Building tells the workspace, and whether the engine exists at all.
+        let tries: Vec<(Candidate, bool)> = limits
+            .choose(&found)
+            .into_iter()
+            .map(|c| match cudnn::workspace(op, inputs, outputs, c.config, &self.dnn) {
+                Ok(workspace) => (Candidate { workspace, ..c }, true),
+                Err(_) => (c, false),
+            })
+            .collect();
+        let most = tries.iter().filter(|t| t.1).map(|t| t.0.workspace).max().unwrap_or(Bytes::ZERO);
+        let workspace = self.workspace.take(most)?;
+        let places = self.place(kernel)?;
+        let mut timed = Vec::new();
+        for (c, _) in tries.iter().filter(|t| t.1) {
+            let range =
+                (c.workspace > Bytes::ZERO).then_some(DeviceRange { bytes: c.workspace, ..workspace });
+            let launch = match self.prepare(kernel, &places, Some(ConvAlgo::Engine(c.config)), range) {
+                Ok(launch) => launch,
+                Err(error @ CudaError::Driver { .. }) => return Err(error),
+                Err(_) => continue,
+            };
+            match self.meter.time(&*launch, limits.repeats) {
+                Ok(timing) => timed.push((c.config, launch, timing)),
+                // The device itself is in a bad state; nothing after this would be true.
+                Err(error @ CudaError::Driver { .. }) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        // Only now, because it overwrites the random operands.
+        let mut rows = Vec::new();
+        for (c, _) in &tries {
+            let mut flags: Vec<String> = c.notes.names().map(str::to_owned).collect();
+            let mut time = None;
+            if let Some((_, launch, timing)) = timed.iter().find(|t| t.0 == c.config) {
+                if self.is_as_precise(kernel, &places, &**launch, &mut flags)? {
+                    time = Some(timing.median());
+                }
+                if !timing.captured {
+                    flags.push(NOT_CAPTURED.to_owned());
+                }
+            }
+            let algo = Some(ConvAlgo::Engine(c.config));
+            rows.push(MeasuredRow { algo, workspace: c.workspace, time, flags });
+        }
+        Ok(rows)
+    }
+
+    fn prepare(
+        &mut self,
+        kernel: Kernel<'_>,
+        places: &Places,
+        algo: Option<ConvAlgo>,
+        workspace: Option<DeviceRange>,
+    ) -> Result<Box<dyn Prepared>, CudaError> {
+        let at =
+            |types: &[&'_ TensorType], ptrs: &[sys::CUdeviceptr]| -> Vec<(TensorType, sys::CUdeviceptr)> {
+                types.iter().zip(ptrs).map(|(&ty, &ptr)| (ty.clone(), ptr)).collect()
+            };
+        let (inputs, outputs) = (at(kernel.inputs, &places.inputs), at(kernel.outputs, &places.outputs));
+        fn operand(o: &(TensorType, sys::CUdeviceptr)) -> Operand<'_> {
+            Operand { ty: &o.0, ptr: o.1 }
+        }
+        let inputs: Vec<Operand<'_>> = inputs.iter().map(operand).collect();
+        let outputs: Vec<Operand<'_>> = outputs.iter().map(operand).collect();
+        let spec = LaunchSpec {
+            op: kernel.op,
+            inputs: &inputs,
+            outputs: &outputs,
+            workspace,
+            scratch: self.scratch.range(),
+            algo,
+            precision: kernel.precision,
+            name: "measured",
+        };
+        match kernel.op {
+            Op::Gemm { .. } | Op::MatMul { .. } => blas::prepare(&spec, &self.blas),
+            op if op.is_conv() => {
+                cudnn::prepare(&spec, &self.dnn, &mut || kernels::epilogue(&spec, &mut self.modules))
+            }
+            _ => kernels::prepare(&spec, &mut self.modules),
+        }
+    }
+
+    /// Gives every operand its place and the inputs their numbers: random ones of both signs,
+    /// or zeros for integers, which are valid labels and indices.
+    fn place(&mut self, kernel: Kernel<'_>) -> Result<Places, CudaError> {
+        let all = || kernel.inputs.iter().chain(kernel.outputs);
+        let total = all().map(|t| t.bytes().align_up(ALIGNMENT)).sum();
+        let mut at = self.operands.take(total)?.ptr;
+        let mut next = |t: &&TensorType| {
+            let here = at;
+            at += t.bytes().align_up(ALIGNMENT).0;
+            here
+        };
+        let places = Places {
+            inputs: kernel.inputs.iter().map(&mut next).collect(),
+            outputs: kernel.outputs.iter().map(&mut next).collect(),
+        };
+        for (ty, &ptr) in kernel.inputs.iter().zip(&places.inputs) {
+            match ty.dtype {
+                DType::F32 => self.fill_random(ptr, ty.bytes())?,
+                _ => fill_bytes(ptr, ty.bytes(), 0)?,
+            }
+        }
+        Ok(places)
+    }
+
+    /// Random numbers, and copies of them where there are not enough.
+    #[expect(unsafe_code, reason = "copies on the device")]
+    fn fill_random(&self, to: sys::CUdeviceptr, bytes: Bytes) -> Result<(), CudaError> {
+        let total = size(bytes)?;
+        let first = total.min(self.noise.len() * size_of::<f32>());
+        // SAFETY: the range is that of an operand, which `take` gave; the length is checked.
+        unsafe { result::memcpy_htod_sync(to, &self.noise[..first / size_of::<f32>()]) }
+            .map_err(CudaError::of("cuMemcpyHtoD"))?;
+        let mut done = first;
+        while done < total {
+            let more = done.min(total - done);
+            // SAFETY: as above; source and destination are disjoint parts of it.
+            unsafe { result::memcpy_dtod_sync(to + done as u64, to, more) }
+                .map_err(CudaError::of("cuMemcpyDtoD"))?;
+            done += more;
+        }
+        Ok(())
+    }
+
+    /// True unless strict f32 was asked for and products are of less: the first operand is
+    /// 1 + 2^-12 in one run and 1 in another, the second is 1 in its first places and 0
+    /// elsewhere, so that sums are exact in f32, and the results must differ by that factor;
+    /// TF32 cannot tell the two apart.
+    fn is_as_precise(
+        &self,
+        kernel: Kernel<'_>,
+        places: &Places,
+        launch: &dyn Prepared,
+        flags: &mut Vec<String>,
+    ) -> Result<bool, CudaError> {
+        let products = kernel.op.is_conv() || matches!(kernel.op, Op::Gemm { .. } | Op::MatMul { .. });
+        if !products || kernel.precision != Precision::F32 {
+            return Ok(true);
+        }
+        let mut results = Vec::new();
+        for first in [FINE, 1.0] {
+            for (i, (ty, &ptr)) in kernel.inputs.iter().zip(&places.inputs).enumerate() {
+                // A bias, and the third operand of a product, would hide the factor.
+                fill_words(ptr, ty.bytes(), if i == 0 { first } else { 0.0 })?;
+                if i == 1 {
+                    fill_words(ptr, ty.bytes().min(Bytes(4 * EXACT_TERMS)), 1.0)?;
+                }
+            }
+            self.meter.run(launch)?;
+            results.push(read(places.outputs[0], kernel.outputs[0].bytes())?);
+        }
+        let exact = scales_by(&results[0], &results[1], FINE);
+        if !exact {
+            flags.push("not-f32".to_owned());
+        }
+        Ok(exact)
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy)]
+struct Kernel<'a> {
+    op: &'a Op,
+    inputs: &'a [&'a TensorType],
+    outputs: &'a [&'a TensorType],
+    precision: Precision,
+}
+
+/// Addresses of operands.
+struct Places {
+    inputs: Vec<sys::CUdeviceptr>,
+    outputs: Vec<sys::CUdeviceptr>,
+}
+
+/// Uniform in [-1, 1), the same in every process, none of them zero: operands of zeros would
+/// draw less power and so run at higher clocks than real ones.
+fn noise() -> Vec<f32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        // SplitMix64 (Steele, Lea and Flood, 2014).
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        // An odd number of 24 bits, from the middle of two neighbours.
+        let bits = ((z ^ (z >> 31)) >> 41) as u32;
+        (2 * bits + 1) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..NOISE).map(|_| next()).collect()
+}
+
+/// True if `a[i]` is `factor * b[i]`, to a quarter of what the factor differs from 1, wherever
+/// `b[i]` is not small beside the largest (transforms leave noise where zeros should be); and
+/// there is something that is not zero.
+fn scales_by(a: &[f32], b: &[f32], factor: f32) -> bool {
+    let fine = f64::from(factor) - 1.0;
+    let largest = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let close = |(a, b): (&f32, &f32)| {
+        let ratio = f64::from(*a) / f64::from(*b);
+        (ratio - 1.0 - fine).abs() <= fine.abs() / 4.0
+    };
+    largest > 0.0 && a.iter().zip(b).filter(|(_, b)| b.abs() >= largest / 4.0).all(close)
+}
+
+fn size(bytes: Bytes) -> Result<usize, CudaError> {
+    usize::try_from(bytes.0).map_err(|_| CudaError::OutOfMemory {
+        what: "an operand of a measured kernel".to_owned(),
+        bytes,
+        free: None,
+    })
+}
+
+/// Sets every f32 of a range, an operand's own.
+#[expect(unsafe_code, reason = "fills device memory")]
+fn fill_words(ptr: sys::CUdeviceptr, bytes: Bytes, value: f32) -> Result<(), CudaError> {
+    // SAFETY: the range is an operand's.
+    CudaError::check("cuMemsetD32", unsafe {
+        sys::cuMemsetD32_v2(ptr, value.to_bits(), size(bytes)? / size_of::<f32>())
+    })
+}
+
+/// Sets every byte of a range, an operand's own.
+#[expect(unsafe_code, reason = "fills device memory")]
+fn fill_bytes(ptr: sys::CUdeviceptr, bytes: Bytes, value: u8) -> Result<(), CudaError> {
+    // SAFETY: the range is an operand's.
+    CudaError::check("cuMemsetD8", unsafe { sys::cuMemsetD8_v2(ptr, value, size(bytes)?) })
+}
+
+/// The first [`LOOK`] values of an operand.
+#[expect(unsafe_code, reason = "copies from the device")]
+fn read(ptr: sys::CUdeviceptr, bytes: Bytes) -> Result<Vec<f32>, CudaError> {
+    let mut values = vec![0.0f32; LOOK.min(size(bytes)? / size_of::<f32>())];
+    // SAFETY: the range is part of an operand's.
+    unsafe { result::memcpy_dtoh_sync(&mut values, ptr) }.map_err(CudaError::of("cuMemcpyDtoH"))?;
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::cudnn::Notes;
+    use vdnn_ir::graph::EngineConfig;
+
+    fn candidate(engine: u16, knob: i32, apart: bool, workspace: u64, source: Source) -> Candidate {
+        let mut knobs = vec![(2, knob)];
+        knobs.extend(apart.then_some((255, 1)));
+        let config = EngineConfig::new(engine, &knobs).expect("few knobs");
+        Candidate { config, workspace: Bytes(workspace), notes: Notes::default(), source }
+    }
+
+    #[test]
+    fn each_kind_of_candidate_has_its_share() {
+        let all = [
+            candidate(5, 0, false, 0, Source::ModeA),
+            candidate(5, 1, false, 99, Source::ModeA),
+            candidate(5, 2, false, 0, Source::ModeA),
+            candidate(6, 0, false, 0, Source::ModeA),
+            candidate(1, 0, false, 0, Source::Fallback),
+            candidate(2, 0, false, 0, Source::Fallback),
+            candidate(5, -1, false, 0, Source::Exhaustive),
+            candidate(6, -1, false, 0, Source::Exhaustive),
+            candidate(7, -1, false, 0, Source::Exhaustive),
+            candidate(8, -1, false, 0, Source::Exhaustive),
+            candidate(5, 0, true, 0, Source::ModeA),
+            candidate(7, -1, true, 0, Source::Exhaustive),
+        ];
+        let limits = MeasureLimits { ranked: 2, fallback: 1, others: 2, repeats: 1, workspace: Bytes(50) };
+        let kept: Vec<usize> = limits
+            .choose(&all)
+            .iter()
+            .map(|c| all.iter().position(|a| a == c).expect("one of them"))
+            .collect();
+        // 1 is too large, 3 past the share, 6 is of an engine that is in.
+        assert_eq!(kept, [0, 2, 4, 7, 8, 10, 11]);
+    }
+
+    #[test]
+    fn noise_has_no_zero_and_both_signs() {
+        let noise = noise();
+        assert_eq!(noise, super::noise());
+        assert!(noise.iter().all(|x| *x != 0.0 && (-1.0..1.0).contains(x)));
+        let mean = noise.iter().map(|&x| f64::from(x)).sum::<f64>() / noise.len() as f64;
+        let square = noise.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / noise.len() as f64;
+        assert!(mean.abs() < 1e-2 && (square - 1.0 / 3.0).abs() < 1e-2, "{mean} {square}");
+    }
+
+    #[test]
+    fn tf32_does_not_pass_for_f32() {
+        // Sums of 576 products, as f32 gives them, and as TF32 does, to which both operands are 1.
+        let ones = vec![576.0f32, 384.0, 0.0, 256.0];
+        let fine: Vec<f32> = ones.iter().map(|x| x * FINE * (1.0 + 1e-6)).collect();
+        assert!(scales_by(&fine, &ones, FINE));
+        assert!(!scales_by(&ones, &ones, FINE));
+        let one_bad = [fine[0], ones[1], 0.0, fine[3]];
+        assert!(!scales_by(&one_bad, &ones, FINE));
+        assert!(!scales_by(&[0.0], &[0.0], FINE), "nothing seen proves nothing");
+        assert!(scales_by(&[FINE, 3e-7], &[1.0, 1e-7], FINE), "noise of a transform");
+        assert!(!scales_by(&[f32::NAN], &[1.0], FINE));
+        // The fraction is one that TF32's ten bits lose and f32's keep.
+        assert_eq!(f32::from_bits(FINE.to_bits() & !0x1fff), 1.0);
+    }
+}

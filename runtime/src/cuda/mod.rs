@@ -1,0 +1,28 @@
+//! The CUDA backend: plans executed on the streams of a GPU.
+//!
+//! Always compiled; nothing is linked. The driver and the libraries are loaded when the
+//! backend is made, and a missing one is an error that says where it was looked for.
+
+mod alias;
+mod arena;
+mod backend;
+pub(crate) mod blas;
+pub(crate) mod cudnn;
+pub mod device;
+pub mod error;
+pub(crate) mod kernels;
+mod lanes;
+pub(crate) mod launch;
+pub mod libs;
+mod measure;
+mod meter;
+mod replay;
+mod stream;
+mod table;
+mod timeline;
+mod timing;
+
+pub use backend::{CudaBackend, CudaOptions};
+pub use device::{Device, DeviceFacts, DeviceSelector};
+pub use error::CudaError;
+pub use measure::{MeasureLimits, Measurer};

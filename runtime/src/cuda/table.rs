@@ -1,0 +1,318 @@
+//! The commands of a plan with everything resolved: what a step does is walk this table.
+
+use super::arena::{DeviceArena, PinnedArena};
+use super::blas::{self, Blas};
+use super::cudnn::{self, Dnn, DnnOptions};
+use super::error::CudaError;
+use super::kernels::{self, Modules};
+use super::lanes::Lanes;
+use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared};
+use crate::program::{Program, Span};
+use cudarc::driver::sys;
+use std::cell::OnceCell;
+use std::ffi::c_void;
+use vdnn_ir::id::EntityId;
+use vdnn_ir::{Bytes, Op, Space};
+use vdnn_plan::{BufId, CmdId, Command, EventId, StreamId, StreamKind};
+
+/// What undefined bytes hold: a NaN of every float type, -1 as an integer.
+pub(super) const POISON: u8 = 0xff;
+
+/// Library handles, made when a plan first needs one: they take device memory.
+#[derive(Debug, Default)]
+pub(super) struct Handles {
+    dnn: OnceCell<Dnn>,
+    blas: OnceCell<Blas>,
+    deterministic: bool,
+}
+
+impl Handles {
+    /// None yet; `deterministic` refuses kernels that are not.
+    pub(super) fn new(deterministic: bool) -> Self {
+        Self { deterministic, ..Self::default() }
+    }
+
+    fn dnn(&self) -> Result<&Dnn, CudaError> {
+        if let Some(dnn) = self.dnn.get() {
+            return Ok(dnn);
+        }
+        let options = DnnOptions { deterministic: self.deterministic, ..DnnOptions::default() };
+        let dnn = Dnn::with_options(options)?;
+        Ok(self.dnn.get_or_init(|| dnn))
+    }
+
+    fn blas(&self) -> Result<&Blas, CudaError> {
+        if let Some(blas) = self.blas.get() {
+            return Ok(blas);
+        }
+        let blas = Blas::new()?;
+        Ok(self.blas.get_or_init(|| blas))
+    }
+
+    /// Gives back what no launch uses any more.
+    pub(super) fn forget_unused(&self) {
+        if let Some(dnn) = self.dnn.get() {
+            dnn.forget_unused();
+        }
+    }
+}
+
+/// Memory and libraries a table is made with.
+#[derive(Debug)]
+pub(super) struct Resources<'a> {
+    pub device: &'a DeviceArena,
+    pub host: &'a PinnedArena,
+    /// By stream; empty for streams that only copy.
+    pub scratch: &'a [DeviceArena],
+    pub handles: &'a Handles,
+}
+
+impl Resources<'_> {
+    /// A span's address as the device sees it.
+    pub(super) fn address(&self, span: Span) -> sys::CUdeviceptr {
+        match span.space {
+            Space::Device => self.device.at(span.start, span.len),
+            Space::Host => self.host.device_at(span.start, span.len),
+        }
+    }
+}
+
+/// One command.
+#[derive(Debug)]
+enum Action {
+    Kernel(Box<dyn Prepared>),
+    ToHost { to: *mut c_void, from: sys::CUdeviceptr, len: usize },
+    ToDevice { to: sys::CUdeviceptr, from: *const c_void, len: usize },
+    Within { to: sys::CUdeviceptr, from: sys::CUdeviceptr, len: usize },
+    Poison(DeviceBytes),
+    Record(EventId),
+    Wait(EventId),
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct DeviceBytes {
+    at: sys::CUdeviceptr,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    stream: StreamId,
+    /// Runs first; makes missing waits visible.
+    delay: Option<Box<dyn Prepared>>,
+    /// Poisoned before the action.
+    undefined: Option<DeviceBytes>,
+    action: Action,
+}
+
+/// How a table differs from the plan, for tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TableOptions {
+    /// Overwrite what becomes undefined.
+    pub poison: bool,
+    /// Delay some commands, as picked by this seed.
+    pub delay_seed: Option<u64>,
+}
+
+/// Every command, by id.
+#[derive(Debug)]
+pub(super) struct Table(Vec<Entry>);
+
+impl Table {
+    /// Resolves all commands.
+    ///
+    /// # Errors
+    /// The first command that no kernel can run.
+    pub(super) fn new(
+        program: &Program,
+        resources: &Resources<'_>,
+        modules: &mut Modules,
+        options: TableOptions,
+    ) -> Result<Self, (CmdId, CudaError)> {
+        let commands = &program.plan().commands;
+        let mut entries = Vec::with_capacity(commands.len());
+        for (i, command) in commands.iter().enumerate() {
+            let at = CmdId::from_index(i);
+            entries.push(entry(program, resources, modules, options, at, command).map_err(|e| (at, e))?);
+        }
+        Ok(Self(entries))
+    }
+
+    /// Queues one command on its stream.
+    pub(super) fn enqueue(&self, at: CmdId, lanes: &Lanes) -> Result<(), CudaError> {
+        let entry = &self.0[at.index()];
+        let stream = lanes.stream(entry.stream);
+        if let Some(delay) = &entry.delay {
+            delay.enqueue(stream.raw())?;
+        }
+        if let Some(bytes) = entry.undefined {
+            poison(bytes, stream.raw())?;
+        }
+        match &entry.action {
+            Action::Kernel(kernel) => kernel.enqueue(stream.raw()),
+            Action::Record(event) => stream.record(lanes.event(*event)),
+            Action::Wait(event) => stream.wait(lanes.event(*event)),
+            Action::Poison(bytes) => poison(*bytes, stream.raw()),
+            Action::Nothing => Ok(()),
+            copy => copy.enqueue_copy(stream.raw()),
+        }
+    }
+}
+
+impl Action {
+    #[expect(unsafe_code, reason = "queues a copy between the arenas")]
+    fn enqueue_copy(&self, stream: sys::CUstream) -> Result<(), CudaError> {
+        // SAFETY: the addresses are ranges of arenas that outlive the table, of `len` bytes
+        // each; that no other command touches them meanwhile is what the checker proved.
+        unsafe {
+            match *self {
+                Self::ToHost { to, from, len } => {
+                    CudaError::check("cuMemcpyDtoHAsync", sys::cuMemcpyDtoHAsync_v2(to, from, len, stream))
+                }
+                Self::ToDevice { to, from, len } => {
+                    CudaError::check("cuMemcpyHtoDAsync", sys::cuMemcpyHtoDAsync_v2(to, from, len, stream))
+                }
+                Self::Within { to, from, len } => {
+                    CudaError::check("cuMemcpyDtoDAsync", sys::cuMemcpyDtoDAsync_v2(to, from, len, stream))
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "queues a fill")]
+fn poison(bytes: DeviceBytes, stream: sys::CUstream) -> Result<(), CudaError> {
+    // SAFETY: a range of an arena that outlives the table; a free counts as a write to the
+    // checker, and a workspace belongs to its launch.
+    CudaError::check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(bytes.at, POISON, bytes.len, stream) })
+}
+
+fn entry(
+    program: &Program,
+    resources: &Resources<'_>,
+    modules: &mut Modules,
+    options: TableOptions,
+    at: CmdId,
+    command: &Command,
+) -> Result<Entry, CudaError> {
+    let stream = command.stream();
+    let span = |b: BufId| program.span(b);
+    let bytes = |s: Span| DeviceBytes { at: resources.address(s), len: s.len };
+    let mut undefined = None;
+    let action = match command {
+        Command::Launch { op, inputs, outputs, workspace, algo, name, .. } => {
+            if program.plan().streams[stream.index()] != StreamKind::Compute {
+                return Err(CudaError::BadPlan { why: format!("a launch on copy stream {stream}") });
+            }
+            let buffers = &program.plan().buffers;
+            let operand = |&b: &BufId| Operand { ty: &buffers[b].ty, ptr: resources.address(span(b)) };
+            let inputs: Vec<Operand<'_>> = inputs.iter().map(operand).collect();
+            let outputs: Vec<Operand<'_>> = outputs.iter().map(operand).collect();
+            let workspace = workspace.map(span);
+            undefined = workspace.filter(|w| options.poison && w.len > 0).map(bytes);
+            let spec = LaunchSpec {
+                op,
+                inputs: &inputs,
+                outputs: &outputs,
+                workspace: workspace
+                    .map(|w| DeviceRange { ptr: resources.address(w), bytes: Bytes(w.len as u64) }),
+                scratch: resources.scratch[stream.index()].range(),
+                algo: *algo,
+                precision: program.plan().header.precision,
+                name,
+            };
+            launch(&spec, resources, modules)?
+        }
+        Command::Copy { src, dst, .. } => {
+            let (from, to) = (span(*src), span(*dst));
+            let len = to.len;
+            match (from.space, to.space) {
+                (Space::Device, Space::Host) => Action::ToHost {
+                    to: resources.host.at(to.start, len).cast(),
+                    from: resources.device.at(from.start, len),
+                    len,
+                },
+                (Space::Host, Space::Device) => Action::ToDevice {
+                    to: resources.device.at(to.start, len),
+                    from: resources.host.at(from.start, len).cast_const().cast(),
+                    len,
+                },
+                _ => return Err(CudaError::BadPlan { why: "a copy within an arena".to_owned() }),
+            }
+        }
+        Command::Free { buf, .. } if options.poison => match span(*buf) {
+            // Fills by the driver are for device memory; a kernel reaches pinned memory too.
+            host @ Span { space: Space::Host, .. } => {
+                let range = DeviceRange { ptr: resources.address(host), bytes: Bytes(host.len as u64) };
+                Action::Kernel(kernels::poison(range, u32::from_ne_bytes([POISON; 4]), modules)?)
+            }
+            device => Action::Poison(bytes(device)),
+        },
+        Command::Free { .. } => Action::Nothing,
+        Command::Record { event, .. } => Action::Record(*event),
+        Command::Wait { event, .. } => Action::Wait(*event),
+    };
+    let delay = match options.delay_seed.and_then(|seed| delay_of(seed, at)) {
+        Some(nanos) => Some(kernels::delay(nanos, modules)?),
+        None => None,
+    };
+    Ok(Entry { stream, delay, undefined, action })
+}
+
+fn launch(
+    spec: &LaunchSpec<'_>,
+    resources: &Resources<'_>,
+    modules: &mut Modules,
+) -> Result<Action, CudaError> {
+    Ok(match spec.op {
+        // Moves no data in the graph; launched, it is a copy.
+        Op::Reshape { .. } => {
+            let (from, to) = (spec.inputs[0].ptr, spec.outputs[0].ptr);
+            if from == to {
+                return Ok(Action::Nothing);
+            }
+            let len = usize::try_from(spec.outputs[0].ty.bytes().0)
+                .map_err(|_| CudaError::BadPlan { why: "a tensor above the address space".to_owned() })?;
+            Action::Within { to, from, len }
+        }
+        op if op.is_conv() => Action::Kernel(cudnn::prepare(spec, resources.handles.dnn()?, &mut || {
+            kernels::epilogue(spec, modules)
+        })?),
+        Op::Gemm { .. } | Op::MatMul { .. } => {
+            Action::Kernel(blas::prepare(spec, resources.handles.blas()?)?)
+        }
+        _ => Action::Kernel(kernels::prepare(spec, modules)?),
+    })
+}
+
+/// Longest delay.
+const MAX_DELAY: u64 = 2_000_000;
+
+/// Nanoseconds to delay a command by: none for three in four, else evenly up to 2 ms.
+fn delay_of(seed: u64, at: CmdId) -> Option<u64> {
+    // SplitMix64 (Steele, Lea and Flood, 2014) at position `at`.
+    let mut z = seed.wrapping_add((u64::from(at.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    z.is_multiple_of(4).then_some((z >> 2) % MAX_DELAY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_differ_by_seed_and_command_and_stay_below_two_milliseconds() {
+        let of = |seed| (0..4000).map(|i| delay_of(seed, CmdId(i))).collect::<Vec<_>>();
+        let delays = of(7);
+        assert_eq!(delays, of(7));
+        assert_ne!(delays, of(8));
+        let some: Vec<u64> = delays.iter().copied().flatten().collect();
+        assert!((800..1200).contains(&some.len()), "{}", some.len());
+        assert!(some.iter().all(|&d| d < MAX_DELAY));
+        assert!(some.iter().any(|&d| d > MAX_DELAY / 2) && some.iter().any(|&d| d < MAX_DELAY / 4));
+    }
+}

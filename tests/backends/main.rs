@@ -1,0 +1,75 @@
+//! The suites every backend must pass, and a table of how well it does.
+//!
+//! Run by `cargo test` on the CPU backend, and on the CUDA backend where there is a device.
+//! The program needs only itself and the CUDA libraries, so it can be carried to another
+//! machine; see CONTRIBUTING.md. Arguments are substrings of the suites to run.
+
+mod device;
+mod nets;
+mod ops;
+
+use device::Device;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// One line of the table.
+struct Row {
+    suite: String,
+    checks: usize,
+    /// Largest relative error met, and the limit at that place.
+    worst: f64,
+    limit: f64,
+    /// What is wrong, if anything.
+    failures: Vec<String>,
+}
+
+/// Failures shown per suite.
+const SHOWN: usize = 6;
+
+#[expect(clippy::print_stdout, reason = "the test's report")]
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let listing = std::env::args().any(|a| a == "--list");
+    if listing {
+        println!("backends: test\n\n1 test, 0 benchmarks");
+        return ExitCode::SUCCESS;
+    }
+    let mut failed = false;
+    for device in Device::all() {
+        if let Err(why) = device.available() {
+            println!("{device}: skipped: {why}");
+            continue;
+        }
+        let is_wanted = |suite: &str| {
+            let name = format!("{device}/{suite}");
+            wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str()))
+        };
+        println!(
+            "{:<40} {:>7} {:>10} {:>10} {:>8}",
+            format!("{device}"),
+            "checks",
+            "worst",
+            "limit",
+            "seconds"
+        );
+        let mut since = Instant::now();
+        let mut report = |row: Row| {
+            let seconds = std::mem::replace(&mut since, Instant::now()).elapsed().as_secs_f64();
+            let verdict = if row.failures.is_empty() { "" } else { "  FAILED" };
+            println!(
+                "{:<40} {:>7} {:>10.2e} {:>10.2e} {seconds:>8.1}{verdict}",
+                row.suite, row.checks, row.worst, row.limit
+            );
+            for failure in row.failures.iter().take(SHOWN) {
+                println!("    {failure}");
+            }
+            if row.failures.len() > SHOWN {
+                println!("    and {} more", row.failures.len() - SHOWN);
+            }
+            failed |= !row.failures.is_empty();
+        };
+        ops::run(device, &is_wanted, &mut report);
+        nets::run(device, &is_wanted, &mut report);
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,147 @@
+//! Whole networks: training steps against the CPU kernels, and the same bytes from every
+//! policy, with steps replayed from a graph, and under random delays on every stream.
+
+use crate::Row;
+use crate::device::{Device, How, Outcome, PLAIN, POISONED};
+use prost::Message;
+use std::collections::BTreeMap;
+use vdnn_cost::Precision;
+use vdnn_frontends::onnx::{self, ImportOptions};
+use vdnn_frontends::zoo::{self, ZooOptions};
+use vdnn_ir::{Graph, Mode, Tensor, TensorType};
+use vdnn_passes::{AlgoMode, Policy};
+use vdnn_plan::Plan;
+use vdnn_tests::harness;
+use vdnnc::commands::synthetic;
+
+/// Relative difference of the first loss from that of the CPU kernels.
+const LOSS_LIMIT: f64 = 2e-6;
+/// What a step multiplies it by: weights differ then, and batch norm over the few pixels of
+/// the last layers magnifies it.
+const GROWTH: f64 = 20.0;
+/// And with TF32 products.
+const TF32_LOSS_LIMIT: f64 = 1e-3;
+/// Steps that are compared.
+const STEPS: usize = 3;
+/// Seeds of random delays tried per plan.
+const DELAYS: u64 = 3;
+
+/// Networks, and the batch they are tried at.
+const NETS: [(&str, u64); 5] =
+    [("lenet", 16), ("resnet18", 4), ("densenet121", 2), ("googlenet", 2), ("alexnet", 2)];
+
+struct Net {
+    graph: Graph,
+    params: BTreeMap<String, Tensor>,
+    batch: u64,
+}
+
+fn net(name: &str, batch: u64) -> Net {
+    let model = zoo::build(name, &ZooOptions { batch: None, classes: Some(10), seed: 1 }).expect("a zoo net");
+    let options = ImportOptions { batch: Some(batch), dims: BTreeMap::new(), training: true };
+    let imported = onnx::import_bytes(model.encode_to_vec().into(), None, &options).expect("it imports");
+    let params = harness::params(&imported);
+    Net { graph: imported.graph, params, batch }
+}
+
+impl Net {
+    fn plan(&self, policy: Policy, precision: Precision) -> Plan {
+        let mut options = harness::options(Mode::Train, policy, AlgoMode::Memory);
+        options.precision = precision;
+        harness::compile(&self.graph, self.batch, &options).plan
+    }
+
+    fn inputs(plan: &Plan) -> Vec<BTreeMap<String, Tensor>> {
+        let wanted: Vec<(String, TensorType)> =
+            plan.inputs.iter().map(|i| (i.name.clone(), plan.buffers[i.buf].ty.clone())).collect();
+        (0..STEPS as i64)
+            .map(|step| {
+                let mut inputs = synthetic::inputs(&wanted).expect("small inputs");
+                for (name, _) in &wanted {
+                    match name.as_str() {
+                        "vdnnc.hyper" => {
+                            inputs.insert(name.clone(), harness::hyper(1e-3, 0.9, 1e-4));
+                        }
+                        "vdnnc.step" => {
+                            inputs.insert(name.clone(), Tensor::from_i64([], &[step]));
+                        }
+                        _ => {}
+                    }
+                }
+                inputs
+            })
+            .collect()
+    }
+
+    fn run(&self, device: Device, policy: Policy, precision: Precision, how: How) -> Result<Outcome, String> {
+        let plan = self.plan(policy, precision);
+        let inputs = Self::inputs(&plan);
+        device.run(plan, &self.params, &inputs, how)
+    }
+}
+
+/// Runs every network.
+pub fn run(device: Device, wanted: &dyn Fn(&str) -> bool, report: &mut dyn FnMut(Row)) {
+    for (name, batch) in NETS {
+        // On the CPU these are the golden tests' business.
+        if device == Device::Cpu && name != "lenet" {
+            continue;
+        }
+        for precision in [Precision::F32, Precision::Tf32] {
+            let suite = format!("nets/{precision}/{name}");
+            if wanted(&suite) && (device == Device::Cuda || precision == Precision::F32) {
+                report(judge(device, suite, &net(name, batch), precision));
+            }
+        }
+    }
+}
+
+fn judge(device: Device, suite: String, net: &Net, precision: Precision) -> Row {
+    let mut row = Row { suite, checks: 0, worst: 0.0, limit: LOSS_LIMIT, failures: Vec::new() };
+    if precision != Precision::F32 {
+        row.limit = TF32_LOSS_LIMIT;
+    }
+    let first = match net.run(device, Policy::None, precision, POISONED) {
+        Ok(outcome) => outcome,
+        Err(e) => {
+            row.failures.push(e);
+            return row;
+        }
+    };
+    match net.run(Device::Cpu, Policy::None, Precision::F32, PLAIN) {
+        Ok(cpu) => {
+            for (step, (found, peer)) in first.steps.iter().zip(&cpu.steps).enumerate() {
+                let (found, peer) = (f64::from(found["loss"].f32()[0]), f64::from(peer["loss"].f32()[0]));
+                let error = (found - peer).abs() / peer.abs();
+                row.checks += 1;
+                row.worst = row.worst.max(error);
+                // Written so that NaN fails.
+                if !(error <= row.limit * GROWTH.powi(step as i32)) {
+                    row.failures.push(format!("step {step}: loss {found}, on the CPU {peer}"));
+                }
+            }
+        }
+        Err(e) => row.failures.push(format!("on the CPU: {e}")),
+    }
+    let delays = (1..=DELAYS).map(|seed| How { poison: true, graph: false, delay: Some(seed) });
+    for policy in harness::POLICIES {
+        for how in [PLAIN, POISONED].into_iter().chain(delays.clone()) {
+            let moves = matches!(policy, Policy::All | Policy::Conv);
+            if how.delay.is_some() && !(device == Device::Cuda && moves) {
+                continue;
+            }
+            // Each run of a large network sets its kernels up anew.
+            let large = net.graph.order().len() > 100;
+            if large && (how == POISONED || !matches!(policy, Policy::None | Policy::All)) {
+                continue;
+            }
+            row.checks += 1;
+            match net.run(device, policy, precision, how) {
+                Ok(outcome) if outcome == first => {}
+                Ok(_) => row.failures.push(format!("{policy}, {how:?}: other bytes than policy none")),
+                Err(e) => row.failures.push(format!("{policy}, {how:?}: {e}")),
+            }
+        }
+    }
+    row
+}

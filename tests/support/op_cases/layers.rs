@@ -1,0 +1,106 @@
+//! Cases of the sizes that networks have.
+
+use super::{Case, Generator, Operand};
+use crate::arbitrary::Rng;
+use vdnn_ir::op::{BinaryKind, ConvAttrs, LossReduction, LrnAttrs, Op, PoolAttrs, ReduceKind, UnaryKind};
+use vdnn_ir::{Dims, Real, Tensor};
+
+/// Layers as networks have them: large enough for vectors, tiles and more than one block.
+pub fn layers() -> Vec<Case> {
+    let mut g = Generator { rng: Rng::new(0x6c61_7965), repeats: 1, cases: Vec::new() };
+    let square = |kernel: u64, stride: u64, pad: u64, groups: u64| ConvAttrs {
+        kernel: Dims::from_slice(&[kernel, kernel]),
+        strides: Dims::from_slice(&[stride, stride]),
+        before: Dims::from_slice(&[pad, pad]),
+        after: Dims::from_slice(&[pad, pad]),
+        dilations: Dims::from_slice(&[1, 1]),
+        groups,
+    };
+    let convolutions: [([u64; 4], u64, ConvAttrs); 7] = [
+        ([2, 3, 35, 35], 64, square(7, 2, 3, 1)),
+        ([2, 64, 28, 28], 64, square(3, 1, 1, 1)),
+        ([3, 64, 14, 14], 128, square(1, 2, 0, 1)),
+        ([2, 48, 13, 13], 64, square(5, 1, 2, 1)),
+        ([2, 32, 17, 17], 32, square(3, 1, 1, 32)),
+        ([2, 64, 9, 9], 96, square(3, 2, 1, 4)),
+        ([1, 256, 7, 7], 256, square(1, 1, 0, 1)),
+    ];
+    for (x, k, conv) in convolutions {
+        for bias in [false, true] {
+            let w = [k, x[1] / conv.groups, conv.kernel[0], conv.kernel[1]];
+            let mut operands = vec![g.any(&x), g.any(&w)];
+            if bias {
+                operands.push(g.any(&[k]));
+            }
+            g.add(Op::Conv(conv.clone()), operands);
+        }
+    }
+    for (kernel, stride, pad, ceil_mode) in
+        [(3, 2, 1, false), (2, 2, 0, false), (3, 2, 0, true), (3, 1, 1, false)]
+    {
+        let pair = |n: u64| Dims::from_slice(&[n, n]);
+        let pool = PoolAttrs {
+            kernel: pair(kernel),
+            strides: pair(stride),
+            before: pair(pad),
+            after: pair(pad),
+            dilations: pair(1),
+            ceil_mode,
+        };
+        for x in [[2, 64, 28, 28], [3, 13, 29, 29]] {
+            let operand = g.distinct(&x);
+            g.add(Op::MaxPool(pool.clone()), vec![operand]);
+            let operand = g.any(&x);
+            g.add(Op::AvgPool { pool: pool.clone(), count_include_pad: false }, vec![operand]);
+        }
+    }
+    for x in [[8, 64, 28, 28], [3, 30, 9, 11], [2, 512, 7, 7]] {
+        let c = [x[1]];
+        let (eps, momentum) = (Real(1e-5), Real(0.9));
+        let operands = vec![g.any(&x), g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
+        g.cases.push(Case {
+            op: Op::BatchNormTrain { eps, momentum },
+            operands,
+            outputs: 5,
+            sources: vec![0],
+        });
+        let operands = vec![g.any(&x), g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
+        g.add(Op::BatchNormInfer { eps, momentum }, operands);
+        let lrn = LrnAttrs { size: 5, alpha: Real(1e-2), beta: Real(0.75), bias: Real(1.0) };
+        let operand = g.any(&x);
+        g.add(Op::Lrn(lrn), vec![operand]);
+        for axes in [[2, 3].as_slice(), &[0, 2, 3]] {
+            let operand = g.positive(&x);
+            let axes = Dims::from_slice(axes);
+            g.add(Op::Reduce { kind: ReduceKind::Sum, axes, keepdims: false }, vec![operand]);
+        }
+        let operand = g.away(&x, &[0.0]);
+        g.add(Op::Unary(UnaryKind::Relu), vec![operand]);
+        let operands = vec![g.any(&x), g.any(&x)];
+        g.add(Op::Binary(BinaryKind::Add), operands);
+        let narrow = [x[0], 20, x[2], x[3]];
+        let operands = vec![g.any(&x), g.any(&narrow), g.any(&x)];
+        g.add(Op::Concat { axis: 1 }, operands);
+        let half = x[1] / 2;
+        let operands = vec![g.any(&x)];
+        let sizes = Dims::from_slice(&[half, x[1] - half]);
+        g.cases.push(Case { op: Op::Split { axis: 1, sizes }, operands, outputs: 2, sources: vec![0, 1] });
+    }
+    for (m, k, n) in [(64, 512, 1000), (3, 4096, 17), (100, 33, 257)] {
+        let (alpha, beta) = (Real(1.0), Real(1.0));
+        for trans_b in [false, true] {
+            let b = if trans_b { [n, k] } else { [k, n] };
+            let operands = vec![g.any(&[m, k]), g.any(&b), g.any(&[n])];
+            g.add(Op::Gemm { trans_a: false, trans_b, alpha, beta }, operands);
+        }
+    }
+    for (n, c) in [(64, 1000), (7, 10)] {
+        let labels: Vec<i64> = (0..n).map(|i| (i * 7 % c) as i64).collect();
+        let operands = vec![g.any(&[n, c]), Operand::Integer(Tensor::from_i64([n], &labels))];
+        let op = Op::SoftmaxCrossEntropy { reduction: LossReduction::Mean, ignore_index: None };
+        g.cases.push(Case { op, operands, outputs: 2, sources: vec![0] });
+        let operand = g.any(&[n, c]);
+        g.add(Op::Softmax { axis: 1 }, vec![operand]);
+    }
+    g.cases
+}
