@@ -1,10 +1,11 @@
 //! Speed of a whole plan on the CPU backend, and where its time goes.
 //!
-//! `cargo bench -p vdnn-runtime --bench plan -- FILE.vplan [THREADS [STEPS]] [--steps-only]`
+//! `cargo bench -p vdnn-runtime --bench plan -- FILE.vplan [THREADS [STEPS]] [--serve]`
 //! runs the plan with made-up parameters and inputs and prints the median time of a step,
 //! then the time per kind of op and the slowest launches, with their share of the step.
-//! `--steps-only` prints one JSON line with every step's seconds instead. As in the bench of
-//! single kernels, one thread is measured in processor time.
+//! With `--serve` it runs a step per line of its input instead and answers with the seconds
+//! and the peak RSS in MiB (`tests/peers/cpu_peers.py` alternates it with other programs). As
+//! in the bench of single kernels, one thread is measured in processor time.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
@@ -116,14 +117,14 @@ fn made_up(ty: &TensorType) -> Tensor {
     }
     let fan_in: u64 = ty.dims.iter().skip(1).product();
     let (base, scale) = if ty.rank() < 2 { (1.0, 0.2) } else { (0.0, (24.0 / fan_in as f32).sqrt()) };
+    // Written where they stay: the peak memory is to be the plan's.
+    let mut made = Tensor::zeros(ty.clone());
     let mut state = 1u32;
-    let data: Vec<f32> = (0..ty.elements())
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            base + scale * ((state >> 8) as f32 / 16_777_216.0 - 0.5)
-        })
-        .collect();
-    Tensor::from_f32(ty.dims.clone(), &data)
+    for value in bytemuck::cast_slice_mut::<u8, f32>(made.bytes_mut()) {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *value = base + scale * ((state >> 8) as f32 / 16_777_216.0 - 0.5);
+    }
+    made
 }
 
 struct MadeUp;
@@ -143,7 +144,7 @@ fn peak_mib() -> f64 {
 
 fn main() {
     let all: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let steps_only = all.iter().any(|a| a == "--steps-only");
+    let serve = all.iter().any(|a| a == "--serve");
     let args: Vec<&String> = all.iter().filter(|a| !a.starts_with("--")).collect();
     let Some(file) = args.first() else {
         println!("usage: cargo bench -p vdnn-runtime --bench plan -- FILE.vplan [THREADS [STEPS]]");
@@ -163,33 +164,29 @@ fn main() {
         })
         .collect();
     let kernels = CpuKernels::new(threads);
-    let timed = Arc::new(Timed { kernels, samples: Mutex::default(), on: !steps_only });
+    let timed = Arc::new(Timed { kernels, samples: Mutex::default(), on: !serve });
     let options = CpuOptions { threads, ..CpuOptions::default() };
     let backend = CpuBackend::with_kernels(timed.clone(), options);
     let mut executor = Executor::load(plan, &MadeUp, backend).expect("a plan that loads");
     executor.step(&inputs).expect("a step");
     timed.samples.lock().expect("no panic").clear();
-    let mut times: Vec<f64> = (0..steps.max(1))
-        .map(|_| {
-            let watch = Watch::start(threads);
-            executor.step(&inputs).expect("a step");
-            watch.seconds()
-        })
-        .collect();
-    if steps_only {
-        println!("{}", serde_json_line(&times));
+    let mut time = || {
+        let watch = Watch::start(threads);
+        executor.step(&inputs).expect("a step");
+        watch.seconds()
+    };
+    if serve {
+        println!("ready");
+        for _ in std::io::stdin().lines() {
+            println!("{} {:.0}", time(), peak_mib());
+        }
         return;
     }
+    let mut times: Vec<f64> = (0..steps.max(1)).map(|_| time()).collect();
     times.sort_by(f64::total_cmp);
     let step = times[times.len() / 2];
     println!("{threads} threads, median step {:.2} ms, peak RSS {:.0} MiB", step * 1e3, peak_mib());
     report(&timed.samples.lock().expect("no panic"), times.len(), times.iter().sum());
-}
-
-/// `{"seconds": [..], "peak_mib": n}`
-fn serde_json_line(times: &[f64]) -> String {
-    let list: Vec<String> = times.iter().map(ToString::to_string).collect();
-    format!("{{\"seconds\": [{}], \"peak_mib\": {:.0}}}", list.join(", "), peak_mib())
 }
 
 fn report(samples: &[Sample], steps: usize, total: f64) {

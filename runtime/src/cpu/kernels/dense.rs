@@ -16,11 +16,12 @@ use super::tile::{self, Block, COLS, LANES, ROWS, Start};
 use super::transpose;
 use super::window;
 
-/// Inner extent that one pass over 8 rows of the large operand takes: a page of each.
-const RUN: usize = 1024;
+/// Inner extent of one pass over the rows of a task: 8 of them, the next 8 on their way and
+/// the panel share a first-level cache.
+const RUN: usize = 256;
 
 /// Rows of the large operand per task.
-const TASK_ROWS: usize = 64;
+const TASK_ROWS: usize = 128;
 
 /// Element (i, j) of a matrix is at `i * rs + j * cs`.
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +89,8 @@ fn few_rows(par: &Par, [m, n, k]: [usize; 3], a: &[f32], b: &[f32], c: &mut [f32
         par.run(n.div_ceil(TASK_ROWS), m * n * k / MACS_PER_VISIT, |task| {
             let rows = task * TASK_ROWS..((task + 1) * TASK_ROWS).min(n);
             scratch::with(rows.len() * width, |block| {
-                for r in rows.clone().step_by(ROWS) {
-                    for from in (0..k).step_by(RUN) {
+                for from in (0..k).step_by(RUN) {
+                    for r in rows.clone().step_by(ROWS) {
                         // SAFETY: `product` was told of the extensions by its caller; the
                         // rows are in b, the panel has k rows of whole vectors, the block
                         // is this task's.

@@ -6,6 +6,7 @@ use super::loops;
 use super::par::Par;
 use super::phases;
 use super::scratch;
+use super::sums;
 use std::ops::Range;
 
 /// A row of the input that a tap reads for a row of the output.
@@ -105,7 +106,7 @@ pub(super) fn wgrad(par: &Par, g: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) 
                         rows(g, tap, |r| {
                             let x = x.run(r.input, r.first, r.valid.len());
                             let dy = &dy[r.output..][r.valid];
-                            *sum += loops::dot(dy, x);
+                            *sum += sums::moments(par, dy, 0.0, x, 0.0).1;
                         });
                     }
                 });

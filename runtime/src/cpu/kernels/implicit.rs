@@ -18,7 +18,7 @@ use std::ops::Range;
 
 /// Inner extent of a product: a panel of this many rows and [`COLS`] columns shares a
 /// first-level cache of 48 KiB with the rows of A that pass.
-const DEPTH: usize = 192;
+const DEPTH: usize = 160;
 
 /// Elements of A (or of a block of C that is read again) that stay in a second-level cache.
 const RESIDENT: usize = 1 << 17;
@@ -27,10 +27,10 @@ const RESIDENT: usize = 1 << 17;
 const MIN_ROWS: usize = 64;
 
 /// Tasks aimed at, so that a few threads are evenly loaded.
-const TASKS: usize = 12;
+const TASKS: usize = 24;
 
 /// Multiply-adds that make up for starting a task.
-const MIN_TASK_MACS: usize = 1 << 19;
+const MIN_TASK_MACS: usize = 1 << 18;
 
 /// Output planes smaller than this are multiplied several images at a time.
 const SMALL_PLANE: usize = 200;
@@ -83,12 +83,15 @@ impl Cut {
         let deep =
             if rows * g.depth() > 2 * RESIDENT { (rows * COLS * all).div_ceil(2 * RESIDENT) } else { 1 };
         let mut col_parts = deep.clamp(1, all);
+        // Blocks that share parts of A stay together.
+        let most_cols = if rows * g.depth() > 2 * RESIDENT { (all / 3).max(col_parts) } else { all };
+        let most_rows = m.div_ceil(MIN_ROWS).max(row_parts);
         let missing = |r: usize, c: usize| wanted.div_ceil(runs * r * c);
         if all > 8 {
-            col_parts = (col_parts * missing(row_parts, col_parts)).min((all / 3).max(col_parts));
+            col_parts = (col_parts * missing(row_parts, col_parts)).min(most_cols);
         }
-        let most = m.div_ceil(MIN_ROWS).max(row_parts);
-        row_parts = (row_parts * missing(row_parts, col_parts)).min(most);
+        row_parts = (row_parts * missing(row_parts, col_parts)).min(most_rows);
+        col_parts = (col_parts * missing(row_parts, col_parts)).min(most_cols);
         Self { images, rows: part(m, row_parts, ROWS), blocks: part(all, col_parts, 1) }
     }
 
@@ -173,7 +176,8 @@ impl Forward<'_> {
         let parts = depth.div_ceil(DEPTH).max(1);
         // If all of A stays in the second-level cache, a block of C can be finished at once;
         // else each part of A serves all blocks before it leaves.
-        let together = if rows.len() * depth <= 2 * RESIDENT { 1 } else { blocks.len() };
+        let far = rows.len() * depth > 2 * RESIDENT;
+        let together = if far { blocks.len() } else { 1 };
         scratch::with(depth.div_ceil(parts) * COLS, |panel| {
             for first in blocks.clone().step_by(together.max(1)) {
                 let some = first..(first + together).min(blocks.end);

@@ -47,11 +47,6 @@ simd_fn! {
         math::sum2_by(x, y, f, g)
     }
 
-    /// As [`math::dot`].
-    pub(super) fn dot(x: &[f32], y: &[f32]) -> f64 {
-        math::dot(x, y)
-    }
-
     /// `sums[i] += x[i]`.
     pub(super) fn accumulate(sums: &mut [f64], x: &[f32]) {
         for (s, &x) in sums.iter_mut().zip(x) {

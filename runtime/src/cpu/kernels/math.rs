@@ -125,21 +125,6 @@ pub(super) fn sum2_by(
     (fold(s), fold(t))
 }
 
-/// The scalar product in f64, in an order that depends on the length alone.
-#[inline(always)]
-pub(super) fn dot(x: &[f32], y: &[f32]) -> f64 {
-    let mut s = [0f64; LANES];
-    let (xs, x_rest) = x.as_chunks::<LANES>();
-    let (ys, y_rest) = y.as_chunks::<LANES>();
-    for (x, y) in xs.iter().zip(ys) {
-        s = std::array::from_fn(|i| s[i] + f64::from(x[i]) * f64::from(y[i]));
-    }
-    for (s, (&x, &y)) in s.iter_mut().zip(x_rest.iter().zip(y_rest)) {
-        *s += f64::from(x) * f64::from(y);
-    }
-    fold(s)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,7 +169,7 @@ mod tests {
             assert_eq!(sum_by(&x, f64::from), (n * n.saturating_sub(1) / 2) as f64);
             let (s, t) = sum2_by(&x, &x, |a, _| f64::from(a), |a, b| f64::from(a) * f64::from(b));
             assert_eq!(s, sum_by(&x, f64::from));
-            assert_eq!((t, dot(&x, &x)), (x.iter().map(|&x| f64::from(x * x)).sum(), t));
+            assert_eq!(t, x.iter().map(|&x| f64::from(x * x)).sum());
         }
     }
 }

@@ -34,6 +34,8 @@ mod reduce;
 mod scratch;
 mod shape;
 mod softmax;
+mod sums;
+mod team;
 mod tile;
 mod transpose;
 mod update;

@@ -4,6 +4,7 @@
 use super::args::{Call, shape};
 use super::loops;
 use super::par::Disjoint;
+use super::sums;
 use vdnn_ir::kernel::{KernelError, TensorMut};
 
 /// A tensor `[N, C, ..]` seen as `[images, channels, plane]`.
@@ -102,12 +103,7 @@ pub(super) fn train(
         let (mut s, mut q) = (0f64, 0f64);
         for range in view.planes(c) {
             let x = &x[range];
-            let (a, b) = loops::sum2_by(
-                x,
-                x,
-                |x, _| f64::from(x) - first,
-                |x, _| (f64::from(x) - first) * (f64::from(x) - first),
-            );
+            let (a, b) = sums::moments(call.par, x, first, x, first);
             s += a;
             q += b;
         }
@@ -173,8 +169,7 @@ fn grads(
             // SAFETY: the planes of channel c are touched by task c alone.
             #[expect(unsafe_code, reason = "a channel's planes are not contiguous")]
             let dy = dy.map_or_else(|| &*unsafe { dx.get(range.clone()) }, |dy| &dy[range.clone()]);
-            let (a, b) =
-                loops::sum2_by(dy, x, |dy, _| f64::from(dy), |dy, x| f64::from(dy) * (f64::from(x) - m));
+            let (a, b) = sums::moments(call.par, dy, 0.0, x, m);
             s += a;
             q += b;
         }

@@ -1,33 +1,28 @@
 //! Parallel loops over tasks fixed by shape.
 
-use rayon::prelude::*;
+use super::team::Team;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Estimated work, in element visits, under which a loop stays on the calling thread:
 /// waking the pool costs about as much as this many.
-const SERIAL_BELOW: usize = 1 << 16;
+const SERIAL_BELOW: usize = 1 << 15;
 
 /// Elements per task of an elementwise loop: large against the cost of a task, small
 /// against a second-level cache.
 pub(super) const CHUNK: usize = 1 << 14;
 
-/// A pool of threads, or none for a single one.
+/// The threads of a kernel set.
 #[derive(Debug)]
 pub(super) struct Par {
-    pool: Option<rayon::ThreadPool>,
+    team: Team,
     serial_below: usize,
     wide: bool,
 }
 
 impl Par {
     pub(super) fn new(threads: usize) -> Self {
-        let build = || rayon::ThreadPoolBuilder::new().num_threads(threads).build().ok();
-        Self {
-            pool: if threads > 1 { build() } else { None },
-            serial_below: SERIAL_BELOW,
-            wide: has_wide_products(),
-        }
+        Self { team: Team::new(threads), serial_below: SERIAL_BELOW, wide: has_wide_products() }
     }
 
     /// Without the products for 512-bit vectors, as on other processors.
@@ -48,17 +43,16 @@ impl Par {
     }
 
     pub(super) fn threads(&self) -> usize {
-        self.pool.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
+        self.team.threads()
     }
 
     /// Runs `task(0..tasks)`. `work` is the total in element visits. Tasks must not depend
     /// on each other; which thread runs which is unspecified.
     pub(super) fn run(&self, tasks: usize, work: usize, task: impl Fn(usize) + Send + Sync) {
-        match &self.pool {
-            Some(pool) if tasks > 1 && work >= self.serial_below => pool.install(|| {
-                (0..tasks).into_par_iter().with_max_len(tasks.div_ceil(64)).for_each(task);
-            }),
-            _ => (0..tasks).for_each(task),
+        if tasks > 1 && work >= self.serial_below {
+            self.team.run(tasks, &task);
+        } else {
+            (0..tasks).for_each(task);
         }
     }
 
@@ -74,15 +68,14 @@ impl Par {
         let size = size.max(1);
         let work = out.len().saturating_mul(weight);
         let tasks = out.len().div_ceil(size);
-        match &self.pool {
-            Some(pool) if tasks > 1 && work >= self.serial_below => pool.install(|| {
-                out.par_chunks_mut(size)
-                    .with_max_len(tasks.div_ceil(64))
-                    .enumerate()
-                    .for_each(|(i, chunk)| task(i, chunk));
-            }),
-            _ => out.chunks_mut(size).enumerate().for_each(|(i, chunk)| task(i, chunk)),
-        }
+        let len = out.len();
+        let out = Disjoint::new(out);
+        self.run(tasks, work, |i| {
+            // SAFETY: run i of the elements is task i's alone.
+            #[expect(unsafe_code, reason = "chunks of one slice")]
+            let chunk = unsafe { out.get(i * size..len.min((i + 1) * size)) };
+            task(i, chunk);
+        });
     }
 }
 

@@ -64,11 +64,18 @@ pub(super) fn input_grad(par: &Par, g: &Conv, dy: &[f32], w: &[f32], dx: &mut [f
             let [d, h, w] = &g.space;
             [Phase::new(d, rd), Phase::new(h, rh), Phase::new(w, rw)]
         };
-        let size = |rw: usize| g.images * g.c * phases(rw).iter().map(|p| p.dim.output).product::<usize>();
+        // No element of a phase without taps is stored; they are zero.
+        let size = |rw: usize| match phases(rw) {
+            p if p.iter().any(|p| p.dim.kernel == 0) => 0,
+            p => g.images * g.c * p.iter().map(|p| p.dim.output).product::<usize>(),
+        };
         let starts: SmallVec<[usize; 5]> = (0..=across).map(|r| (0..r).map(size).sum()).collect();
         scratch::with(starts[across], |parts| {
             for rw in 0..across {
-                one(par, g, phases(rw), dy, w, &mut parts[starts[rw]..starts[rw + 1]]);
+                let part = &mut parts[starts[rw]..starts[rw + 1]];
+                if !part.is_empty() {
+                    one(par, g, phases(rw), dy, w, part);
+                }
             }
             interleave(par, g, [rd, rh], parts, &starts, dx);
         });
@@ -87,10 +94,18 @@ fn interleave(par: &Par, g: &Conv, [rd, rh]: [usize; 2], parts: &[f32], starts: 
                 let at = ((rd + line * d.stride) * h.input + rh + row * h.stride) * w.input;
                 let dx = &mut dx[at..][..w.input];
                 let source = |rw: usize| {
-                    let n = count(&w, rw);
-                    &parts[starts[rw] + ((plane * lines + line) * rows + row) * n..][..n]
+                    let part = &parts[starts[rw]..starts[rw + 1]];
+                    let n = if part.is_empty() { 0 } else { count(&w, rw) };
+                    &part[((plane * lines + line) * rows + row) * n..][..n]
                 };
-                if w.stride == 2 {
+                if starts[w.stride] == 0 {
+                    dx.fill(0.0);
+                    continue;
+                }
+                if let ([_, odd, end], true) = (starts, w.stride == 2 && w.input > 1)
+                    && *odd < *end
+                    && *odd > 0
+                {
                     let (even, odd) = (source(0), source(1));
                     let (pairs, last) = dx.as_chunks_mut::<2>();
                     for ((pair, &a), &b) in pairs.iter_mut().zip(even).zip(odd) {
@@ -98,6 +113,9 @@ fn interleave(par: &Par, g: &Conv, [rd, rh]: [usize; 2], parts: &[f32], starts: 
                     }
                     last.copy_from_slice(&even[odd.len()..]);
                     continue;
+                }
+                if starts.windows(2).any(|s| s[0] == s[1]) {
+                    dx.fill(0.0);
                 }
                 for rw in 0..w.stride {
                     dx.iter_mut().skip(rw).step_by(w.stride).zip(source(rw)).for_each(|(d, &s)| *d = s);
@@ -111,12 +129,6 @@ fn interleave(par: &Par, g: &Conv, [rd, rh]: [usize; 2], parts: &[f32], starts: 
 fn one(par: &Par, g: &Conv, phases: [Phase; 3], dy: &[f32], w: &[f32], out: &mut [f32]) {
     let space: Space = phases.map(|p| p.dim);
     let conv = Conv { c: g.m, m: g.c, space, ..*g };
-    if out.is_empty() {
-        return;
-    }
-    if conv.taps() == 0 {
-        return par.chunks(out, 1 << 14, 1, |_, out| out.fill(0.0));
-    }
     // Taps of the forward kernel, in the order in which the phase's kernel has them.
     let taps: SmallVec<[usize; 25]> = (0..conv.taps())
         .map(|t| {
@@ -136,11 +148,11 @@ fn flip(par: &Par, g: &Conv, taps: &[usize], w: &[f32], out: &mut [f32]) {
     let (mg, cg, all, n) = (g.m_group(), g.c_group(), g.taps(), taps.len());
     let out = Disjoint::new(out);
     // Input channels per task: what is read of each output channel is a run.
-    const BLOCK: usize = 16;
-    let blocks = cg.div_ceil(BLOCK);
+    let block = if all == 1 { 64 } else { 16 };
+    let blocks = cg.div_ceil(block);
     par.run(blocks * g.groups, 2 * w.len(), |i| {
-        let (group, first) = (i / blocks, i % blocks * BLOCK);
-        let count = BLOCK.min(cg - first);
+        let (group, first) = (i / blocks, i % blocks * block);
+        let count = block.min(cg - first);
         let from = (group * cg + first) * mg * n;
         // SAFETY: this task alone writes these input channels.
         #[expect(unsafe_code, reason = "blocks of channels need not divide the channels")]
@@ -150,8 +162,10 @@ fn flip(par: &Par, g: &Conv, taps: &[usize], w: &[f32], out: &mut [f32]) {
             return transpose::matrix(w, cg, mg, count, out, mg);
         }
         for m in 0..mg {
-            let w = &w[m * cg * all..][..count * all];
-            for (w, out) in w.chunks_exact(all).zip(out.chunks_exact_mut(mg * n)) {
+            let from = &w[m * cg * all..][..count * all];
+            // The next output channel's run is far away.
+            transpose::prefetch(&w[m * cg * all..], 2 * cg * all, from.len());
+            for (w, out) in from.chunks_exact(all).zip(out.chunks_exact_mut(mg * n)) {
                 let out = &mut out[m * n..][..n];
                 out.iter_mut().zip(taps).for_each(|(out, &tap)| *out = w[tap]);
             }

@@ -146,7 +146,7 @@ simd_fn! {
             let sum = math::sum_by(dy, f64::from) as f32;
             values.for_each(|((dx, &dy), &y)| *dx = dy - math::exp(y) * sum);
         } else {
-            let sum = math::dot(dy, y) as f32;
+            let sum = math::sum2_by(dy, y, |dy, _| f64::from(dy), |dy, y| f64::from(dy) * f64::from(y)).1 as f32;
             values.for_each(|((dx, &dy), &y)| *dx = y * (dy - sum));
         }
     }

@@ -3,8 +3,9 @@
 #![cfg(target_arch = "x86_64")]
 
 use std::arch::x86_64::{
-    __m512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_loadu_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4,
-    _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    __m512, _MM_HINT_T0, _mm_prefetch, _mm512_castpd_ps, _mm512_castps_pd, _mm512_loadu_ps,
+    _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
 /// Element j of result i is element i of operand j.
@@ -66,6 +67,18 @@ pub(super) fn matrix(from: &[f32], from_ld: usize, rows: usize, cols: usize, out
     }
 }
 
+/// Asks for `len` elements at offset `from` of `x`, which may lie outside of it.
+#[expect(unsafe_code, reason = "prefetching takes an address")]
+pub(super) fn prefetch(x: &[f32], from: usize, len: usize) {
+    for line in (0..len).step_by(16) {
+        // SAFETY: prefetching may name any address.
+        #[allow(unused_unsafe, reason = "newer compilers call the instruction safe")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(from + line).cast());
+        }
+    }
+}
+
 /// # Safety
 /// 16 rows of 16 elements are readable, and writable in the transpose.
 #[expect(unsafe_code, reason = "loads and stores of whole vectors")]
@@ -75,6 +88,8 @@ unsafe fn block(from: *const f32, from_ld: usize, to: *mut f32, to_ld: usize) {
     unsafe {
         let mut rows = [_mm512_setzero_ps(); 16];
         for (i, row) in rows.iter_mut().enumerate() {
+            // The rows of the block after the next; rows may be far apart.
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add((i + 32) * from_ld).cast());
             *row = _mm512_loadu_ps(from.add(i * from_ld));
         }
         for (i, row) in square(rows).iter().enumerate() {

@@ -12,10 +12,9 @@ use super::geometry::{Conv, Space, inputs, outputs, tap_at, taps};
 use super::tile::{LANES, VECTORS};
 use smallvec::SmallVec;
 use std::arch::x86_64::{
-    __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_i32gather_ps, _mm512_load_si512,
-    _mm512_loadu_si512, _mm512_mask_i32gather_ps, _mm512_maskz_loadu_ps, _mm512_permutex2var_ps,
-    _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_store_ps, _mm512_test_epi32_mask,
-    _pdep_u32,
+    __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_load_si512, _mm512_loadu_si512,
+    _mm512_mask_i32gather_ps, _mm512_maskz_loadu_ps, _mm512_permutex2var_ps, _mm512_set1_epi32,
+    _mm512_setr_epi32, _mm512_setzero_ps, _mm512_store_ps, _mm512_test_epi32_mask, _pdep_u32,
 };
 use std::ops::Range;
 
@@ -119,40 +118,6 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// The inputs of 16 positions at one tap of a plane, zero where `mask` is not set.
-    ///
-    /// # Safety
-    /// `mask` has no more than the positions that [`Self::mask`] allows for this tap, and
-    /// `plane` is `x + channel * plane + offset of the tap` for the x of the window.
-    #[expect(unsafe_code, reason = "masked loads from computed addresses")]
-    #[target_feature(enable = "avx512f,bmi2")]
-    #[inline]
-    unsafe fn load(&self, pattern: Pattern, plane: *const f32, mask: u16) -> __m512 {
-        // SAFETY: only lanes with existing inputs are read, by the caller's promise; in a
-        // run of every other element those are the even ones.
-        unsafe {
-            match pattern {
-                Pattern::Run(base) => _mm512_maskz_loadu_ps(mask, plane.wrapping_offset(base)),
-                Pattern::Alternate(base) => {
-                    let even = _pdep_u32(u32::from(mask), 0x5555_5555);
-                    let at = plane.wrapping_offset(base);
-                    let low = _mm512_maskz_loadu_ps(even as u16, at);
-                    let high = _mm512_maskz_loadu_ps((even >> 16) as u16, at.wrapping_add(LANES));
-                    let pick = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-                    _mm512_permutex2var_ps(low, pick, high)
-                }
-                Pattern::Any(at) => {
-                    let index = _mm512_load_si512(self.base.as_ptr().add(at).cast());
-                    if mask == u16::MAX {
-                        _mm512_i32gather_ps::<4>(index, plane.cast())
-                    } else {
-                        _mm512_mask_i32gather_ps::<4>(_mm512_setzero_ps(), mask, index, plane.cast())
-                    }
-                }
-            }
-        }
-    }
-
     /// Writes rows `rows` of the unfolding of `x`, columns `from` and the following
     /// `vectors * LANES`, to `out`, row by row. Columns beyond the positions become zero.
     ///
@@ -170,45 +135,101 @@ impl<'a> Window<'a> {
         vectors: usize,
         out: &mut [f32],
     ) {
-        let taps = self.taps();
-        assert!(rows.len() * vectors * LANES <= out.len(), "room for the panel");
-        assert!(out.as_ptr().addr().is_multiple_of(64), "an aligned panel");
-        let mut patterns = [Pattern::Run(0); VECTORS];
-        for (v, pattern) in patterns[..vectors].iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match vectors {
+                1 => self.pack_vectors::<1>(x, rows, from, out),
+                2 => self.pack_vectors::<2>(x, rows, from, out),
+                _ => self.pack_vectors::<VECTORS>(x, rows, from, out),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::pack`].
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "avx512f,bmi2")]
+    unsafe fn pack_vectors<const V: usize>(
+        &self,
+        x: &[f32],
+        rows: Range<usize>,
+        from: usize,
+        out: &mut [f32],
+    ) {
+        let mut patterns = [Pattern::Run(0); V];
+        for (v, pattern) in patterns.iter_mut().enumerate() {
             *pattern = self.pattern(from + v * LANES);
         }
-        let masks: SmallVec<[[u16; VECTORS]; 25]> = (0..taps)
+        // SAFETY: `pack_rows` asks for inputs that exist.
+        unsafe {
+            if let Some(bases) = all(patterns, |p| if let Pattern::Run(b) = p { Some(b) } else { None }) {
+                let load = |v: usize, x: *const f32, mask| run(x.wrapping_offset(bases[v]), mask);
+                self.pack_rows::<V>(x, rows, from, out, Some(bases[0] + (V * LANES) as isize), load);
+                return;
+            }
+            if let Some(bases) = all(patterns, |p| if let Pattern::Alternate(b) = p { Some(b) } else { None })
+            {
+                let load = |v: usize, x: *const f32, mask| alternate(x.wrapping_offset(bases[v]), mask);
+                self.pack_rows::<V>(x, rows, from, out, None, load);
+                return;
+            }
+            let load = |v: usize, x: *const f32, mask| self.load(patterns[v], x, mask);
+            self.pack_rows::<V>(x, rows, from, out, None, load);
+        }
+    }
+
+    /// Packs with `load(vector, tap's plane, mask)`, and prefetches what lies `ahead` of a
+    /// tap's plane: the same row of the next panel. What follows a row is far away.
+    ///
+    /// # Safety
+    /// As [`Self::pack`].
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "avx512f,bmi2")]
+    #[inline]
+    unsafe fn pack_rows<const V: usize>(
+        &self,
+        x: &[f32],
+        rows: Range<usize>,
+        from: usize,
+        out: &mut [f32],
+        ahead: Option<isize>,
+        load: impl Fn(usize, *const f32, u16) -> __m512,
+    ) {
+        let taps = self.taps();
+        assert!(rows.len() * V * LANES <= out.len(), "room for the panel");
+        assert!(out.as_ptr().addr().is_multiple_of(64), "an aligned panel");
+        let masks: SmallVec<[[u16; V]; 25]> = (0..taps)
             .map(|tap| {
-                let mut masks = [0; VECTORS];
-                for (v, mask) in masks[..vectors].iter_mut().enumerate() {
+                let mut masks = [0; V];
+                for (v, mask) in masks.iter_mut().enumerate() {
                     *mask = self.mask(tap, from + v * LANES);
                 }
                 masks
             })
             .collect();
-        let (mut channel, mut tap) = (rows.start / taps, rows.start % taps);
-        let mut to = out.as_mut_ptr();
-        for _ in rows {
-            let plane = x.as_ptr().wrapping_add(channel * self.plane).wrapping_offset(self.offsets[tap]);
-            // SAFETY: the masks are those of the tap; the panel has room, see above.
-            // Prefetching may name any address.
-            unsafe {
-                if let (Pattern::Run(base), true) = (patterns[0], tap.is_multiple_of(self.across)) {
-                    // The same row of the next panel; what follows a row is far away.
-                    let next = plane.wrapping_offset(base).wrapping_add(vectors * LANES);
-                    for v in 0..vectors {
-                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(v * LANES).cast());
+        let mut plane = x.as_ptr().wrapping_add(rows.start / taps * self.plane);
+        let (mut tap, mut left, mut to) = (rows.start % taps, rows.len(), out.as_mut_ptr());
+        while left > 0 {
+            let end = taps.min(tap + left);
+            left -= end - tap;
+            for t in tap..end {
+                let at = plane.wrapping_offset(self.offsets[t]);
+                // SAFETY: the panel has room, see above; prefetching may name any address.
+                unsafe {
+                    if let (Some(ahead), true) = (ahead, t.is_multiple_of(self.across)) {
+                        for v in 0..V {
+                            let next = at.wrapping_offset(ahead).wrapping_add(v * LANES);
+                            _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                        }
                     }
-                }
-                for (v, &mask) in masks[tap][..vectors].iter().enumerate() {
-                    _mm512_store_ps(to.add(v * LANES), self.load(patterns[v], plane, mask));
+                    for (v, &mask) in masks[t].iter().enumerate() {
+                        _mm512_store_ps(to.add(v * LANES), load(v, at, mask));
+                    }
+                    to = to.add(V * LANES);
                 }
             }
-            to = to.wrapping_add(vectors * LANES);
-            tap += 1;
-            if tap == taps {
-                (channel, tap) = (channel + 1, 0);
-            }
+            tap = 0;
+            plane = plane.wrapping_add(self.plane);
         }
     }
 
@@ -227,41 +248,134 @@ impl<'a> Window<'a> {
         vectors: usize,
         out: &mut [f32],
     ) {
-        let taps = self.taps();
         assert!(cols.len() * vectors * LANES <= out.len(), "room for the panel");
         assert!(out.as_ptr().addr().is_multiple_of(64), "an aligned panel");
+        let mut masks: SmallVec<[u16; 25]> = SmallVec::from_elem(0, self.taps());
         for at in cols.clone().step_by(LANES) {
-            let pattern = self.pattern(at);
+            for (tap, mask) in masks.iter_mut().enumerate() {
+                *mask = self.mask(tap, at);
+            }
             let count = (cols.end - at).min(LANES);
-            let to = &mut out[(at - cols.start) * vectors * LANES..];
-            let (mut channel, mut tap) = (rows.start / taps, rows.start % taps);
-            let mut left = rows.len();
-            for v in 0..vectors {
-                let mut square = [_mm512_setzero_ps(); LANES];
-                for line in square.iter_mut().take(left) {
-                    let plane =
-                        x.as_ptr().wrapping_add(channel * self.plane).wrapping_offset(self.offsets[tap]);
-                    // SAFETY: the mask is that of the tap. Prefetching may name any address.
-                    *line = unsafe {
-                        if let (Pattern::Run(base), true) = (pattern, tap.is_multiple_of(self.across)) {
-                            _mm_prefetch::<_MM_HINT_T0>(plane.wrapping_offset(base + AHEAD).cast());
-                        }
-                        self.load(pattern, plane, self.mask(tap, at))
-                    };
-                    tap += 1;
-                    if tap == taps {
-                        (channel, tap) = (channel + 1, 0);
+            let to = &mut out[(at - cols.start) * vectors * LANES..][..count * vectors * LANES];
+            // SAFETY: the masks are those of these positions.
+            unsafe {
+                match self.pattern(at) {
+                    Pattern::Run(base) => {
+                        let load = |x: *const f32, mask| {
+                            let x = x.wrapping_offset(base);
+                            _mm_prefetch::<_MM_HINT_T0>(x.wrapping_offset(AHEAD).cast());
+                            run(x, mask)
+                        };
+                        self.turn(x, rows.clone(), &masks, vectors, to, load);
                     }
-                }
-                left = left.saturating_sub(LANES);
-                let square = super::transpose::square(square);
-                for (i, line) in square.iter().take(count).enumerate() {
-                    let to = &mut to[(i * vectors + v) * LANES..][..LANES];
-                    // SAFETY: 16 elements, just bounds-checked; aligned as the panel is.
-                    unsafe { _mm512_store_ps(to.as_mut_ptr(), *line) };
+                    pattern => {
+                        let load = |x: *const f32, mask| self.load(pattern, x, mask);
+                        self.turn(x, rows.clone(), &masks, vectors, to, load);
+                    }
                 }
             }
         }
+    }
+
+    /// Packs the transpose of up to 16 positions of the rows `rows` with `load(tap's plane,
+    /// mask)`.
+    ///
+    /// # Safety
+    /// As [`Self::pack_transposed`].
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "avx512f,bmi2")]
+    #[inline]
+    unsafe fn turn(
+        &self,
+        x: &[f32],
+        rows: Range<usize>,
+        masks: &[u16],
+        vectors: usize,
+        to: &mut [f32],
+        load: impl Fn(*const f32, u16) -> __m512,
+    ) {
+        let taps = masks.len();
+        let mut plane = x.as_ptr().wrapping_add(rows.start / taps * self.plane);
+        let (mut tap, mut left) = (rows.start % taps, rows.len());
+        for v in 0..vectors {
+            let mut square = [_mm512_setzero_ps(); LANES];
+            for line in &mut square[..left.min(LANES)] {
+                *line = load(plane.wrapping_offset(self.offsets[tap]), masks[tap]);
+                tap += 1;
+                if tap == taps {
+                    tap = 0;
+                    plane = plane.wrapping_add(self.plane);
+                }
+            }
+            left = left.saturating_sub(LANES);
+            let square = super::transpose::square(square);
+            for (line, to) in square.iter().zip(to.chunks_exact_mut(vectors * LANES)) {
+                let to = &mut to[v * LANES..][..LANES];
+                // SAFETY: 16 elements, just bounds-checked; aligned as the panel is.
+                unsafe { _mm512_store_ps(to.as_mut_ptr(), *line) };
+            }
+        }
+    }
+
+    /// The inputs of 16 positions at one tap, zero where `mask` is not set.
+    ///
+    /// # Safety
+    /// `mask` has no more than the positions that [`Self::mask`] allows for this tap, and
+    /// `x` is the x of the window + channel * plane + offset of the tap.
+    #[expect(unsafe_code, reason = "masked loads from computed addresses")]
+    #[target_feature(enable = "avx512f,bmi2")]
+    #[inline]
+    unsafe fn load(&self, pattern: Pattern, x: *const f32, mask: u16) -> __m512 {
+        // SAFETY: only lanes with existing inputs are read, by the caller's promise.
+        unsafe {
+            match pattern {
+                Pattern::Run(base) => run(x.wrapping_offset(base), mask),
+                Pattern::Alternate(base) => alternate(x.wrapping_offset(base), mask),
+                Pattern::Any(at) => {
+                    let index = _mm512_load_si512(self.base.as_ptr().add(at).cast());
+                    _mm512_mask_i32gather_ps::<4>(_mm512_setzero_ps(), mask, index, x.cast())
+                }
+            }
+        }
+    }
+}
+
+/// What `f` gives for every pattern, if it gives something for all.
+fn all<const V: usize>(p: [Pattern; V], f: impl Fn(Pattern) -> Option<isize>) -> Option<[isize; V]> {
+    let mut out = [0; V];
+    for (out, p) in out.iter_mut().zip(p) {
+        *out = f(p)?;
+    }
+    Some(out)
+}
+
+/// 16 elements side by side, zero where `mask` is not set.
+///
+/// # Safety
+/// The elements that `mask` has are readable.
+#[expect(unsafe_code, reason = "masked loads from computed addresses")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn run(x: *const f32, mask: u16) -> __m512 {
+    // SAFETY: the caller's promise; other lanes are not read.
+    unsafe { _mm512_maskz_loadu_ps(mask, x) }
+}
+
+/// Every other element of 32, zero where `mask` is not set.
+///
+/// # Safety
+/// The elements that `mask` has are readable.
+#[expect(unsafe_code, reason = "masked loads from computed addresses")]
+#[target_feature(enable = "avx512f,bmi2")]
+#[inline]
+unsafe fn alternate(x: *const f32, mask: u16) -> __m512 {
+    let even = _pdep_u32(u32::from(mask), 0x5555_5555);
+    // SAFETY: the caller's promise; other lanes, in particular the odd ones, are not read.
+    unsafe {
+        let low = _mm512_maskz_loadu_ps(even as u16, x);
+        let high = _mm512_maskz_loadu_ps((even >> 16) as u16, x.wrapping_add(LANES));
+        let pick = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        _mm512_permutex2var_ps(low, pick, high)
     }
 }
 
