@@ -290,6 +290,7 @@ impl Measurer {
                 _ => fill_bytes(ptr, ty.bytes(), 0)?,
             }
         }
+        self.device.synchronize()?;
         Ok(places)
     }
 
@@ -336,6 +337,8 @@ impl Measurer {
                     fill_words(ptr, ty.bytes().min(Bytes(4 * EXACT_TERMS)), 1.0)?;
                 }
             }
+            // Fills are on the default stream, which the meter's does not wait for.
+            self.device.synchronize()?;
             self.meter.run(launch)?;
             results.push(read(places.outputs[0], kernel.outputs[0].bytes())?);
         }
