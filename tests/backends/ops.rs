@@ -248,8 +248,7 @@ fn judge(device: Device, suite: String, group: &Group, precision: Precision, lay
         if e / limit > margin {
             (margin, row.worst, row.limit) = (e / limit, e, limit);
         }
-        // Written so that NaN fails.
-        if !(e <= limit) {
+        if e.is_nan() || e > limit {
             row.failures.push(format!("{name}: {e:.2e} over {limit:.2e}: {}", group.cases[name]));
         }
     }
