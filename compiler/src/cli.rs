@@ -84,8 +84,9 @@ pub struct SharedArgs {
     pub policy: Policy,
     /// Convolution algorithms: memory (no workspace), performance (fastest), dynamic
     /// (fastest that lets the plan fit).
-    #[arg(long, value_name = "memory|performance|dynamic", default_value = "dynamic")]
-    pub algo: AlgoMode,
+    /// Default: dynamic, and memory where the CPU runs the plan, which needs no workspace.
+    #[arg(long, value_name = "memory|performance|dynamic")]
+    pub algo: Option<AlgoMode>,
     /// Batch size, for models whose batch dimension is symbolic. Default: the file's, else 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub batch: Option<u64>,
@@ -521,7 +522,7 @@ impl SharedArgs {
         CompileOptions {
             mode,
             policy: self.policy,
-            algo: self.algo,
+            algo: self.algo.unwrap_or(AlgoMode::Dynamic),
             batch: self.batch,
             dims: self.dims.iter().cloned().collect(),
             device: self.device.clone(),
@@ -540,6 +541,11 @@ impl SharedArgs {
 }
 
 impl SharedArgs {
+    /// The same where the CPU is to run the plan: its kernels need no workspace.
+    pub fn options_on_cpu(&self, mode: Mode) -> CompileOptions {
+        CompileOptions { algo: self.algo.unwrap_or(AlgoMode::Memory), ..self.options(mode) }
+    }
+
     /// The same where a GPU is to run the plan, which has other defaults.
     pub fn options_on_gpu(&self, mode: Mode) -> CompileOptions {
         CompileOptions {

@@ -17,6 +17,16 @@ pub trait ParamLoader {
     /// # Errors
     /// If there is none, or it has another type, or reading fails.
     fn load(&self, name: &str, ty: &TensorType) -> Result<Tensor, LoadParamError>;
+
+    /// Hands over the bytes of [`Self::load`] in order, in pieces. Sources that hold the bytes
+    /// need not copy them for that.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    fn pieces(&self, name: &str, ty: &TensorType, take: &mut dyn FnMut(&[u8])) -> Result<(), LoadParamError> {
+        take(self.load(name, ty)?.bytes());
+        Ok(())
+    }
 }
 
 /// The bytes of a step's inputs, and where they belong.
@@ -67,6 +77,9 @@ impl<B: Backend> Executor<B> {
             match &p.source {
                 ParamSource::Setup(id) => executor.backend.write(span, setup[id].bytes())?,
                 ParamSource::Inline(bytes) => executor.backend.write(span, bytes)?,
+                ParamSource::Initializer if ty.layout == Layout::RowMajor => {
+                    executor.fill(span, &p.name, ty, source)?;
+                }
                 source_kind => {
                     let tensor = fetch(source_kind, &p.name, &ty.in_layout(Layout::RowMajor), source)?;
                     executor.backend.write(span, tensor.to_layout(ty.layout).bytes())?;
@@ -74,6 +87,31 @@ impl<B: Backend> Executor<B> {
             }
         }
         Ok(executor)
+    }
+
+    /// Writes an initializer piece by piece: no copy of the whole is made on the way.
+    fn fill(
+        &mut self,
+        span: Span,
+        name: &str,
+        ty: &TensorType,
+        source: &dyn ParamLoader,
+    ) -> Result<(), RunError> {
+        let (mut at, end) = (span.start, span.start + span.len);
+        let mut done = Ok(());
+        source.pieces(name, ty, &mut |bytes| {
+            let piece = Span { start: at, len: bytes.len(), ..span };
+            at = at.saturating_add(bytes.len());
+            if at <= end && done.is_ok() {
+                done = self.backend.write(piece, bytes);
+            }
+        })?;
+        done?;
+        if at == end {
+            return Ok(());
+        }
+        let why = format!("its source has {} bytes for {ty}", at - span.start);
+        Err(LoadParamError::Failed { name: name.to_owned(), why }.into())
     }
 
     /// The plan.

@@ -118,7 +118,7 @@ pub(super) fn open(
 fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
     let mut options = match args.backend {
         ComputeBackend::Cuda => args.shared.options_on_gpu(args.mode),
-        ComputeBackend::Cpu => args.shared.options(args.mode),
+        ComputeBackend::Cpu => args.shared.options_on_cpu(args.mode),
     };
     let cost = load::prepare(&mut options, &args.shared)?;
     let model = open(target, args.mode, args.seed, &options)?;

@@ -195,6 +195,15 @@ impl ParamLoader for FromWeights<'_> {
         }
         Tensor::from_bytes(ty.clone(), &w.data).ok_or_else(|| LoadParamError::wrong_type(name, ty, &w.ty))
     }
+
+    fn pieces(&self, name: &str, ty: &TensorType, take: &mut dyn FnMut(&[u8])) -> Result<(), LoadParamError> {
+        let w = self.0.tensors.get(name).ok_or_else(|| LoadParamError::missing(name))?;
+        if &w.ty != ty {
+            return Err(LoadParamError::wrong_type(name, ty, &w.ty));
+        }
+        take(&w.data);
+        Ok(())
+    }
 }
 
 /// Parameters from tensors in memory.

@@ -62,7 +62,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     }
     let mut options = match args.backend {
         BackendName::Cuda => args.shared.options_on_gpu(args.mode),
-        BackendName::Cpu | BackendName::Sim => args.shared.options(args.mode),
+        BackendName::Cpu => args.shared.options_on_cpu(args.mode),
+        BackendName::Sim => args.shared.options(args.mode),
     };
     options.keep_gradients |= args.save_gradients.is_some();
     if options.batch.is_none() {

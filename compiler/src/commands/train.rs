@@ -58,7 +58,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
 
     let mut options = match args.backend {
         ComputeBackend::Cuda => args.shared.options_on_gpu(Mode::Train),
-        ComputeBackend::Cpu => args.shared.options(Mode::Train),
+        ComputeBackend::Cpu => args.shared.options_on_cpu(Mode::Train),
     };
     let cost = load::prepare(&mut options, &args.shared)?;
     let model = open_model(args, &mut options.batch, &options.dims, true)?;
