@@ -24,7 +24,11 @@ pub trait ParamLoader {
     /// # Errors
     /// As [`Self::load`].
     fn pieces(&self, name: &str, ty: &TensorType, take: &mut dyn FnMut(&[u8])) -> Result<(), LoadParamError> {
-        take(self.load(name, ty)?.bytes());
+        let tensor = self.load(name, ty)?;
+        if tensor.ty() != ty {
+            return Err(LoadParamError::wrong_type(name, ty, tensor.ty()));
+        }
+        take(tensor.bytes());
         Ok(())
     }
 }
