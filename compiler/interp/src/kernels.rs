@@ -14,11 +14,9 @@ mod walk;
 mod window;
 
 use element::{Element, in_graph};
-use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
-use vdnn_ir::layout::through_row_major;
+use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef, through_plainer};
 use vdnn_ir::op::Op;
 use vdnn_ir::op::infer::infer;
-use vdnn_ir::parts::through_parts;
 use vdnn_ir::{DType, Tensor, TensorType};
 
 /// Kernels for every op, single-threaded, with scalar loops. An in-place input is copied first.
@@ -32,12 +30,7 @@ impl Kernels for NaiveKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
-        if let Some(done) =
-            through_row_major(self, op, inputs, outputs).or_else(|| through_parts(self, op, inputs, outputs))
-        {
-            return done;
-        }
-        launch::<f32>(op, inputs, outputs)
+        launch::<f32>(self, op, inputs, outputs)
     }
 }
 
@@ -52,20 +45,20 @@ impl Kernels for WideKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
-        if let Some(done) =
-            through_row_major(self, op, inputs, outputs).or_else(|| through_parts(self, op, inputs, outputs))
-        {
-            return done;
-        }
-        launch::<f64>(op, inputs, outputs)
+        launch::<f64>(self, op, inputs, outputs)
     }
 }
 
+/// One launch of `kernels`, whose floats in memory are `E`.
 fn launch<E: Element>(
+    kernels: &dyn Kernels,
     op: &Op,
     inputs: &[Operand<'_>],
     outputs: &mut [TensorMut<'_>],
 ) -> Result<(), KernelError> {
+    if let Some(done) = through_plainer(kernels, op, inputs, outputs) {
+        return done;
+    }
     let copies = inputs
         .iter()
         .map(|operand| match operand {

@@ -4,7 +4,9 @@
 //! either can be injected into the interpreter, which is how executors are compared bit
 //! for bit.
 
+use crate::layout::through_row_major;
 use crate::op::Op;
+use crate::parts::through_parts;
 use crate::types::TensorType;
 
 /// A tensor to read. Bytes are aligned to the element size, little-endian, row-major.
@@ -62,6 +64,17 @@ pub trait Kernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError>;
+}
+
+/// Executes what a kernel set needs no kernel of its own for: ops with channels-last operands
+/// on row-major copies, and fused ops as their parts. `None` for all others.
+pub fn through_plainer(
+    kernels: &dyn Kernels,
+    op: &Op,
+    inputs: &[Operand<'_>],
+    outputs: &mut [TensorMut<'_>],
+) -> Option<Result<(), KernelError>> {
+    through_row_major(kernels, op, inputs, outputs).or_else(|| through_parts(kernels, op, inputs, outputs))
 }
 
 impl<'a> TensorRef<'a> {

@@ -16,6 +16,7 @@ pub mod parse;
 pub mod parts;
 pub mod phase;
 pub mod print;
+pub mod random;
 pub mod tensor;
 pub mod types;
 pub mod units;

@@ -2,18 +2,11 @@
 
 use crate::error::Failure;
 use std::collections::BTreeMap;
+use vdnn_ir::random::splitmix64;
 use vdnn_ir::{DType, Tensor, TensorType};
 
 /// Labels are drawn below this, small enough for any classifier with two classes.
 const LABELS: u64 = 2;
-
-/// splitmix64 at position `i`.
-pub(crate) fn mix(seed: u64, i: u64) -> u64 {
-    let mut z = seed.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
 
 /// A tensor per caller-bound input: floats uniform in -1..1, integers 0 or 1. The
 /// optimizer's own inputs (`vdnnc.*`) are left out.
@@ -30,11 +23,11 @@ pub fn inputs(wanted: &[(String, TensorType)]) -> Result<BTreeMap<String, Tensor
         };
         let tensor = match ty.dtype {
             DType::F32 => {
-                let unit = |i| (mix(seed, i) >> 40) as f32 / 8_388_608.0 - 1.0;
+                let unit = |i| (splitmix64(seed, i) >> 40) as f32 / 8_388_608.0 - 1.0;
                 Tensor::from_f32(dims, &(0..ty.elements()).map(unit).collect::<Vec<_>>())
             }
             DType::I64 => {
-                let label = |i| (mix(seed, i) % LABELS) as i64;
+                let label = |i| (splitmix64(seed, i) % LABELS) as i64;
                 Tensor::from_i64(dims, &(0..ty.elements()).map(label).collect::<Vec<_>>())
             }
             _ => zeros,

@@ -4,7 +4,6 @@ use super::backend::Choice;
 use super::dataset::Dataset;
 use super::evaluate;
 use super::load::{self, FromTensors};
-use super::synthetic::mix;
 use crate::cli::{ComputeBackend, LrSchedule, TrainArgs};
 use crate::error::Failure;
 use crate::progress::Progress;
@@ -13,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use vdnn_frontends::onnx;
 use vdnn_frontends::tensors::safetensors;
+use vdnn_ir::random::splitmix64;
 use vdnn_ir::{Mode, Tensor};
 use vdnn_plan::Plan;
 use vdnn_runtime::executor::Executor;
@@ -277,7 +277,7 @@ fn shuffled(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let seed = seed ^ epoch.wrapping_mul(0xD134_2543_DE82_EF95);
     let mut order: Vec<usize> = (0..n).collect();
     for (draw, i) in (0u64..).zip((1..n).rev()) {
-        let j = ((u128::from(mix(seed, draw)) * (i as u128 + 1)) >> 64) as usize;
+        let j = ((u128::from(splitmix64(seed, draw)) * (i as u128 + 1)) >> 64) as usize;
         order.swap(i, j);
     }
     order

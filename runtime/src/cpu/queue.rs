@@ -5,6 +5,7 @@ use super::machine::Machine;
 use crate::error::RunError;
 use std::sync::{Condvar, Mutex, PoisonError};
 use vdnn_ir::id::EntityId;
+use vdnn_ir::random::splitmix64;
 use vdnn_plan::print::command_text;
 use vdnn_plan::{CmdId, Command};
 
@@ -55,20 +56,20 @@ enum Taste {
     Bursts,
 }
 
-/// A small generator of well-mixed numbers (Steele, Lea and Flood's SplitMix64, 2014).
+/// Numbers one after the other.
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub(super) struct Random {
+    seed: u64,
+    drawn: u64,
+}
 
 impl Random {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self { seed, drawn: 0 }
     }
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.drawn += 1;
+        splitmix64(self.seed, self.drawn - 1)
     }
     fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize

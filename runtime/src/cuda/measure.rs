@@ -15,6 +15,7 @@ use cudarc::driver::{result, sys};
 use vdnn_cost::measured::NOT_CAPTURED;
 use vdnn_cost::{MeasuredOn, MeasuredRow};
 use vdnn_ir::graph::ConvAlgo;
+use vdnn_ir::random::splitmix64;
 use vdnn_ir::{Bytes, DType, Op, Precision, TensorType};
 use vdnn_plan::plan::ALIGNMENT;
 
@@ -368,18 +369,12 @@ struct Places {
 /// Uniform in [-1, 1), the same in every process, none of them zero: operands of zeros would
 /// draw less power and so run at higher clocks than real ones.
 fn noise() -> Vec<f32> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        // SplitMix64 (Steele, Lea and Flood, 2014).
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let number = |i| {
         // An odd number of 24 bits, from the middle of two neighbours.
-        let bits = ((z ^ (z >> 31)) >> 41) as u32;
+        let bits = (splitmix64(0x9e37_79b9_7f4a_7c15, i) >> 41) as u32;
         (2 * bits + 1) as f32 / (1 << 23) as f32 - 1.0
     };
-    (0..NOISE).map(|_| next()).collect()
+    (0..NOISE as u64).map(number).collect()
 }
 
 /// True if `a[i]` is `factor * b[i]`, to a quarter of what the factor differs from 1, wherever

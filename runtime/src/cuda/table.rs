@@ -12,6 +12,7 @@ use cudarc::driver::sys;
 use std::cell::OnceCell;
 use std::ffi::c_void;
 use vdnn_ir::id::EntityId;
+use vdnn_ir::random::splitmix64;
 use vdnn_ir::{Bytes, Op, Space};
 use vdnn_plan::{BufId, CmdId, Command, EventId, StreamId, StreamKind};
 
@@ -292,11 +293,7 @@ const MAX_DELAY: u64 = 2_000_000;
 
 /// Nanoseconds to delay a command by: none for three in four, else evenly up to 2 ms.
 fn delay_of(seed: u64, at: CmdId) -> Option<u64> {
-    // SplitMix64 (Steele, Lea and Flood, 2014) at position `at`.
-    let mut z = seed.wrapping_add((u64::from(at.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^= z >> 31;
+    let z = splitmix64(seed, u64::from(at.0));
     z.is_multiple_of(4).then_some((z >> 2) % MAX_DELAY)
 }
 

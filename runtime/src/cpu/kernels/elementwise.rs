@@ -6,6 +6,7 @@ use super::math;
 use super::par::{CHUNK, Par, simd_fn};
 use vdnn_ir::kernel::{KernelError, TensorMut};
 use vdnn_ir::op::UnaryKind;
+use vdnn_ir::random::splitmix64;
 
 /// Work of an element whose function needs an exponential or a library call.
 const SLOW: usize = 8;
@@ -148,18 +149,6 @@ pub(super) fn unary_grad(
     Ok(())
 }
 
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// Output `i` of the splitmix64 generator started at `seed` (Steele, Lea and Flood,
-/// "Fast splittable pseudorandom number generators", OOPSLA 2014).
-#[inline(always)]
-fn splitmix64(seed: u64, i: u64) -> u64 {
-    let z = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(GOLDEN));
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
 /// [`vdnn_ir::Op::Dropout`]: element i is kept if `U >= ratio`, U being the top 24 bits of
 /// splitmix64(splitmix64(seed, step), i) as a fraction.
 pub(super) fn dropout(
@@ -190,17 +179,5 @@ simd_fn! {
             let u = (splitmix64(stream, (base + i) as u64) >> 40) as i32 as f32 * (1.0 / 16_777_216.0);
             *y = if u >= ratio { *y / keep } else { 0.0 };
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn splitmix64_matches_the_published_sequence() {
-        let head: Vec<u64> = (0..4).map(|i| super::splitmix64(0, i)).collect();
-        assert_eq!(
-            head,
-            [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f, 0xf88b_b8a8_724c_81ec]
-        );
     }
 }

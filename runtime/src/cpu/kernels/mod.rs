@@ -46,10 +46,8 @@ mod tests;
 
 use args::Call;
 use par::Par;
-use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut};
-use vdnn_ir::layout::through_row_major;
+use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, through_plainer};
 use vdnn_ir::op::Op;
-use vdnn_ir::parts::through_parts;
 
 /// The CPU kernel set, with its own thread pool.
 ///
@@ -80,9 +78,7 @@ impl Kernels for CpuKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
-        if let Some(done) =
-            through_row_major(self, op, inputs, outputs).or_else(|| through_parts(self, op, inputs, outputs))
-        {
+        if let Some(done) = through_plainer(self, op, inputs, outputs) {
             return done;
         }
         let call = Call::new(op, &self.par, inputs);
