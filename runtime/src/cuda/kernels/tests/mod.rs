@@ -167,7 +167,7 @@ fn check(emulator: &mut Emulator, case: &Case) -> Result<(), String> {
         .inplace()
         .iter()
         .copied()
-        .filter(|&(o, i)| i < inputs.len() && wanted[o].ty() == inputs[i].ty())
+        .filter(|&(o, i)| o < wanted.len() && i < inputs.len() && wanted[o].ty() == inputs[i].ty())
         .collect();
     // Most ops do not look at the number of multiprocessors.
     let depends = matches!(
