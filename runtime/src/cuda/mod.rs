@@ -25,4 +25,4 @@ mod timing;
 pub use backend::{CudaBackend, CudaOptions};
 pub use device::{Device, DeviceFacts, DeviceSelector};
 pub use error::CudaError;
-pub use measure::{MeasureLimits, Measurer};
+pub use measure::{MeasureLimits, Measurer, identify};
