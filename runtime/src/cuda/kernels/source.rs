@@ -16,6 +16,7 @@ pub(super) enum Source {
     BatchNormCoefficients,
     BatchNormApply,
     Lrn,
+    Proof,
 }
 
 /// The files that sources include, with their names.
@@ -53,6 +54,7 @@ impl Source {
             }
             Self::BatchNormApply => ("batchnorm_apply.cu", include_str!("source/batchnorm_apply.cu")),
             Self::Lrn => ("lrn.cu", include_str!("source/lrn.cu")),
+            Self::Proof => ("proof.cu", include_str!("source/proof.cu")),
         }
     }
 }
