@@ -8,6 +8,7 @@ pub mod fuse;
 pub mod inplace;
 pub mod lower;
 pub mod memory;
+pub mod mixed_precision;
 pub mod offload;
 pub mod options;
 pub mod pass;

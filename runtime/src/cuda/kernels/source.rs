@@ -15,6 +15,8 @@ pub(super) enum Source {
     BatchNormCoefficients,
     BatchNormApply,
     Lrn,
+    Dropout,
+    Cast,
 }
 
 /// The files that sources include, with their names.
@@ -51,6 +53,8 @@ impl Source {
             }
             Self::BatchNormApply => ("batchnorm_apply.cu", include_str!("source/batchnorm_apply.cu")),
             Self::Lrn => ("lrn.cu", include_str!("source/lrn.cu")),
+            Self::Dropout => ("dropout.cu", include_str!("source/dropout.cu")),
+            Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
         }
     }
 }

@@ -3,8 +3,12 @@
 
 template <u32 V>
 __device__ __forceinline__ void store_taps(u8* to, const Best (&best)[V]) {
-    if constexpr (V == 4) {
-        *reinterpret_cast<uchar4*>(to) = make_uchar4(best[0].tap, best[1].tap, best[2].tap, best[3].tap);
+    if constexpr (V % 4 == 0) {
+#pragma unroll
+        for (u32 e = 0; e < V; e += 4) {
+            *reinterpret_cast<uchar4*>(to + e) =
+                make_uchar4(best[e].tap, best[e + 1].tap, best[e + 2].tap, best[e + 3].tap);
+        }
     } else {
         *to = (u8)best[0].tap;
     }
@@ -17,12 +21,15 @@ struct Taps {
 template <u32 V>
 __device__ __forceinline__ Taps<V, u8> load_taps(const u8* from) {
     Taps<V, u8> r;
-    if constexpr (V == 4) {
-        const uchar4 t = *reinterpret_cast<const uchar4*>(from);
-        r.v[0] = t.x;
-        r.v[1] = t.y;
-        r.v[2] = t.z;
-        r.v[3] = t.w;
+    if constexpr (V % 4 == 0) {
+#pragma unroll
+        for (u32 e = 0; e < V; e += 4) {
+            const uchar4 t = *reinterpret_cast<const uchar4*>(from + e);
+            r.v[e] = t.x;
+            r.v[e + 1] = t.y;
+            r.v[e + 2] = t.z;
+            r.v[e + 3] = t.w;
+        }
     } else {
         r.v[0] = *from;
     }
@@ -37,32 +44,32 @@ __device__ __forceinline__ Taps<V, i32> load_taps(const i32* from) {
 }
 
 // p.channels counts groups of V channels. K > 0: a K by K window without dilation.
-template <u32 V, u32 K>
-__device__ __forceinline__ void max_pool_last(const float* x, float* y, u8* index8, i32* index32, u32 n,
+template <u32 V, u32 K, class T>
+__device__ __forceinline__ void max_pool_last(const T* x, T* y, u8* index8, i32* index32, u32 n,
                                               const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
     const u32 c = p.channels.take(image), ow = p.out_width.take(image), oh = p.out_height.take(image);
     const u32 row = p.channels.value * V;
-    const float* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
+    const T* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
     Best best[V];
 #pragma unroll
     for (u32 e = 0; e < V; e++) best[e] = {0.0f, 0, false};
     if constexpr (K > 0) {
         const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
-        Vec<V> v[K * K];
+        Pack<T, V> v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
-            if (h < p.input[H] && w < p.input[W]) v[k] = load<V>(from + (u64)(h * p.input[W] + w) * row);
+            if (h < p.input[H] && w < p.input[W]) v[k] = fetch<V>(from + (u64)(h * p.input[W] + w) * row);
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
             if (h < p.input[H] && w < p.input[W]) {
 #pragma unroll
-                for (u32 e = 0; e < V; e++) best[e].offer(v[k].v[e], k);
+                for (u32 e = 0; e < V; e++) best[e].offer(v[k][e], k);
             }
         }
     } else {
@@ -90,15 +97,15 @@ __device__ __forceinline__ void max_pool_last(const float* x, float* y, u8* inde
     }
 }
 
-#define MAX_POOL_LAST(NAME, V, K)                                                                             \
+#define MAX_POOL_LAST(NAME, T, V, K)                                                                          \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* x, float* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
+        NAME(const T* x, T* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
         max_pool_last<V, K>(x, y, index8, index32, n, p);                                                     \
     }
 
 // N > 0: stride S, no dilation, and at most N windows over a position in each dimension.
-template <u32 V, u32 S, u32 N, class I>
-__device__ __forceinline__ void max_pool_grad_last(const float* dy, const I* index, float* dx, u32 n, const Pool& p) {
+template <u32 V, u32 S, u32 N, class I, class T>
+__device__ __forceinline__ void max_pool_grad_last(const T* dy, const I* index, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
@@ -114,7 +121,7 @@ __device__ __forceinline__ void max_pool_grad_last(const float* dy, const I* ind
         for (u32 jh = 0; jh < N; jh++) {
             u32 oh, kh;
             const bool in_h = window_over<S>(h, jh, p.before[H], p.kernel[H], p.output[H], oh, kh);
-            Vec<V> g[N];
+            Pack<T, V> g[N];
             Taps<V, I> at[N];
             u32 wanted[N];
             bool in[N];
@@ -126,13 +133,13 @@ __device__ __forceinline__ void max_pool_grad_last(const float* dy, const I* ind
                 if (in[j]) {
                     const u64 o = base + (u64)(oh * p.output[W] + ow) * row;
                     at[j] = load_taps<V>(index + o);
-                    g[j] = load<V>(dy + o);
+                    g[j] = fetch<V>(dy + o);
                 }
             }
 #pragma unroll
             for (u32 j = 0; j < N; j++) {
 #pragma unroll
-                for (u32 e = 0; e < V; e++) sum.v[e] += in[j] && (u32)at[j].v[e] == wanted[j] ? g[j].v[e] : 0.0f;
+                for (u32 e = 0; e < V; e++) sum.v[e] += in[j] && (u32)at[j].v[e] == wanted[j] ? g[j][e] : 0.0f;
             }
         }
     } else {
@@ -157,40 +164,39 @@ __device__ __forceinline__ void max_pool_grad_last(const float* dy, const I* ind
     store<V>(dx + (u64)i * V, sum);
 }
 
-#define MAX_POOL_GRAD_LAST(NAME, V, S, N, I)                                                                  \
+#define MAX_POOL_GRAD_LAST(NAME, T, V, S, N, I)                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* dy, const I* index, float* dx, u32 n, const __grid_constant__ Pool p) {             \
+        NAME(const T* dy, const I* index, T* dx, u32 n, const __grid_constant__ Pool p) {             \
         max_pool_grad_last<V, S, N, I>(dy, index, dx, n, p);                                                  \
     }
 
-template <u32 V, u32 K>
-__device__ __forceinline__ void average_pool_last(const float* x, float* y, u32 n, const Pool& p) {
+template <u32 V, u32 K, class T>
+__device__ __forceinline__ void average_pool_last(const T* x, T* y, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
     const u32 c = p.channels.take(image), ow = p.out_width.take(image), oh = p.out_height.take(image);
     const u32 row = p.channels.value * V;
-    const float* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
+    const T* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
     Vec<V> sum;
 #pragma unroll
     for (u32 e = 0; e < V; e++) sum.v[e] = 0.0f;
     if constexpr (K > 0) {
         const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
-        Vec<V> v[K * K];
+        Pack<T, V> v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
             if (h < p.input[H] && w < p.input[W]) {
-                v[k] = load<V>(from + (u64)(h * p.input[W] + w) * row);
+                v[k] = fetch<V>(from + (u64)(h * p.input[W] + w) * row);
             } else {
-#pragma unroll
-                for (u32 e = 0; e < V; e++) v[k].v[e] = 0.0f;
+                v[k] = Pack<T, V>{};
             }
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
 #pragma unroll
-            for (u32 e = 0; e < V; e++) sum.v[e] += v[k].v[e];
+            for (u32 e = 0; e < V; e++) sum.v[e] += v[k][e];
         }
     } else {
         for (u32 kh = 0; kh < p.kernel[H]; kh++) {
@@ -216,15 +222,15 @@ __device__ __forceinline__ void average_pool_last(const float* x, float* y, u32 
     store<V>(y + (u64)i * V, sum);
 }
 
-#define AVERAGE_POOL_LAST(NAME, V, K)                                                                         \
+#define AVERAGE_POOL_LAST(NAME, T, V, K)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* x, float* y, u32 n, const __grid_constant__ Pool p) {                               \
+        NAME(const T* x, T* y, u32 n, const __grid_constant__ Pool p) {                               \
         average_pool_last<V, K>(x, y, n, p);                                                                  \
     }
 
 // N as above.
-template <u32 V, u32 S, u32 N>
-__device__ __forceinline__ void average_pool_grad_last(const float* dy, float* dx, u32 n, const Pool& p) {
+template <u32 V, u32 S, u32 N, class T>
+__device__ __forceinline__ void average_pool_grad_last(const T* dy, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
@@ -239,24 +245,23 @@ __device__ __forceinline__ void average_pool_grad_last(const float* dy, float* d
         for (u32 jh = 0; jh < N; jh++) {
             u32 oh, kh;
             const bool in_h = window_over<S>(h, jh, p.before[H], p.kernel[H], p.output[H], oh, kh);
-            Vec<V> g[N];
+            Pack<T, V> g[N];
             float factor[N];
 #pragma unroll
             for (u32 j = 0; j < N; j++) {
                 u32 ow, kw;
                 const bool in = window_over<S>(w, j, p.before[W], p.kernel[W], p.output[W], ow, kw) && in_h;
-#pragma unroll
-                for (u32 e = 0; e < V; e++) g[j].v[e] = 0.0f;
+                g[j] = Pack<T, V>{};
                 factor[j] = 0.0f;
                 if (in) {
-                    g[j] = load<V>(dy + base + (u64)(oh * p.output[W] + ow) * row);
+                    g[j] = fetch<V>(dy + base + (u64)(oh * p.output[W] + ow) * row);
                     factor[j] = average(p, 0, oh, ow);
                 }
             }
 #pragma unroll
             for (u32 j = 0; j < N; j++) {
 #pragma unroll
-                for (u32 e = 0; e < V; e++) sum.v[e] = fmaf(g[j].v[e], factor[j], sum.v[e]);
+                for (u32 e = 0; e < V; e++) sum.v[e] = fmaf(g[j][e], factor[j], sum.v[e]);
             }
         }
     } else {
@@ -277,8 +282,8 @@ __device__ __forceinline__ void average_pool_grad_last(const float* dy, float* d
     store<V>(dx + (u64)i * V, sum);
 }
 
-#define AVERAGE_POOL_GRAD_LAST(NAME, V, S, N)                                                                 \
+#define AVERAGE_POOL_GRAD_LAST(NAME, T, V, S, N)                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* dy, float* dx, u32 n, const __grid_constant__ Pool p) {                             \
+        NAME(const T* dy, T* dx, u32 n, const __grid_constant__ Pool p) {                             \
         average_pool_grad_last<V, S, N>(dy, dx, n, p);                                                        \
     }

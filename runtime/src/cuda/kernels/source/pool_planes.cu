@@ -2,8 +2,8 @@
 #include "pool.cuh"
 
 // K > 0: a K by K window in two dimensions without dilation.
-template <u32 K>
-__device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* index8, i32* index32, u32 n,
+template <u32 K, class T>
+__device__ __forceinline__ void max_pool_planes(const T* x, T* y, u8* index8, i32* index32, u32 n,
                                                 const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
@@ -11,14 +11,14 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
     const u32 ow = p.out_width.take(plane), oh = p.out_height.take(plane);
     Best best = {0.0f, 0, false};
     if constexpr (K > 0) {
-        const float* from = x + (u64)plane * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[H] * p.input[W];
         const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
         float v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             // Positions before the input wrap around to large numbers.
             const u32 h = h0 + k / K, w = w0 + k % K;
-            if (h < p.input[H] && w < p.input[W]) v[k] = from[h * p.input[W] + w];
+            if (h < p.input[H] && w < p.input[W]) v[k] = get(from + h * p.input[W] + w);
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
@@ -27,7 +27,7 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
         }
     } else {
         const u32 od = p.out_depth.take(plane);
-        const float* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
         u32 tap = 0;
         for (u32 kd = 0; kd < p.kernel[D]; kd++) {
             const u32 d = od * p.stride[D] + kd * p.dilation[D] - p.before[D];
@@ -36,27 +36,27 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
                 for (u32 kw = 0; kw < p.kernel[W]; kw++, tap++) {
                     const u32 w = ow * p.stride[W] + kw * p.dilation[W] - p.before[W];
                     if (d < p.input[D] && h < p.input[H] && w < p.input[W]) {
-                        best.offer(from[((u64)d * p.input[H] + h) * p.input[W] + w], tap);
+                        best.offer(get(from + ((u64)d * p.input[H] + h) * p.input[W] + w), tap);
                     }
                 }
             }
         }
     }
-    y[i] = best.value;
+    put(y + i, best.value);
     if (index8) index8[i] = (u8)best.tap;
     if (index32) index32[i] = (i32)best.tap;
 }
 
-#define MAX_POOL_PLANES(NAME, K)                                                                              \
+#define MAX_POOL_PLANES(NAME, T, K)                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* x, float* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
+        NAME(const T* x, T* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
         max_pool_planes<K>(x, y, index8, index32, n, p);                                                      \
     }
 
 // One thread an input element. N > 0: two dimensions, stride S, no dilation, and at most N
 // windows over an element in each dimension.
-template <u32 S, u32 N, class I>
-__device__ __forceinline__ void max_pool_grad_planes(const float* dy, const I* index, float* dx, u32 n, const Pool& p) {
+template <u32 S, u32 N, class I, class T>
+__device__ __forceinline__ void max_pool_grad_planes(const T* dy, const I* index, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
@@ -75,7 +75,7 @@ __device__ __forceinline__ void max_pool_grad_planes(const float* dy, const I* i
             at[j] = ~wanted[j];
             if (in_h && in_w) {
                 at[j] = (u32)index[base + oh * p.output[W] + ow];
-                g[j] = dy[base + oh * p.output[W] + ow];
+                g[j] = get(dy + base + oh * p.output[W] + ow);
             }
         }
 #pragma unroll
@@ -98,22 +98,22 @@ __device__ __forceinline__ void max_pool_grad_planes(const float* dy, const I* i
                     const u32 tap = (td / p.dilation[D] * p.kernel[H] + th / p.dilation[H]) * p.kernel[W] +
                                     tw / p.dilation[W];
                     const u64 o = (((u64)plane * p.output[D] + od) * p.output[H] + oh) * p.output[W] + ow;
-                    if ((u32)index[o] == tap) sum += dy[o];
+                    if ((u32)index[o] == tap) sum += get(dy + o);
                 }
             }
         }
     }
-    dx[i] = sum;
+    put(dx + i, sum);
 }
 
-#define MAX_POOL_GRAD_PLANES(NAME, S, N, I)                                                                   \
+#define MAX_POOL_GRAD_PLANES(NAME, T, S, N, I)                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* dy, const I* index, float* dx, u32 n, const __grid_constant__ Pool p) {             \
+        NAME(const T* dy, const I* index, T* dx, u32 n, const __grid_constant__ Pool p) {                     \
         max_pool_grad_planes<S, N, I>(dy, index, dx, n, p);                                                   \
     }
 
-template <u32 K>
-__device__ __forceinline__ void average_pool_planes(const float* x, float* y, u32 n, const Pool& p) {
+template <u32 K, class T>
+__device__ __forceinline__ void average_pool_planes(const T* x, T* y, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
@@ -121,19 +121,19 @@ __device__ __forceinline__ void average_pool_planes(const float* x, float* y, u3
     float sum = 0.0f;
     u32 od = 0;
     if constexpr (K > 0) {
-        const float* from = x + (u64)plane * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[H] * p.input[W];
         const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
         float v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
-            v[k] = h < p.input[H] && w < p.input[W] ? from[h * p.input[W] + w] : 0.0f;
+            v[k] = h < p.input[H] && w < p.input[W] ? get(from + h * p.input[W] + w) : 0.0f;
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) sum += v[k];
     } else {
         od = p.out_depth.take(plane);
-        const float* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
         for (u32 kd = 0; kd < p.kernel[D]; kd++) {
             const u32 d = od * p.stride[D] + kd * p.dilation[D] - p.before[D];
             if (d >= p.input[D]) continue;
@@ -143,24 +143,24 @@ __device__ __forceinline__ void average_pool_planes(const float* x, float* y, u3
                 float row = 0.0f;
                 for (u32 kw = 0; kw < p.kernel[W]; kw++) {
                     const u32 w = ow * p.stride[W] + kw * p.dilation[W] - p.before[W];
-                    if (w < p.input[W]) row += from[((u64)d * p.input[H] + h) * p.input[W] + w];
+                    if (w < p.input[W]) row += get(from + ((u64)d * p.input[H] + h) * p.input[W] + w);
                 }
                 sum += row;
             }
         }
     }
-    y[i] = sum * average(p, od, oh, ow);
+    put(y + i, sum * average(p, od, oh, ow));
 }
 
-#define AVERAGE_POOL_PLANES(NAME, K)                                                                          \
+#define AVERAGE_POOL_PLANES(NAME, T, K)                                                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* x, float* y, u32 n, const __grid_constant__ Pool p) {                               \
+        NAME(const T* x, T* y, u32 n, const __grid_constant__ Pool p) {                               \
         average_pool_planes<K>(x, y, n, p);                                                                   \
     }
 
 // N as above.
-template <u32 S, u32 N>
-__device__ __forceinline__ void average_pool_grad_planes(const float* dy, float* dx, u32 n, const Pool& p) {
+template <u32 S, u32 N, class T>
+__device__ __forceinline__ void average_pool_grad_planes(const T* dy, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
@@ -174,7 +174,7 @@ __device__ __forceinline__ void average_pool_grad_planes(const float* dy, float*
             u32 oh, ow, kh, kw;
             const bool in_h = window_over<S>(h, j / N, p.before[H], p.kernel[H], p.output[H], oh, kh);
             const bool in_w = window_over<S>(w, j % N, p.before[W], p.kernel[W], p.output[W], ow, kw);
-            g[j] = in_h && in_w ? dy[base + oh * p.output[W] + ow] * average(p, 0, oh, ow) : 0.0f;
+            g[j] = in_h && in_w ? get(dy + base + oh * p.output[W] + ow) * average(p, 0, oh, ow) : 0.0f;
         }
 #pragma unroll
         for (u32 j = 0; j < N * N; j++) sum += g[j];
@@ -191,16 +191,16 @@ __device__ __forceinline__ void average_pool_grad_planes(const float* dy, float*
                 for (u32 ow = w_lo; ow < w_hi; ow++) {
                     if ((w + p.before[W] - ow * p.stride[W]) % p.dilation[W]) continue;
                     const u64 o = (((u64)plane * p.output[D] + od) * p.output[H] + oh) * p.output[W] + ow;
-                    sum += dy[o] * average(p, od, oh, ow);
+                    sum += get(dy + o) * average(p, od, oh, ow);
                 }
             }
         }
     }
-    dx[i] = sum;
+    put(dx + i, sum);
 }
 
-#define AVERAGE_POOL_GRAD_PLANES(NAME, S, N)                                                                  \
+#define AVERAGE_POOL_GRAD_PLANES(NAME, T, S, N)                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* dy, float* dx, u32 n, const __grid_constant__ Pool p) {                             \
+        NAME(const T* dy, T* dx, u32 n, const __grid_constant__ Pool p) {                             \
         average_pool_grad_planes<S, N>(dy, dx, n, p);                                                         \
     }
