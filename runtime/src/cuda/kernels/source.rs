@@ -11,6 +11,7 @@ pub(super) enum Source {
     Loss,
     PoolPlanes,
     PoolLast,
+    PoolPatch,
     BatchNormSums,
     BatchNormCoefficients,
     BatchNormApply,
@@ -47,6 +48,7 @@ impl Source {
             Self::Loss => ("loss.cu", include_str!("source/loss.cu")),
             Self::PoolPlanes => ("pool_planes.cu", include_str!("source/pool_planes.cu")),
             Self::PoolLast => ("pool_last.cu", include_str!("source/pool_last.cu")),
+            Self::PoolPatch => ("pool_patch.cu", include_str!("source/pool_patch.cu")),
             Self::BatchNormSums => ("batchnorm_sums.cu", include_str!("source/batchnorm_sums.cu")),
             Self::BatchNormCoefficients => {
                 ("batchnorm_coefficients.cu", include_str!("source/batchnorm_coefficients.cu"))
@@ -83,7 +85,8 @@ impl Kernel {
             name.push('_');
             name.push_str(&word.to_lowercase());
         }
-        Self { source, line: format!("{macro}({name}, {arguments})\n"), name }
+        let comma = if arguments.is_empty() { "" } else { ", " };
+        Self { source, line: format!("{macro}({name}{comma}{arguments})\n"), name }
     }
 
     /// The complete text to compile.
