@@ -9,6 +9,7 @@ pub mod group_updates;
 pub mod inplace;
 pub mod lower;
 pub mod memory;
+pub mod mixed_precision;
 pub mod offload;
 pub mod options;
 pub mod pass;

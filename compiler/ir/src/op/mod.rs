@@ -4,6 +4,11 @@
 //!
 //! Images are N, C, then one or more spatial dimensions, whatever their order in memory (see
 //! [`infer::takes_channels_last`]). All arithmetic is f32 unless stated. The text form of an op is RON (`Display`/`FromStr`).
+//!
+//! Feature maps, their gradients, and the weights that products read may be bf16, all of one op
+//! alike; arithmetic is f32 then, too, and results are rounded once ([`crate::bf16`]). Parameters
+//! of batch norms, biases, statistics, losses, softmax and updates are f32 always, and so are the
+//! results of [`Op::Gemm`], [`Op::MatMul`], [`Op::ConvWgrad`] and [`Op::Reduce`] on bf16.
 
 pub mod attrs;
 pub mod infer;
@@ -15,7 +20,7 @@ pub use attrs::{
 };
 
 use crate::phase::Phase;
-use crate::types::{Dims, Layout, Real};
+use crate::types::{DType, Dims, Layout, Real};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -145,6 +150,11 @@ pub enum Op {
     Relayout {
         /// Layout of y.
         to: Layout,
+    },
+    /// `x -> y`: the same tensor with f32 or bf16 elements, rounded to nearest, ties to even.
+    Cast {
+        /// Element type of y.
+        to: DType,
     },
     /// `x -> y`: `y.dims[i] = x.dims[perm[i]]`.
     Transpose {
@@ -372,6 +382,7 @@ impl Op {
             | Self::SoftmaxCrossEntropyGrad { .. }
             | Self::NegativeLogLikelihoodGrad { .. }
             | Self::SgdUpdate
+            | Self::Cast { .. }
             | Self::Relayout { .. } => Phase::Joint,
             Self::OffloadStart | Self::OffloadDone | Self::PrefetchStart | Self::PrefetchDone => {
                 Phase::Placed

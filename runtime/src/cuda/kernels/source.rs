@@ -17,6 +17,8 @@ pub(super) enum Source {
     BatchNormApply,
     Lrn,
     Proof,
+    Dropout,
+    Cast,
 }
 
 /// The files that sources include, with their names.
@@ -55,6 +57,8 @@ impl Source {
             Self::BatchNormApply => ("batchnorm_apply.cu", include_str!("source/batchnorm_apply.cu")),
             Self::Lrn => ("lrn.cu", include_str!("source/lrn.cu")),
             Self::Proof => ("proof.cu", include_str!("source/proof.cu")),
+            Self::Dropout => ("dropout.cu", include_str!("source/dropout.cu")),
+            Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
         }
     }
 }

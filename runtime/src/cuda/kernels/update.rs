@@ -1,27 +1,11 @@
-//! Dropout, the optimizer step, constants and plain copies.
+//! The optimizer step, constants and plain copies.
 
 use super::context::Cx;
 use super::source::{Kernel, Source};
 use super::step::{Args, ITEMS, Step, THREADS};
 use crate::cuda::error::CudaError;
 use bytemuck::{Pod, Zeroable};
-use vdnn_ir::Layout;
 use vdnn_ir::op::MAX_UPDATES;
-
-/// [`vdnn_ir::Op::Dropout`].
-pub(super) fn dropout(cx: &mut Cx<'_>, ratio: f32, seed: u64) -> Result<(), CudaError> {
-    let (x, step, y) = (cx.f32(0)?, cx.input(1)?, cx.f32_out(0)?);
-    if y.ty.layout == Layout::ChannelsLast && !y.ty.layout_is_moot() {
-        return Err(cx.unsupported("the mask follows row-major order; the tensor is channels-last"));
-    }
-    let n = y.ty.elements();
-    if n == 0 {
-        return Ok(());
-    }
-    let scale = 1.0 / (1.0 - f64::from(ratio));
-    let args = Args::new().ptr(x.ptr).ptr(step.ptr).ptr(y.ptr).u64(n).u64(seed).f64(scale).f32(ratio);
-    cx.per_items(Kernel::fixed(Source::Update, "dropout"), n / 4, args)
-}
 
 /// One weight of `sgd_many` in update.cu.
 #[repr(C)]

@@ -37,32 +37,32 @@ __device__ __forceinline__ Taps<V, i32> load_taps(const i32* from) {
 }
 
 // p.channels counts groups of V channels. K > 0: a K by K window without dilation.
-template <u32 V, u32 K>
-__device__ __forceinline__ void max_pool_last(const float* x, float* y, u8* index8, i32* index32, u32 n,
+template <u32 V, u32 K, class T>
+__device__ __forceinline__ void max_pool_last(const T* x, T* y, u8* index8, i32* index32, u32 n,
                                               const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
     const u32 c = p.channels.take(image), ow = p.out_width.take(image), oh = p.out_height.take(image);
     const u32 row = p.channels.value * V;
-    const float* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
+    const T* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
     const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
     Best best[V];
     if constexpr (K > 0) {
 #pragma unroll
         for (u32 e = 0; e < V; e++) best[e] = no_best(h0, w0, K);
-        Vec<V> v[K * K];
+        Pack<T, V> v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
-            if (h < p.input[H] && w < p.input[W]) v[k] = load<V>(from + (u64)(h * p.input[W] + w) * row);
+            if (h < p.input[H] && w < p.input[W]) v[k] = fetch<V>(from + (u64)(h * p.input[W] + w) * row);
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
             if (h < p.input[H] && w < p.input[W]) {
 #pragma unroll
-                for (u32 e = 0; e < V; e++) best[e].offer(v[k].v[e], k);
+                for (u32 e = 0; e < V; e++) best[e].offer(v[k][e], k);
             }
         }
     } else {
@@ -95,14 +95,14 @@ __device__ __forceinline__ void max_pool_last(const float* x, float* y, u8* inde
     }
 }
 
-#define MAX_POOL_LAST(NAME, V, K)                                                                             \
+#define MAX_POOL_LAST(NAME, T, V, K)                                                                          \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* x, float* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
+        NAME(const T* x, T* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
         max_pool_last<V, K>(x, y, index8, index32, n, p);                                                     \
     }
 
-template <u32 V, class I>
-__device__ __forceinline__ void max_pool_grad_last(const float* dy, const I* index, float* dx, u32 n, const Pool& p) {
+template <u32 V, class I, class T>
+__device__ __forceinline__ void max_pool_grad_last(const T* dy, const I* index, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
@@ -132,40 +132,39 @@ __device__ __forceinline__ void max_pool_grad_last(const float* dy, const I* ind
     store<V>(dx + (u64)i * V, sum);
 }
 
-#define MAX_POOL_GRAD_LAST(NAME, V, I)                                                                        \
+#define MAX_POOL_GRAD_LAST(NAME, T, V, I)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* dy, const I* index, float* dx, u32 n, const __grid_constant__ Pool p) {             \
+        NAME(const T* dy, const I* index, T* dx, u32 n, const __grid_constant__ Pool p) {             \
         max_pool_grad_last<V, I>(dy, index, dx, n, p);                                                        \
     }
 
-template <u32 V, u32 K>
-__device__ __forceinline__ void average_pool_last(const float* x, float* y, u32 n, const Pool& p) {
+template <u32 V, u32 K, class T>
+__device__ __forceinline__ void average_pool_last(const T* x, T* y, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
     const u32 c = p.channels.take(image), ow = p.out_width.take(image), oh = p.out_height.take(image);
     const u32 row = p.channels.value * V;
-    const float* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
+    const T* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
     Vec<V> sum;
 #pragma unroll
     for (u32 e = 0; e < V; e++) sum.v[e] = 0.0f;
     if constexpr (K > 0) {
         const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
-        Vec<V> v[K * K];
+        Pack<T, V> v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
             if (h < p.input[H] && w < p.input[W]) {
-                v[k] = load<V>(from + (u64)(h * p.input[W] + w) * row);
+                v[k] = fetch<V>(from + (u64)(h * p.input[W] + w) * row);
             } else {
-#pragma unroll
-                for (u32 e = 0; e < V; e++) v[k].v[e] = 0.0f;
+                v[k] = Pack<T, V>{};
             }
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
 #pragma unroll
-            for (u32 e = 0; e < V; e++) sum.v[e] += v[k].v[e];
+            for (u32 e = 0; e < V; e++) sum.v[e] += v[k][e];
         }
     } else {
         for (u32 kh = 0; kh < p.kernel[H]; kh++) {
@@ -191,14 +190,14 @@ __device__ __forceinline__ void average_pool_last(const float* x, float* y, u32 
     store<V>(y + (u64)i * V, sum);
 }
 
-#define AVERAGE_POOL_LAST(NAME, V, K)                                                                         \
+#define AVERAGE_POOL_LAST(NAME, T, V, K)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* x, float* y, u32 n, const __grid_constant__ Pool p) {                               \
+        NAME(const T* x, T* y, u32 n, const __grid_constant__ Pool p) {                               \
         average_pool_last<V, K>(x, y, n, p);                                                                  \
     }
 
-template <u32 V>
-__device__ __forceinline__ void average_pool_grad_last(const float* dy, float* dx, u32 n, const Pool& p) {
+template <u32 V, class T>
+__device__ __forceinline__ void average_pool_grad_last(const T* dy, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
@@ -224,8 +223,8 @@ __device__ __forceinline__ void average_pool_grad_last(const float* dy, float* d
     store<V>(dx + (u64)i * V, sum);
 }
 
-#define AVERAGE_POOL_GRAD_LAST(NAME, V)                                                                       \
+#define AVERAGE_POOL_GRAD_LAST(NAME, T, V)                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* dy, float* dx, u32 n, const __grid_constant__ Pool p) {                             \
+        NAME(const T* dy, T* dx, u32 n, const __grid_constant__ Pool p) {                             \
         average_pool_grad_last<V>(dy, dx, n, p);                                                              \
     }

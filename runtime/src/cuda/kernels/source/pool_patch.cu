@@ -7,9 +7,10 @@ constexpr u32 PATCH = 2;
 
 // What a window sends: a maximum everything to its tap, an average a share to every tap. The
 // taps of V channels are the bytes of one word, from the lowest.
-template <u32 V>
+template <class T, u32 V>
 struct Window {
-    Vec<V> g;
+    Pack<T, V> g;
+    float factor;
     u32 taps;
     __device__ __forceinline__ bool sends(u32 e, u32 tap) const { return (taps >> 8 * e & 0xff) == tap; }
 };
@@ -23,11 +24,15 @@ __device__ __forceinline__ u32 load_taps(const u8* from) {
     }
 }
 
+// Two elements at an even place.
+__device__ __forceinline__ void put2(float* p, float a, float b) { *reinterpret_cast<float2*>(p) = make_float2(a, b); }
+__device__ __forceinline__ void put2(bf16* p, float a, float b) { *reinterpret_cast<u32*>(p) = narrow(a, b); }
+
 // S: stride, K: window, R: padding before modulo the stride, the same in both dimensions.
 // LAST: channels-last, V channels a thread; else planes, of which `image` counts all.
 // MAX: of a maximum, with its taps; else of an average.
-template <bool MAX, bool LAST, u32 V, u32 S, u32 K, u32 R>
-__device__ __forceinline__ void pool_grad_patch(const float* dy, const u8* index, float* dx, u32 n,
+template <bool MAX, bool LAST, u32 V, u32 S, u32 K, u32 R, class T>
+__device__ __forceinline__ void pool_grad_patch(const T* dy, const u8* index, T* dx, u32 n,
                                                 const Divisor& rows, const Divisor& columns, const Pool& p) {
     // Along a dimension, N windows may lie over patch number a: from PATCH / S * a - BACK on.
     constexpr u32 BACK = (K - 1 - R) / S, N = BACK + (R + PATCH - 1) / S + 1;
@@ -49,7 +54,7 @@ __device__ __forceinline__ void pool_grad_patch(const float* dy, const u8* index
 #pragma unroll
     for (u32 jh = 0; jh < N; jh++) {
         const u32 oh = oh0 + jh;
-        Window<V> window[N];
+        Window<T, V> window[N];
         bool in[N];
 #pragma unroll
         for (u32 jw = 0; jw < N; jw++) {
@@ -57,13 +62,11 @@ __device__ __forceinline__ void pool_grad_patch(const float* dy, const u8* index
             in[jw] = oh < p.output[H] && ow < p.output[W];
             if (in[jw]) {
                 const u64 o = from + (u64)(oh * p.output[W] + ow) * step;
-                window[jw].g = load<V>(dy + o);
+                window[jw].g = fetch<V>(dy + o);
                 if constexpr (MAX) {
                     window[jw].taps = load_taps<V>(index + o);
                 } else {
-                    const float factor = average(p, 0, oh, ow);
-#pragma unroll
-                    for (u32 e = 0; e < V; e++) window[jw].g.v[e] *= factor;
+                    window[jw].factor = average(p, 0, oh, ow);
                 }
             }
         }
@@ -77,20 +80,21 @@ __device__ __forceinline__ void pool_grad_patch(const float* dy, const u8* index
                     for (u32 e = 0; e < V; e++) {
                         bool sent = in[jw];
                         if constexpr (MAX) sent = sent && window[jw].sends(e, th * K + tw);
-                        sum[k].v[e] += sent ? window[jw].g.v[e] : 0.0f;
+                        const float g = MAX ? window[jw].g[e] : window[jw].g[e] * window[jw].factor;
+                        sum[k].v[e] += sent ? g : 0.0f;
                     }
                 }
             }
         }
     }
     const u32 h0 = PATCH * a, w0 = PATCH * b;
-    float* to = dx + ((u64)image * p.input[H] + h0) * p.input[W] * step + (u64)w0 * step + c;
+    T* to = dx + ((u64)image * p.input[H] + h0) * p.input[W] * step + (u64)w0 * step + c;
 #pragma unroll
     for (u32 kh = 0; kh < PATCH; kh++) {
         if (h0 + kh >= p.input[H]) break;
         const Vec<V>* line = sum + kh * PATCH;
         if (!LAST && p.input[W] % PATCH == 0) {
-            *reinterpret_cast<float2*>(to) = make_float2(line[0].v[0], line[1].v[0]);
+            put2(to, line[0].v[0], line[1].v[0]);
         } else {
             store<V>(to, line[0]);
             if (w0 + 1 < p.input[W]) store<V>(to + step, line[1]);
@@ -100,9 +104,9 @@ __device__ __forceinline__ void pool_grad_patch(const float* dy, const u8* index
 }
 
 // With a stride of 1 a patch has most windows, and 80 registers do not suffice.
-#define POOL_GRAD_PATCH(NAME, MAX, LAST, V, S, K, R)                                                      \
+#define POOL_GRAD_PATCH(NAME, T, MAX, LAST, V, S, K, R)                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS, S == 1 ? 2 : 4)                                 \
-        NAME(const float* dy, const u8* index, float* dx, u32 n, const __grid_constant__ Divisor rows,    \
+        NAME(const T* dy, const u8* index, T* dx, u32 n, const __grid_constant__ Divisor rows,            \
              const __grid_constant__ Divisor columns, const __grid_constant__ Pool p) {                   \
         pool_grad_patch<MAX, LAST, V, S, K, R>(dy, index, dx, n, rows, columns, p);                       \
     }

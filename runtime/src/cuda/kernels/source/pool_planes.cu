@@ -2,8 +2,8 @@
 #include "pool.cuh"
 
 // K > 0: a K by K window in two dimensions without dilation.
-template <u32 K>
-__device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* index8, i32* index32, u32 n,
+template <u32 K, class T>
+__device__ __forceinline__ void max_pool_planes(const T* x, T* y, u8* index8, i32* index32, u32 n,
                                                 const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
@@ -11,7 +11,7 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
     const u32 ow = p.out_width.take(plane), oh = p.out_height.take(plane);
     Best best = {0.0f, 0};
     if constexpr (K > 0) {
-        const float* from = x + (u64)plane * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[H] * p.input[W];
         const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
         best = no_best(h0, w0, K);
         float v[K * K];
@@ -19,7 +19,7 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
         for (u32 k = 0; k < K * K; k++) {
             // Positions before the input wrap around to large numbers.
             const u32 h = h0 + k / K, w = w0 + k % K;
-            if (h < p.input[H] && w < p.input[W]) v[k] = from[h * p.input[W] + w];
+            if (h < p.input[H] && w < p.input[W]) v[k] = get(from + h * p.input[W] + w);
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
@@ -28,7 +28,7 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
         }
     } else {
         const u32 od = p.out_depth.take(plane);
-        const float* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
         bool any = false;
         u32 tap = 0;
         for (u32 kd = 0; kd < p.kernel[D]; kd++) {
@@ -38,7 +38,7 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
                 for (u32 kw = 0; kw < p.kernel[W]; kw++, tap++) {
                     const u32 w = ow * p.stride[W] + kw * p.dilation[W] - p.before[W];
                     if (d < p.input[D] && h < p.input[H] && w < p.input[W]) {
-                        const float v = from[((u64)d * p.input[H] + h) * p.input[W] + w];
+                        const float v = get(from + ((u64)d * p.input[H] + h) * p.input[W] + w);
                         if (!any) best = {v, tap};
                         best.offer(v, tap);
                         any = true;
@@ -47,20 +47,20 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
             }
         }
     }
-    y[i] = best.value;
+    put(y + i, best.value);
     if (index8) index8[i] = (u8)best.tap;
     if (index32) index32[i] = (i32)best.tap;
 }
 
-#define MAX_POOL_PLANES(NAME, K)                                                                              \
+#define MAX_POOL_PLANES(NAME, T, K)                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* x, float* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
+        NAME(const T* x, T* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
         max_pool_planes<K>(x, y, index8, index32, n, p);                                                      \
     }
 
 // One thread an input element.
-template <class I>
-__device__ __forceinline__ void max_pool_grad_planes(const float* dy, const I* index, float* dx, u32 n, const Pool& p) {
+template <class I, class T>
+__device__ __forceinline__ void max_pool_grad_planes(const T* dy, const I* index, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
@@ -83,21 +83,21 @@ __device__ __forceinline__ void max_pool_grad_planes(const float* dy, const I* i
                 const u32 tap = (td / p.dilation[D] * p.kernel[H] + th / p.dilation[H]) * p.kernel[W] +
                                 tw / p.dilation[W];
                 const u64 o = (((u64)plane * p.output[D] + od) * p.output[H] + oh) * p.output[W] + ow;
-                if ((u32)index[o] == tap) sum += dy[o];
+                if ((u32)index[o] == tap) sum += get(dy + o);
             }
         }
     }
-    dx[i] = sum;
+    put(dx + i, sum);
 }
 
-#define MAX_POOL_GRAD_PLANES(NAME, I)                                                                         \
+#define MAX_POOL_GRAD_PLANES(NAME, T, I)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* dy, const I* index, float* dx, u32 n, const __grid_constant__ Pool p) {             \
+        NAME(const T* dy, const I* index, T* dx, u32 n, const __grid_constant__ Pool p) {             \
         max_pool_grad_planes<I>(dy, index, dx, n, p);                                                         \
     }
 
-template <u32 K>
-__device__ __forceinline__ void average_pool_planes(const float* x, float* y, u32 n, const Pool& p) {
+template <u32 K, class T>
+__device__ __forceinline__ void average_pool_planes(const T* x, T* y, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
@@ -105,19 +105,19 @@ __device__ __forceinline__ void average_pool_planes(const float* x, float* y, u3
     float sum = 0.0f;
     u32 od = 0;
     if constexpr (K > 0) {
-        const float* from = x + (u64)plane * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[H] * p.input[W];
         const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
         float v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
-            v[k] = h < p.input[H] && w < p.input[W] ? from[h * p.input[W] + w] : 0.0f;
+            v[k] = h < p.input[H] && w < p.input[W] ? get(from + h * p.input[W] + w) : 0.0f;
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) sum += v[k];
     } else {
         od = p.out_depth.take(plane);
-        const float* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
         for (u32 kd = 0; kd < p.kernel[D]; kd++) {
             const u32 d = od * p.stride[D] + kd * p.dilation[D] - p.before[D];
             if (d >= p.input[D]) continue;
@@ -127,22 +127,23 @@ __device__ __forceinline__ void average_pool_planes(const float* x, float* y, u3
                 float row = 0.0f;
                 for (u32 kw = 0; kw < p.kernel[W]; kw++) {
                     const u32 w = ow * p.stride[W] + kw * p.dilation[W] - p.before[W];
-                    if (w < p.input[W]) row += from[((u64)d * p.input[H] + h) * p.input[W] + w];
+                    if (w < p.input[W]) row += get(from + ((u64)d * p.input[H] + h) * p.input[W] + w);
                 }
                 sum += row;
             }
         }
     }
-    y[i] = sum * average(p, od, oh, ow);
+    put(y + i, sum * average(p, od, oh, ow));
 }
 
-#define AVERAGE_POOL_PLANES(NAME, K)                                                                          \
+#define AVERAGE_POOL_PLANES(NAME, T, K)                                                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* x, float* y, u32 n, const __grid_constant__ Pool p) {                               \
+        NAME(const T* x, T* y, u32 n, const __grid_constant__ Pool p) {                               \
         average_pool_planes<K>(x, y, n, p);                                                                   \
     }
 
-__device__ __forceinline__ void average_grad_planes(const float* dy, float* dx, u32 n, const Pool& p) {
+template <class T>
+__device__ __forceinline__ void average_grad_planes(const T* dy, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
@@ -160,15 +161,15 @@ __device__ __forceinline__ void average_grad_planes(const float* dy, float* dx, 
             for (u32 ow = w_lo; ow < w_hi; ow++) {
                 if ((w + p.before[W] - ow * p.stride[W]) % p.dilation[W]) continue;
                 const u64 o = (((u64)plane * p.output[D] + od) * p.output[H] + oh) * p.output[W] + ow;
-                sum += dy[o] * average(p, od, oh, ow);
+                sum += get(dy + o) * average(p, od, oh, ow);
             }
         }
     }
-    dx[i] = sum;
+    put(dx + i, sum);
 }
 
-#define AVERAGE_POOL_GRAD_PLANES(NAME)                                                                        \
+#define AVERAGE_POOL_GRAD_PLANES(NAME, T)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* dy, float* dx, u32 n, const __grid_constant__ Pool p) {                             \
+        NAME(const T* dy, T* dx, u32 n, const __grid_constant__ Pool p) {                             \
         average_grad_planes(dy, dx, n, p);                                                               \
     }

@@ -1,44 +1,5 @@
-// Dropout, the optimizer step, constants and plain copies.
+// The optimizer step, constants and plain copies.
 #include "common.cuh"
-
-// Output i of the splitmix64 generator started at seed (Steele, Lea and Flood, "Fast
-// splittable pseudorandom number generators", OOPSLA 2014).
-__device__ __forceinline__ u64 splitmix64(u64 seed, u64 i) {
-    u64 z = seed + (i + 1) * 0x9E3779B97F4A7C15ull;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    return z ^ (z >> 31);
-}
-
-// Element i of the tensor in row-major order is kept if its number in [0, 1) is at least the
-// ratio; scale is 1 / (1 - ratio).
-__device__ __forceinline__ float drop(float x, u64 stream, u64 i, float ratio, double scale) {
-    const float u = (float)(u32)(splitmix64(stream, i) >> 40) * (1.0f / 16777216.0f);
-    return u >= ratio ? (float)((double)x * scale) : 0.0f;
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    dropout(const float* x, const i64* step, float* y, u64 n, u64 seed, double scale, float ratio) {
-    const u64 stream = splitmix64(seed, (u64)*step);
-    const u64 vectors = n / 4, first = first_item();
-    Vec<4> v[ITEMS];
-#pragma unroll
-    for (u32 k = 0; k < ITEMS; k++) {
-        const u64 i = first + k * THREADS;
-        if (i < vectors) v[k] = load<4>(x + 4 * i);
-    }
-#pragma unroll
-    for (u32 k = 0; k < ITEMS; k++) {
-        const u64 i = first + k * THREADS;
-        if (i < vectors) {
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) v[k].v[j] = drop(v[k].v[j], stream, 4 * i + j, ratio, scale);
-            store<4>(y + 4 * i, v[k]);
-        }
-    }
-    const u64 tail = 4 * vectors + first;
-    if (first < 4 && tail < n) y[tail] = drop(x[tail], stream, tail, ratio, scale);
-}
 
 // v = momentum*v + (g + decay*w); w -= lr*v, with the rounded v.
 __device__ __forceinline__ void sgd_step(float& w, float& v, float g, float lr, float momentum, float decay) {

@@ -190,6 +190,11 @@ fn pointwise(rng: &mut Rng, out: &mut Vec<Case>) {
         // Channels-last tensors keep the row-major mask, which no kernel does yet.
         out.push(Case::new(op, vec![x, step], 1e-7));
     }
+    for dims in [&[5][..], &[8192], &[4099], &[2, 3, 5, 7]] {
+        for to in [DType::F32, DType::BF16] {
+            out.push(Case::new(Op::Cast { to }, vec![rng.special(dims)], 0.0));
+        }
+    }
     for n in [5, 4096, 4099] {
         let t = |rng: &mut Rng| rng.tensor(&[n], -1.0, 1.0);
         let hyper = Tensor::from_f32([3], &[0.1, 0.9, 0.01]);
