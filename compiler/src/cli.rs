@@ -9,6 +9,7 @@ pub use gpu::{
 pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
 
 use crate::options::CompileOptions;
+use crate::slicing::Slices;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -131,6 +132,11 @@ pub struct SharedArgs {
     /// front of them. Default: off, and epilogue where a GPU runs the plan.
     #[arg(long, value_name = "off|epilogue")]
     pub fuse: Option<Fuse>,
+    /// Run chains of layers slice by slice of the batch: on takes the smallest plan that is
+    /// predicted to be at most 5 % slower, auto the fastest if nothing else fits --memory; a
+    /// number cuts everything into so many. Training steps with batch norm cannot be cut.
+    #[arg(long, value_name = "off|on|auto|N", default_value = "off")]
+    pub micro_batch_regions: Slices,
     /// Keep weight gradients to the end of the step (implied by --save-gradients).
     #[arg(long)]
     pub keep_gradients: bool,
@@ -348,6 +354,7 @@ impl SharedArgs {
             sync: self.sync,
             precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),
+            slices: self.micro_batch_regions,
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),
             elide_copies: !self.no_elide.contains(&Elision::Copies),

@@ -4,6 +4,7 @@ use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline;
 use crate::search::{Candidate, Search, lay_out};
+use crate::slicing::{self, Slices};
 use crate::timing::Timings;
 use std::time::Instant;
 use vdnn_cost::{CopyDir, CostModel};
@@ -116,14 +117,13 @@ pub fn stop_after(
             timings.pass(&vdnn_passes::simplify::Simplify, &mut graph, &cx)?;
             return Ok(graph);
         }
-        pipeline::to_joint(
-            &mut graph,
-            options.mode,
-            options.keep_gradients,
-            options.fuse,
-            cost,
-            &mut timings,
-        )?;
+        let batch = graph.inputs().iter().find_map(|&v| graph.ty(v).dims.first().copied()).unwrap_or(1);
+        // A search has not been made yet; a number needs none.
+        let slices = match options.slices {
+            Slices::Count(_) => slicing::candidates(&graph, batch, options, cost)?.pop(),
+            _ => None,
+        };
+        graph = slicing::joint(&graph, options, slices, cost, &mut timings)?;
     }
     if phase <= Phase::Joint {
         return Ok(graph);
@@ -174,16 +174,18 @@ fn choose(
 /// # Errors
 /// [`NoPlan`]: over budget with figures, or a failure.
 pub fn compile(
-    mut graph: Graph,
+    graph: Graph,
     batch: u64,
     model: Option<ModelRef>,
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Compiled, NoPlan> {
     let start = Instant::now();
-    let mut timings = Timings::default();
-    pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, options.fuse, cost, &mut timings)?;
-    plan_joint(&graph, batch, model, options, cost, start, timings)
+    slicing::choose(&graph, batch, options, cost, &|slices| {
+        let mut timings = Timings::default();
+        let joint = slicing::joint(&graph, options, slices, cost, &mut timings)?;
+        plan_joint(&joint, batch, model.clone(), options, cost, start, timings)
+    })
 }
 
 /// The second half of [`compile`]: from the joint graph (any graph in that phase) to the

@@ -1,5 +1,6 @@
 //! What a compilation needs to know, as one typed value. No `Default`: the caller decides.
 
+use crate::slicing::Slices;
 use std::collections::BTreeMap;
 use vdnn_cost::Precision;
 use vdnn_ir::graph::ConvAlgo;
@@ -35,6 +36,8 @@ pub struct CompileOptions {
     pub precision: Precision,
     /// What is fused.
     pub fuse: Fuse,
+    /// Whether the batch is cut into slices.
+    pub slices: Slices,
     /// Keep every weight gradient to the end of the step, as outputs `grad:NAME`.
     pub keep_gradients: bool,
     /// Remove waits that other waits imply.

@@ -17,6 +17,7 @@ pub mod registry;
 pub mod schedule;
 pub mod select_conv;
 pub mod simplify;
+pub mod slice_batch;
 
 pub use options::{AlgoMode, Fuse, Policy, SyncMode};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};

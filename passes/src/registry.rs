@@ -14,10 +14,12 @@ use crate::pass::Pass;
 use crate::schedule::Schedule;
 use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
+use crate::slice_batch::{SliceBatch, Slicing};
 use crate::{AlgoMode, Policy, SyncMode};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use vdnn_ir::Bytes;
 
 /// A registered pass.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +42,14 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "mixed-precision", make: |_| Ok(Box::new(MixedPrecision)) },
     Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
     Entry { name: "channels-last", make: |_| Ok(Box::new(ChannelsLast)) },
+    Entry {
+        name: "slice-batch",
+        make: |o| {
+            let (count, target) = (o.or("count", 2)?, o.get::<Bytes>("target")?);
+            let slicing = target.map_or(Slicing::Count(count), Slicing::Target);
+            Ok(Box::new(SliceBatch { batch: o.or("batch", 4)?, slicing }))
+        },
+    },
     Entry { name: "group-updates", make: |_| Ok(Box::new(GroupUpdates)) },
     Entry {
         name: "select-conv",

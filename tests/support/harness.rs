@@ -12,6 +12,7 @@ use vdnn_runtime::executor::Executor;
 use vdnnc::commands::load::FromTensors;
 use vdnnc::driver::{self, Compiled, NoPlan};
 use vdnnc::options::CompileOptions;
+use vdnnc::slicing::Slices;
 
 /// The policies, `dyn` last.
 pub const POLICIES: [Policy; 5] = [Policy::None, Policy::Baseline, Policy::All, Policy::Conv, Policy::Dyn];
@@ -35,6 +36,7 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         elide_waits: true,
         elide_copies: true,
         fuse: Fuse::Off,
+        slices: Slices::Off,
     }
 }
 

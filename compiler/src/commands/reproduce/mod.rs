@@ -12,6 +12,7 @@ use crate::cli::{Artefact, ReproduceArgs};
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline::{self, Attempt};
+use crate::slicing::Slices;
 use crate::timing::Timings;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -126,5 +127,6 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         elide_waits: true,
         elide_copies: true,
         fuse: Fuse::Off,
+        slices: Slices::Off,
     }
 }
