@@ -76,7 +76,9 @@ pub fn candidates(
         (_, Mode::Infer) => {
             let joint = joint(imported, options, None, cost, &mut Timings::default())?;
             let largest = largest_images(&joint, batch);
-            counts().map(|k| Slicing::Target(Bytes(largest.0 / k))).collect()
+            let some = |least: u64| counts().filter(move |&k| k >= least).map(move |k| (k, least));
+            let pairs = [1, 2, 4, 8].into_iter().flat_map(some);
+            pairs.map(|(k, least)| Slicing::Target { bytes: Bytes(largest.0 / k), least }).collect()
         }
     };
     Ok(slicings.into_iter().map(|slicing| SliceBatch { batch, slicing }).collect())

@@ -19,7 +19,6 @@ use crate::{AlgoMode, Policy, SyncMode};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::str::FromStr;
-use vdnn_ir::Bytes;
 
 /// A registered pass.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +44,8 @@ pub const PASSES: &[Entry] = &[
     Entry {
         name: "slice-batch",
         make: |o| {
-            let (count, target) = (o.or("count", 2)?, o.get::<Bytes>("target")?);
-            let slicing = target.map_or(Slicing::Count(count), Slicing::Target);
+            let (count, target, least) = (o.or("count", 2)?, o.get("target")?, o.or("least", 1)?);
+            let slicing = target.map_or(Slicing::Count(count), |bytes| Slicing::Target { bytes, least });
             Ok(Box::new(SliceBatch { batch: o.or("batch", 4)?, slicing }))
         },
     },

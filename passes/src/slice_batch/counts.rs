@@ -11,8 +11,15 @@ pub enum Slicing {
     /// So many for every node.
     Count(u64),
     /// For each node the fewest, a power of two, with which a slice of its operands and results
-    /// is at most so large; never fewer than for a later node up to the next barrier.
-    Target(Bytes),
+    /// is at most so large, and no fewer than `least`; never fewer than for a later node up to the
+    /// next barrier. In training, where a sample's results are kept for its backward pass, the
+    /// results of all nodes count together.
+    Target {
+        /// The size.
+        bytes: Bytes,
+        /// The number, a power of two.
+        least: u64,
+    },
 }
 
 /// By node; 1 for what runs on the whole batch.
@@ -36,11 +43,13 @@ pub(super) fn counts(graph: &Graph, rows: &Rows, pass: &SliceBatch) -> Result<Ve
                 counts[id.index()] = k.clamp(1, pass.batch);
             }
         }
-        (Slicing::Target(target), Mode::Infer) => targets(graph, rows, pass.batch, target, &mut counts),
-        (Slicing::Target(target), Mode::Train) => {
+        (Slicing::Target { bytes, least }, Mode::Infer) => {
+            targets(graph, rows, pass.batch, (bytes, least), &mut counts);
+        }
+        (Slicing::Target { bytes: target, least }, Mode::Train) => {
             // Forward and backward pass of a sample belong together: what all of it keeps counts.
             let kept: u64 = sliced.iter().map(|&id| moved(graph, rows, id, false)).sum();
-            let k = kept.div_ceil(target.0.max(1)).clamp(1, pass.batch);
+            let k = kept.div_ceil(target.0.max(1)).max(least).clamp(1, pass.batch);
             for id in sliced {
                 counts[id.index()] = k;
             }
@@ -56,18 +65,19 @@ fn moved(graph: &Graph, rows: &Rows, id: NodeId, operands: bool) -> u64 {
     inputs.chain(&node.outputs).filter(|v| rows.value[v.index()]).map(|&v| graph.ty(v).bytes().0).sum()
 }
 
-fn targets(graph: &Graph, rows: &Rows, batch: u64, target: Bytes, counts: &mut [u64]) {
-    let mut least = 1;
+fn targets(graph: &Graph, rows: &Rows, batch: u64, (target, floor): (Bytes, u64), counts: &mut [u64]) {
+    // Slices of a power of two nest only if there are enough samples.
+    let most = 1 << batch.max(1).ilog2();
+    let floor = floor.next_power_of_two().min(most);
+    let mut least = floor;
     for &id in graph.order().iter().rev() {
         if rows.rule[id.index()].is_none() {
             if rows.barriers.contains(&id) {
-                least = 1;
+                least = floor;
             }
             continue;
         }
         let wanted = moved(graph, rows, id, true).div_ceil(target.0.max(1)).next_power_of_two();
-        // Slices of a power of two nest only if there are enough samples.
-        let most = 1 << batch.max(1).ilog2();
         least = least.max(wanted.min(most));
         counts[id.index()] = least;
     }
