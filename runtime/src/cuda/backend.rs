@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use vdnn_ir::id::EntityId;
 use vdnn_ir::kernel::Kernels;
-use vdnn_ir::{Bytes, Precision, Space};
+use vdnn_ir::{Bytes, Space};
 use vdnn_plan::print::command_text;
 use vdnn_plan::{CmdId, StreamKind};
 
@@ -282,13 +282,6 @@ impl Backend for CudaBackend {
             return Err(RunError::NeedsCheckedPlan);
         }
         let plan = program.plan();
-        if plan.header.precision == Precision::Bf16 {
-            return Err(CudaError::Unsupported {
-                op: "a plan in bf16".to_owned(),
-                why: "bf16 is for predictions only; compile with --precision tf32".to_owned(),
-            }
-            .into());
-        }
         self.device.make_current()?;
         let device_arena = DeviceArena::new(plan.device.bytes, "the plan's device arena")?;
         let host_arena = PinnedArena::new(plan.host.bytes, "the plan's pinned host arena")?;

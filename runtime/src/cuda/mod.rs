@@ -27,5 +27,5 @@ mod timing;
 pub use backend::{CudaBackend, CudaOptions};
 pub use device::{Device, DeviceFacts, DeviceSelector};
 pub use error::CudaError;
-pub use measure::{MeasureLimits, Measurer};
+pub use measure::{MeasureLimits, Measurer, identify};
 pub use proof::SavedParams;

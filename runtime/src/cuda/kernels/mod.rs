@@ -9,6 +9,7 @@
 mod batchnorm;
 mod compile;
 mod context;
+mod convert;
 mod loss;
 mod lrn;
 mod modules;
@@ -130,7 +131,8 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::Transpose { perm } => movement::permute(cx, perm),
         Op::Expand { .. } => movement::expand(cx),
         Op::Relayout { .. } => movement::relayout(cx),
-        Op::Dropout { ratio, seed } => update::dropout(cx, ratio.0, *seed),
+        Op::Dropout { ratio, seed } => convert::dropout(cx, ratio.0, *seed),
+        Op::Cast { .. } => convert::cast(cx),
         Op::SgdUpdate => update::sgd(cx),
         Op::Fill { value, .. } => update::fill(cx, value.0),
         Op::Reshape { .. } => update::copy(cx),
