@@ -103,6 +103,9 @@ pub struct CudaArgs {
     /// Delay commands at random by up to 2 ms, to test for missing waits.
     #[arg(long, value_name = "SEED", hide = true)]
     pub delay_seed: Option<u64>,
+    /// Leave out the N-th wait of the plan, to show that the test for missing waits notices.
+    #[arg(long, value_name = "N", hide = true)]
+    pub drop_wait: Option<usize>,
 }
 
 /// `vdnnc devices`.
@@ -187,6 +190,13 @@ pub struct BenchArgs {
     /// the same hash if their kernels are the same and deterministic.
     #[arg(long)]
     pub checksum: bool,
+    /// Run the measured steps again from the same parameters under random delays of up to 2 ms on
+    /// every stream, for each of these seeds, and fail unless they leave the same parameters.
+    #[arg(long, value_name = "FROM..TO", value_parser = parse_range)]
+    pub delay_seeds: Option<std::ops::Range<u64>>,
+    /// With --delay-seeds: a seed serves for so many steps. Default: --steps.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub delay_every: Option<u32>,
     /// Write the plan that is measured; one target.
     #[arg(short = 'o', value_name = "FILE.vplan")]
     pub output: Option<PathBuf>,
@@ -205,4 +215,12 @@ pub struct BenchArgs {
     /// Compile options.
     #[command(flatten)]
     pub shared: SharedArgs,
+}
+
+fn parse_range(text: &str) -> Result<std::ops::Range<u64>, String> {
+    let number = |t: &str| t.parse::<u64>().ok();
+    match text.split_once("..").and_then(|(from, to)| Some(number(from)?..number(to)?)) {
+        Some(range) if range.start < range.end => Ok(range),
+        _ => Err(format!("`{text}` is not FROM..TO with FROM below TO")),
+    }
 }

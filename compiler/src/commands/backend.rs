@@ -71,6 +71,7 @@ fn cuda_options(args: &CudaArgs, shared: &SharedArgs, poison: bool) -> CudaOptio
         graph: !args.no_graph,
         poison,
         delay_seed: args.delay_seed,
+        drop_wait: args.drop_wait,
         deterministic: shared.deterministic,
         ..options(shared, &selector(args, shared))
     }

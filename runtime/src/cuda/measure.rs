@@ -16,7 +16,7 @@ use vdnn_cost::measured::NOT_CAPTURED;
 use vdnn_cost::{MeasuredOn, MeasuredRow};
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::random::splitmix64;
-use vdnn_ir::{Bytes, DType, Op, Precision, TensorType};
+use vdnn_ir::{Bytes, DType, Op, Precision, TensorType, bf16};
 use vdnn_plan::plan::ALIGNMENT;
 
 /// Random numbers made on the host; longer tensors repeat them.
@@ -284,7 +284,7 @@ impl Measurer {
         };
         for (ty, &ptr) in kernel.inputs.iter().zip(&places.inputs) {
             match ty.dtype {
-                DType::F32 => self.fill_random(ptr, ty.bytes())?,
+                DType::F32 | DType::BF16 => self.fill_random(ptr, ty)?,
                 _ => fill_bytes(ptr, ty.bytes(), 0)?,
             }
         }
@@ -294,12 +294,18 @@ impl Measurer {
 
     /// Random numbers, and copies of them where there are not enough.
     #[expect(unsafe_code, reason = "copies on the device")]
-    fn fill_random(&self, to: sys::CUdeviceptr, bytes: Bytes) -> Result<(), CudaError> {
-        let total = size(bytes)?;
-        let first = total.min(self.noise.len() * size_of::<f32>());
+    fn fill_random(&self, to: sys::CUdeviceptr, ty: &TensorType) -> Result<(), CudaError> {
+        let narrow: Vec<u16>;
+        let noise: &[u8] = if ty.dtype == DType::BF16 {
+            narrow = self.noise.iter().map(|&x| bf16::round(x)).collect();
+            bytemuck::cast_slice(&narrow)
+        } else {
+            bytemuck::cast_slice(&self.noise)
+        };
+        let total = size(ty.bytes())?;
+        let first = total.min(noise.len());
         // SAFETY: the range is that of an operand, which `take` gave; the length is checked.
-        unsafe { result::memcpy_htod_sync(to, &self.noise[..first / size_of::<f32>()]) }
-            .map_err(CudaError::of("cuMemcpyHtoD"))?;
+        unsafe { result::memcpy_htod_sync(to, &noise[..first]) }.map_err(CudaError::of("cuMemcpyHtoD"))?;
         let mut done = first;
         while done < total {
             let more = done.min(total - done);
