@@ -13,7 +13,7 @@ use std::time::Instant;
 use vdnn_cost::Precision;
 use vdnn_interp::interpret_f64;
 use vdnn_ir::graph::NodeSpec;
-use vdnn_ir::{bf16, DType, Graph, Layout, Mode, Op, Output, Phase, Tensor, TensorType, ValueId};
+use vdnn_ir::{DType, Graph, Layout, Mode, Op, Output, Phase, Tensor, TensorType, ValueId, bf16};
 use vdnn_passes::autodiff::gradients;
 use vdnn_passes::channels_last::ChannelsLast;
 use vdnn_passes::mixed_precision::MixedPrecision;

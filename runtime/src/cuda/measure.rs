@@ -308,8 +308,7 @@ impl Measurer {
         let total = size(ty.bytes())?;
         let first = total.min(noise.len());
         // SAFETY: the range is that of an operand, which `take` gave; the length is checked.
-        unsafe { result::memcpy_htod_sync(to, &noise[..first]) }
-            .map_err(CudaError::of("cuMemcpyHtoD"))?;
+        unsafe { result::memcpy_htod_sync(to, &noise[..first]) }.map_err(CudaError::of("cuMemcpyHtoD"))?;
         let mut done = first;
         while done < total {
             let more = done.min(total - done);

@@ -264,8 +264,7 @@ fn matmul(
     let mut steps: Steps = Vec::new();
     for start in &plan.starts {
         let skip = |o: &Operand<'_>, matrices: u64, size: u64| o.ptr + matrices * size * o.ty.dtype.bytes();
-        let (pa, pb, py) =
-            (skip(a, start[0], a_size), skip(b, start[1], b_size), skip(y, start[2], y_size));
+        let (pa, pb, py) = (skip(a, start[0], a_size), skip(b, start[1], b_size), skip(y, start[2], y_size));
         let product = Product {
             a: Matrix::row_major(br, bc, plan.step[1] * b_size),
             b: Matrix::row_major(ar, ac, plan.step[0] * a_size),
