@@ -8,7 +8,7 @@ use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{DType, Graph, Mode, Op, Tensor, TensorType};
 use vdnn_passes::{AlgoMode, Fuse, Policy};
-use vdnn_plan::{Command, Plan};
+use vdnn_plan::{BufId, Command, Plan};
 use vdnn_runtime::cpu::CpuOptions;
 use vdnn_tests::arbitrary::{random_cnn, random_inputs, random_params};
 use vdnn_tests::harness;
@@ -28,8 +28,9 @@ fn compile(
 
 /// Inputs and outputs by name, with their types.
 fn interface(plan: &Plan) -> BTreeMap<String, TensorType> {
-    let all = plan.inputs.iter().chain(&plan.outputs);
-    all.map(|b| (b.name.clone(), plan.buffers[b.buf].ty.clone())).collect()
+    let inputs = plan.inputs.iter().map(|b| (b.name.clone(), b.buf));
+    let all = inputs.chain(plan.outputs.iter().map(|o| (o.name.clone(), o.buf)));
+    all.map(|(name, buf)| (name, plan.buffers[buf].ty.clone())).collect()
 }
 
 /// Everything a step leaves.
@@ -78,7 +79,7 @@ fn policies_agree_to_the_byte_and_the_interface_stays_f32() {
                     assert_eq!(reread.expect("the text of a plan parses"), *plan);
                     for command in &plan.commands {
                         let Command::Launch { op, inputs, .. } = command else { continue };
-                        let is_narrow = |b: &usize| plan.buffers[*b].ty.dtype == DType::BF16;
+                        let is_narrow = |b: &BufId| plan.buffers[*b].ty.dtype == DType::BF16;
                         if op.is_conv() || matches!(op, Op::Gemm { .. } | Op::MatMul { .. }) {
                             assert!(inputs[..2].iter().all(is_narrow), "graph {seed}: {op}");
                             narrow += 1;
