@@ -1,5 +1,13 @@
 //! The command line.
 
+mod gpu;
+mod tools;
+
+pub use gpu::{
+    BackendName, BenchArgs, ComputeBackend, CudaArgs, DeviceName, DevicesArgs, GpuArgs, ProfileArgs,
+};
+pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
+
 use crate::options::CompileOptions;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
@@ -93,12 +101,13 @@ pub struct SharedArgs {
     /// Binds a symbolic dimension; may be repeated.
     #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
     pub dims: Vec<(String, u64)>,
-    /// Device profile to plan and predict for: h200, titan-x-maxwell, p100, v100,
-    /// rtx-2080-ti or cpu.
-    #[arg(long, value_name = "NAME", default_value = "h200")]
-    pub device: String,
-    /// Hard limit on device memory, such as 12GiB: of the device arena, and where a GPU runs
-    /// the plan of everything the process takes there. Default: the device's capacity.
+    /// What to plan and predict for: a profile (h200, titan-x-maxwell, p100, v100, rtx-2080-ti,
+    /// cpu, or a file as `vdnnc calibrate` writes it), or the GPU at hand as cuda:N or cuda:UUID,
+    /// which is measured where it was not yet, and runs the plan.
+    #[arg(long, value_name = "NAME|FILE.toml|cuda:N", default_value = "h200")]
+    pub device: DeviceName,
+    /// Hard limit on device memory, such as 12GiB: of all that the process takes on the device;
+    /// where the CPU runs the plan, of the device arena. Default: the device's capacity.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
     /// When compute waits for copies: event (as late as the data allows) or layer (at the
@@ -128,6 +137,9 @@ pub struct SharedArgs {
     /// Switch an elision off: waits (implied by other waits) or copies (already there).
     #[arg(long, value_name = "waits|copies")]
     pub no_elide: Vec<Elision>,
+    /// Libraries and measured times.
+    #[command(flatten)]
+    pub gpu: GpuArgs,
 }
 
 /// Optional clean-ups of the plan.
@@ -195,9 +207,10 @@ pub struct RunArgs {
     /// Write the last step's gradients, keyed by initializer name.
     #[arg(long, value_name = "g.safetensors")]
     pub save_gradients: Option<PathBuf>,
-    /// Executor: cpu and cuda compute, sim predicts.
-    #[arg(long, value_name = "cpu|cuda|sim", default_value = "cpu")]
-    pub backend: BackendName,
+    /// Executor: cpu and cuda compute, sim predicts. Default: cpu, and cuda with --device
+    /// cuda:N.
+    #[arg(long, value_name = "cpu|cuda|sim")]
+    pub backend: Option<BackendName>,
     /// Options of the CUDA backend.
     #[command(flatten)]
     pub cuda: CudaArgs,
@@ -214,139 +227,6 @@ pub struct RunArgs {
     #[arg(long)]
     pub json: bool,
     /// Compile options (ignored for a plan).
-    #[command(flatten)]
-    pub shared: SharedArgs,
-}
-
-/// Executors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BackendName {
-    /// The host's arithmetic in real arenas.
-    Cpu,
-    /// A CUDA GPU.
-    Cuda,
-    /// Discrete-event prediction.
-    Sim,
-}
-
-/// Executors that compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ComputeBackend {
-    /// The host's arithmetic in real arenas.
-    Cpu,
-    /// A CUDA GPU.
-    Cuda,
-}
-
-impl ComputeBackend {
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
-    }
-}
-
-/// Options of the CUDA backend.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "CUDA")]
-pub struct CudaArgs {
-    /// The GPU, by number or UUID as `vdnnc devices` prints them.
-    #[arg(long, value_name = "N|UUID", default_value = "0")]
-    pub cuda_device: DeviceSelector,
-    /// Folders with the CUDA libraries, searched first; several are separated by `:`.
-    #[arg(long, value_name = "DIR", env = "VDNNC_CUDA_LIBS", value_delimiter = ':')]
-    pub cuda_libs: Vec<PathBuf>,
-    /// Queue every command of every step instead of replaying a captured CUDA graph.
-    #[arg(long)]
-    pub no_graph: bool,
-    /// Delay commands at random by up to 2 ms, to test for missing waits.
-    #[arg(long, value_name = "SEED", hide = true)]
-    pub delay_seed: Option<u64>,
-}
-
-/// `vdnnc devices`.
-#[derive(Debug, Args)]
-pub struct DevicesArgs {
-    /// Folders with the CUDA libraries, searched first; several are separated by `:`.
-    #[arg(long, value_name = "DIR", env = "VDNNC_CUDA_LIBS", value_delimiter = ':')]
-    pub cuda_libs: Vec<PathBuf>,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `vdnnc profile`.
-#[derive(Debug, Args)]
-pub struct ProfileArgs {
-    /// ONNX models, or names of the zoo's networks.
-    #[arg(value_name = "MODEL|NAME", num_args = 1.., required = true)]
-    pub targets: Vec<String>,
-    /// The table; one that exists is added to.
-    #[arg(short = 'o', value_name = "FILE", required = true)]
-    pub output: PathBuf,
-    /// Training steps or inference.
-    #[arg(long, value_name = "train|infer", default_value = "train")]
-    pub mode: Mode,
-    /// Try only the few engines that the library recommends first.
-    #[arg(long)]
-    pub quick: bool,
-    /// Seed of the weights of zoo networks.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// The day to note in the table.
-    #[arg(long, value_name = "YYYY-MM-DD", default_value = "unknown")]
-    pub date: String,
-    /// Options of the CUDA backend.
-    #[command(flatten)]
-    pub cuda: CudaArgs,
-    /// Compile options.
-    #[command(flatten)]
-    pub shared: SharedArgs,
-}
-
-/// `vdnnc bench`.
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    /// ONNX models, or names of the zoo's networks, which get seeded random weights.
-    #[arg(value_name = "MODEL|NAME", num_args = 1.., required = true)]
-    pub targets: Vec<String>,
-    /// Training steps or inference.
-    #[arg(long, value_name = "train|infer", default_value = "train")]
-    pub mode: Mode,
-    /// Measured steps.
-    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub steps: u32,
-    /// Steps before them; at least two, since the first loads code and the second is captured.
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
-    pub warmup: u32,
-    /// Executor.
-    #[arg(long, value_name = "cpu|cuda", default_value = "cuda")]
-    pub backend: ComputeBackend,
-    /// Options of the CUDA backend.
-    #[command(flatten)]
-    pub cuda: CudaArgs,
-    /// Hash all parameters after the last step: plans that differ in where things lie give
-    /// the same hash if their kernels are the same and deterministic.
-    #[arg(long)]
-    pub checksum: bool,
-    /// Write the plan that is measured; one target.
-    #[arg(short = 'o', value_name = "FILE.vplan")]
-    pub output: Option<PathBuf>,
-    /// Write the timeline of one step as a Chrome/Perfetto trace; one target, cuda only.
-    #[arg(long, value_name = "FILE.json")]
-    pub trace: Option<PathBuf>,
-    /// Worker threads of the CPU kernels.
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
-    /// Seed of the weights of zoo networks.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Print JSON lines instead of a table: per target a prediction, then a result.
-    #[arg(long)]
-    pub json: bool,
-    /// Compile options.
     #[command(flatten)]
     pub shared: SharedArgs,
 }
@@ -405,9 +285,9 @@ pub struct TrainArgs {
     /// Continue from the checkpoint folder.
     #[arg(long, requires = "checkpoint")]
     pub resume: bool,
-    /// Executor.
-    #[arg(long, value_name = "cpu|cuda", default_value = "cpu")]
-    pub backend: ComputeBackend,
+    /// Executor. Default: cpu, and cuda with --device cuda:N.
+    #[arg(long, value_name = "cpu|cuda")]
+    pub backend: Option<ComputeBackend>,
     /// Options of the CUDA backend.
     #[command(flatten)]
     pub cuda: CudaArgs,
@@ -434,86 +314,21 @@ pub enum LrSchedule {
     Cosine,
 }
 
-/// `vdnnc zoo`.
-#[derive(Debug, Args)]
-pub struct ZooArgs {
-    /// alexnet, alexnet-seed, overfeat, overfeat-fast, googlenet, googlenet-bn,
-    /// vgg11/13/16/19, vgg116/216/316/416, resnet18/34/50/101/152, densenet121/161/169/201
-    /// or lenet.
-    pub name: String,
-    /// Fixes the batch dimension; symbolic `N` if absent.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub batch: Option<u64>,
-    /// Number of classes.
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
-    pub classes: Option<u64>,
-    /// Seed of the He-initialised weights.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Where to write it.
-    #[arg(short = 'o', value_name = "m.onnx")]
-    pub output: PathBuf,
-}
-
-/// `vdnnc check`.
-#[derive(Debug, Args)]
-pub struct CheckArgs {
-    /// The plan.
-    pub plan: PathBuf,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `vdnnc reproduce`.
-#[derive(Debug, Args)]
-pub struct ReproduceArgs {
-    /// vdnn: the figures of the vDNN paper (MICRO 2016). vdnn-seed: the memory of its open
-    /// implementation.
-    #[arg(value_name = "vdnn|vdnn-seed")]
-    pub what: Artefact,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-    /// Write each figure as bars into this folder.
-    #[arg(long, value_name = "DIR")]
-    pub svg: Option<PathBuf>,
-}
-
-/// What can be reproduced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Artefact {
-    /// Rhu et al., vDNN, MICRO 2016.
-    Vdnn,
-    /// `james98kr/vDNN_Implementation`.
-    VdnnSeed,
-}
-
-impl Artefact {
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vdnn => "vdnn",
-            Self::VdnnSeed => "vdnn-seed",
-        }
+impl RunArgs {
+    /// The executor asked for.
+    pub fn backend(&self) -> BackendName {
+        let own = if self.shared.gpu_at_hand().is_some() { BackendName::Cuda } else { BackendName::Cpu };
+        self.backend.unwrap_or(own)
     }
 }
 
-/// `vdnnc inspect`.
-#[derive(Debug, Args)]
-pub struct InspectArgs {
-    /// An ONNX model or a plan.
-    #[arg(value_name = "MODEL|PLAN")]
-    pub target: PathBuf,
-    /// Batch size for a symbolic batch dimension.
-    #[arg(long, value_name = "N")]
-    pub batch: Option<u64>,
-    /// Binds a symbolic dimension; may be repeated.
-    #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
-    pub dims: Vec<(String, u64)>,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
+impl TrainArgs {
+    /// The executor asked for.
+    pub fn backend(&self) -> ComputeBackend {
+        let own =
+            if self.shared.gpu_at_hand().is_some() { ComputeBackend::Cuda } else { ComputeBackend::Cpu };
+        self.backend.unwrap_or(own)
+    }
 }
 
 impl SharedArgs {
@@ -525,7 +340,7 @@ impl SharedArgs {
             algo: self.algo.unwrap_or(AlgoMode::Dynamic),
             batch: self.batch,
             dims: self.dims.iter().cloned().collect(),
-            device: self.device.clone(),
+            device: self.device.to_string(),
             memory: self.memory,
             overhead: Bytes::ZERO,
             deterministic: self.deterministic,
@@ -541,6 +356,14 @@ impl SharedArgs {
 }
 
 impl SharedArgs {
+    /// The GPU at hand that the plan is for, if it is for one.
+    pub fn gpu_at_hand(&self) -> Option<&DeviceSelector> {
+        match &self.device {
+            DeviceName::Gpu(selector) => Some(selector),
+            DeviceName::Profile(_) | DeviceName::File(_) => None,
+        }
+    }
+
     /// The same where the CPU is to run the plan: its kernels need no workspace.
     pub fn options_on_cpu(&self, mode: Mode) -> CompileOptions {
         CompileOptions { algo: self.algo.unwrap_or(AlgoMode::Memory), ..self.options(mode) }
@@ -551,15 +374,10 @@ impl SharedArgs {
         CompileOptions {
             precision: self.precision.unwrap_or(Precision::Tf32),
             fuse: self.fuse.unwrap_or(Fuse::Epilogue),
-            overhead: GPU_OVERHEAD,
             ..self.options(mode)
         }
     }
 }
-
-/// Device memory a process takes besides its arena, as the driver counts it: measured 650 MB
-/// on an H200 (CUDA 13.0, cuDNN 9.19) with ResNet-50 loaded, 2026-11-21.
-const GPU_OVERHEAD: Bytes = Bytes(700_000_000);
 
 fn parse_dim(text: &str) -> Result<(String, u64), String> {
     let error = || format!("`{text}` is not NAME=N with a positive N");

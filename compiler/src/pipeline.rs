@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Imported --simplify--> Simplified --autodiff | fold-batch-norm, mark-setup-->
-//!   [mixed-precision, fuse-epilogues, channels-last] Joint
+//!   [mixed-precision, fuse-epilogues, channels-last, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -17,6 +17,7 @@ use vdnn_ir::{Graph, Layout, Mode, NodeId, Phase, Precision};
 use vdnn_passes::autodiff::Autodiff;
 use vdnn_passes::channels_last::ChannelsLast;
 use vdnn_passes::fuse::FuseEpilogues;
+use vdnn_passes::group_updates::GroupUpdates;
 use vdnn_passes::inplace::Inplace;
 use vdnn_passes::mixed_precision::MixedPrecision;
 use vdnn_passes::offload::InsertOffload;
@@ -65,6 +66,10 @@ pub fn to_joint(
     // kernels are priced, which do.
     if cost.layout() == Layout::ChannelsLast {
         timings.pass(&ChannelsLast, graph, &cx)?;
+    }
+    // After weights have got their layouts, of which a group has one.
+    if fuse == Fuse::Epilogue && mode == Mode::Train {
+        timings.pass(&GroupUpdates, graph, &cx)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ pub mod autodiff;
 pub mod channels_last;
 pub mod elide;
 pub mod fuse;
+pub mod group_updates;
 pub mod inplace;
 pub mod lower;
 pub mod memory;

@@ -6,6 +6,7 @@
 use crate::autodiff::Autodiff;
 use crate::channels_last::ChannelsLast;
 use crate::fuse::FuseEpilogues;
+use crate::group_updates::GroupUpdates;
 use crate::inplace::Inplace;
 use crate::mixed_precision::MixedPrecision;
 use crate::offload::InsertOffload;
@@ -39,6 +40,7 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "mixed-precision", make: |_| Ok(Box::new(MixedPrecision)) },
     Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
     Entry { name: "channels-last", make: |_| Ok(Box::new(ChannelsLast)) },
+    Entry { name: "group-updates", make: |_| Ok(Box::new(GroupUpdates)) },
     Entry {
         name: "select-conv",
         make: |o| {

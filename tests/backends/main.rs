@@ -2,13 +2,18 @@
 //!
 //! Run by `cargo test` on the CPU backend, and on the CUDA backend where there is a device.
 //! The program needs only itself and the CUDA libraries, so it can be carried to another
-//! machine; see CONTRIBUTING.md. Arguments are substrings of the suites to run.
+//! machine; see CONTRIBUTING.md. Arguments are substrings of the suites to run; `--part=I/N`
+//! takes every Nth of these from the Ith on, counted from 0, so that several processes share them;
+//! `--skip=TEXT` leaves out suites with that in their names; with `--no-poison` ops do not run on
+//! memory filled with NaN, so that a checker sees what is read uninitialised.
 
 mod device;
+mod golden;
 mod nets;
 mod ops;
 
 use device::Device;
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -34,6 +39,17 @@ fn main() -> ExitCode {
         println!("backends: test\n\n1 test, 0 benchmarks");
         return ExitCode::SUCCESS;
     }
+    let (part, parts) = match part() {
+        Ok(part) => part,
+        Err(e) => {
+            println!("{e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let skipped: Vec<String> =
+        std::env::args().filter_map(|a| Some(a.strip_prefix("--skip=")?.to_owned())).collect();
+    let poison = !std::env::args().any(|a| a == "--no-poison");
+    let counted = Cell::new(0usize);
     let mut failed = false;
     for device in Device::all() {
         if let Err(why) = device.available() {
@@ -42,7 +58,17 @@ fn main() -> ExitCode {
         }
         let is_wanted = |suite: &str| {
             let name = format!("{device}/{suite}");
-            wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str()))
+            if !wanted.is_empty() && !wanted.iter().any(|w| name.contains(w.as_str())) {
+                return false;
+            }
+            // The CPU has tests of its own for these.
+            if wanted.is_empty() && name.starts_with("cpu/golden") {
+                return false;
+            }
+            if skipped.iter().any(|s| name.contains(s.as_str())) {
+                return false;
+            }
+            counted.replace(counted.get() + 1) % parts == part
         };
         println!(
             "{:<40} {:>7} {:>10} {:>10} {:>8}",
@@ -68,8 +94,19 @@ fn main() -> ExitCode {
             }
             failed |= !row.failures.is_empty();
         };
-        ops::run(device, &is_wanted, &mut report);
+        ops::run(device, poison, &is_wanted, &mut report);
         nets::run(device, &is_wanted, &mut report);
+        nets::run_controls(device, &is_wanted, &mut report);
+        golden::run(device, &is_wanted, &mut report);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Which of how many parts of the suites to run.
+fn part() -> Result<(usize, usize), String> {
+    let Some(text) = std::env::args().find_map(|a| Some(a.strip_prefix("--part=")?.to_owned())) else {
+        return Ok((0, 1));
+    };
+    let numbers = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    numbers.filter(|(i, n)| i < n).ok_or_else(|| format!("--part={text}: not I/N with I below N"))
 }

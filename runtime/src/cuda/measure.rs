@@ -5,7 +5,7 @@ use super::arena::DeviceArena;
 use super::backend::CudaOptions;
 use super::blas::{self, Blas};
 use super::cudnn::{self, Candidate, Dnn, DnnOptions, Source};
-use super::device::Device;
+use super::device::{self, Device, DeviceFacts};
 use super::error::CudaError;
 use super::kernels::{self, Modules};
 use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared, SCRATCH};
@@ -142,10 +142,7 @@ impl Measurer {
 
     /// What the times are taken on, for a table made on the day `date`.
     pub fn on(&self, date: &str) -> MeasuredOn {
-        let facts = self.device.facts();
-        let driver = format!("{}.{}", facts.driver_version / 1000, facts.driver_version % 1000 / 10);
-        let (device, cudnn, date) = (facts.name.clone(), self.dnn.version(), date.to_owned());
-        MeasuredOn { device, driver, cudnn, date }
+        measured_on(self.device.facts(), self.dnn.version(), date)
     }
 
     /// Measures an op on operands of these types. A convolution gives one row per engine
@@ -355,6 +352,31 @@ impl Measurer {
         }
         Ok(exact)
     }
+}
+
+/// What times taken on a device with this version of cuDNN are kept under.
+fn measured_on(facts: &DeviceFacts, cudnn: String, date: &str) -> MeasuredOn {
+    let (major, minor) = facts.compute_capability;
+    MeasuredOn {
+        device: facts.name.clone(),
+        capability: format!("{major}.{minor}"),
+        driver: format!("{}.{}", facts.driver_version / 1000, facts.driver_version % 1000 / 10),
+        cudnn,
+        date: date.to_owned(),
+    }
+}
+
+/// The device of these options, and what a [`Measurer`] would take its times on; makes no
+/// context.
+///
+/// # Errors
+/// If a library or the device is missing, or too old.
+pub fn identify(options: &CudaOptions, date: &str) -> Result<(DeviceFacts, MeasuredOn), CudaError> {
+    let loaded = libs::load_all(&options.libs)?;
+    let (_, facts) = device::find(&options.device)?;
+    let cudnn = loaded.into_iter().find(|l| l.library == libs::Library::Cudnn);
+    let on = measured_on(&facts, cudnn.map(|l| l.version).unwrap_or_default(), date);
+    Ok((facts, on))
 }
 
 /// What is measured.

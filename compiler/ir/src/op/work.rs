@@ -56,7 +56,8 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::Unary(_) | Op::Binary(_) | Op::Dropout { .. } | Op::Cast { .. } => output(0),
         Op::UnaryGrad(_) => product(&[2, output(0)]),
         Op::Reduce { .. } => input(0),
-        Op::SgdUpdate => product(&[6, input(0)]),
+        Op::SgdUpdate => (0..outputs.len() as u64 / 2)
+            .fold(0u64, |n, i| n.saturating_add(product(&[6, input(3 * i as usize)]))),
         Op::Concat { .. }
         | Op::Split { .. }
         | Op::Slice(_)

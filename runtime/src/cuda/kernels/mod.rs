@@ -16,6 +16,7 @@ mod modules;
 mod movement;
 mod pointwise;
 mod pool;
+mod proof;
 mod reduce;
 mod shape;
 mod softmax;
@@ -26,6 +27,7 @@ mod tests;
 mod update;
 
 pub(crate) use modules::Modules;
+pub(crate) use proof::{count_different, delay_by};
 
 use super::error::CudaError;
 use super::launch::{DeviceRange, LaunchSpec, Prepared};

@@ -16,6 +16,7 @@ pub(super) enum Source {
     BatchNormCoefficients,
     BatchNormApply,
     Lrn,
+    Proof,
     Dropout,
     Cast,
 }
@@ -55,6 +56,7 @@ impl Source {
             }
             Self::BatchNormApply => ("batchnorm_apply.cu", include_str!("source/batchnorm_apply.cu")),
             Self::Lrn => ("lrn.cu", include_str!("source/lrn.cu")),
+            Self::Proof => ("proof.cu", include_str!("source/proof.cu")),
             Self::Dropout => ("dropout.cu", include_str!("source/dropout.cu")),
             Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
         }

@@ -1,6 +1,7 @@
 //! Rules of gradient and update ops.
 
 use super::{InferError, Rule, Types, movement, nn, window};
+use crate::op::MAX_UPDATES;
 use crate::op::{ConvAttrs, LossReduction, PoolAttrs, SliceAttrs};
 use crate::types::{DType, Dims};
 use smallvec::smallvec;
@@ -101,11 +102,17 @@ pub(super) fn negative_log_likelihood(
 }
 
 pub(super) fn sgd(cx: &Rule<'_>) -> Result<Types, InferError> {
-    cx.arity(4, 4)?;
-    cx.f32(0, "w")?;
-    cx.equal(0, 1)?;
-    cx.equal(0, 2)?;
-    cx.f32_dims(3, "hyper", &[3])?;
-    let w = cx.ty(DType::F32, cx.inputs[0].dims.clone())?;
-    Ok(smallvec![w.clone(), w])
+    // Up to the next multiple: three operands a weight.
+    let weights = (cx.inputs.len().saturating_sub(1)).div_ceil(3).clamp(1, MAX_UPDATES);
+    cx.arity(3 * weights + 1, 3 * weights + 1)?;
+    let mut types = Types::new();
+    for i in (0..weights).map(|i| 3 * i) {
+        cx.f32(i, "w")?;
+        cx.equal(i, i + 1)?;
+        cx.equal(i, i + 2)?;
+        let w = cx.ty(DType::F32, cx.inputs[i].dims.clone())?;
+        types.extend([w.clone(), w]);
+    }
+    cx.f32_dims(3 * weights, "hyper", &[3])?;
+    Ok(types)
 }

@@ -7,11 +7,11 @@ __device__ __forceinline__ void sgd_step(float& w, float& v, float g, float lr, 
     w = fmaf(-lr, v, w);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    sgd(const float* w_in, const float* v_in, const float* g_in, const float* hyper, float* w_out, float* v_out,
-        u64 n) {
+// The elements of one block, ITEMS vectors a thread; the first block takes what no vector holds.
+__device__ __forceinline__ void sgd_block(const float* w_in, const float* v_in, const float* g_in, const float* hyper,
+                                          float* w_out, float* v_out, u64 n, u64 first) {
     const float lr = hyper[0], momentum = hyper[1], decay = hyper[2];
-    const u64 vectors = n / 4, first = first_item();
+    const u64 vectors = n / 4;
     Vec<4> w[ITEMS], v[ITEMS], g[ITEMS];
 #pragma unroll
     for (u32 k = 0; k < ITEMS; k++) {
@@ -39,6 +39,31 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         w_out[tail] = w1;
         v_out[tail] = v1;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    sgd(const float* w_in, const float* v_in, const float* g_in, const float* hyper, float* w_out, float* v_out,
+        u64 n) {
+    sgd_block(w_in, v_in, g_in, hyper, w_out, v_out, n, first_item());
+}
+
+// A weight has its blocks from first_block on to the next one's.
+struct Weight {
+    const float *w_in, *v_in, *g;
+    float *w_out, *v_out;
+    u32 n, first_block;
+};
+struct Weights {
+    Weight all[64];
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    sgd_many(const float* hyper, u32 count, const __grid_constant__ Weights weights) {
+    u32 i = 0;
+    while (i + 1 < count && weights.all[i + 1].first_block <= blockIdx.x) i++;
+    const Weight& x = weights.all[i];
+    const u64 first = (u64)(blockIdx.x - x.first_block) * (THREADS * ITEMS) + threadIdx.x;
+    sgd_block(x.w_in, x.v_in, x.g, hyper, x.w_out, x.v_out, x.n, first);
 }
 
 // n words of 32 bits at a 16-byte boundary.
