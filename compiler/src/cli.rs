@@ -115,8 +115,8 @@ pub struct SharedArgs {
     /// end of the layer, as in the vDNN paper).
     #[arg(long, value_name = "event|layer", default_value = "event")]
     pub sync: SyncMode,
-    /// Arithmetic of convolutions and matrix products. Default: f32, and tf32 where a GPU runs
-    /// the plan.
+    /// Arithmetic of convolutions and matrix products; bf16: feature maps, too, are bf16, and
+    /// weights, statistics and losses f32. Default: f32, and tf32 where a GPU runs the plan.
     #[arg(long, value_name = "f32|tf32|bf16", value_parser = parse_precision)]
     pub precision: Option<Precision>,
     /// Use only kernels whose results do not differ from run to run.

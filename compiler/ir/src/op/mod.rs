@@ -5,10 +5,11 @@
 //! Images are N, C, then one or more spatial dimensions, whatever their order in memory (see
 //! [`infer::takes_channels_last`]). All arithmetic is f32 unless stated. The text form of an op is RON (`Display`/`FromStr`).
 //!
-//! Feature maps, their gradients, and the weights that products read may be bf16, all of one op
-//! alike; arithmetic is f32 then, too, and results are rounded once ([`crate::bf16`]). Parameters
-//! of batch norms, biases, statistics, losses, softmax and updates are f32 always, and so are the
-//! results of [`Op::Gemm`], [`Op::MatMul`], [`Op::ConvWgrad`] and [`Op::Reduce`] on bf16.
+//! Feature maps, their gradients, and operands of convolutions and products may be bf16, all of
+//! one op alike; arithmetic is f32 then, too, and results are rounded once ([`crate::bf16`]).
+//! Parameters and statistics of batch norms, losses, softmax and updates are f32 always, and so
+//! are the third operand and the results of [`Op::Gemm`] and [`Op::MatMul`] and the result of
+//! [`Op::Reduce`].
 
 pub mod attrs;
 pub mod infer;

@@ -29,7 +29,7 @@ pub(super) struct Problem {
     pub x: Shape,
     pub w: Shape,
     pub y: Shape,
-    /// x, w and y are bf16, but for the gradient of w.
+    /// Every tensor is bf16; else every one is f32.
     pub narrow: bool,
     /// A bias per channel is added to y.
     pub bias: bool,
@@ -73,8 +73,10 @@ impl Problem {
         if let Some(t) = all.clone().find(|t| !matches!(t.dtype, DType::F32 | DType::BF16)) {
             return Err(unsupported(format!("cuDNN is given f32 and bf16 tensors only, and one is {t}")));
         }
-        // Two of x, w and y are operands, and of one type.
-        let narrow = inputs.first().is_some_and(|t| t.dtype == DType::BF16);
+        let narrow = x.dtype == DType::BF16;
+        if let Some(t) = all.clone().find(|t| t.dtype != x.dtype) {
+            return Err(unsupported(format!("its operands are of types {} and {}", x.dtype, t.dtype)));
+        }
         if let Some(t) = all.clone().find(|t| t.elements() == 0) {
             return Err(unsupported(format!("{t} is empty")));
         }
@@ -130,11 +132,6 @@ impl Problem {
     /// True if padding in front and behind are equal, as the legacy API needs.
     pub(super) fn is_symmetric(&self) -> bool {
         self.before == self.after
-    }
-
-    /// True if w, or the gradient of it, is bf16.
-    pub(super) fn narrow_w(&self) -> bool {
-        self.narrow && self.dir != Direction::Wgrad
     }
 
     /// Extents and strides of the bias as a tensor that broadcasts to y.
