@@ -1,5 +1,9 @@
 //! The command line.
 
+mod micro;
+
+pub use micro::{MicroArgs, WorkspaceMode};
+
 use crate::options::CompileOptions;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
@@ -128,6 +132,9 @@ pub struct SharedArgs {
     /// Switch an elision off: waits (implied by other waits) or copies (already there).
     #[arg(long, value_name = "waits|copies")]
     pub no_elide: Vec<Elision>,
+    /// Micro-batches and workspaces.
+    #[command(flatten)]
+    pub micro: MicroArgs,
 }
 
 /// Optional clean-ups of the plan.
@@ -530,6 +537,8 @@ impl SharedArgs {
             overhead: Bytes::ZERO,
             deterministic: self.deterministic,
             kernels: BTreeMap::new(),
+            micro_batch: self.micro.micro_batch,
+            workspace: self.micro.bound(),
             sync: self.sync,
             precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),

@@ -8,6 +8,7 @@ pub mod fuse;
 pub mod inplace;
 pub mod lower;
 pub mod memory;
+pub mod micro_batch;
 pub mod offload;
 pub mod options;
 pub mod pass;
@@ -16,5 +17,5 @@ pub mod schedule;
 pub mod select_conv;
 pub mod simplify;
 
-pub use options::{AlgoMode, Fuse, Policy, SyncMode};
+pub use options::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};

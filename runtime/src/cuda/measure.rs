@@ -12,7 +12,7 @@ use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared, SCRATCH};
 use super::libs;
 use super::meter::Meter;
 use cudarc::driver::{result, sys};
-use vdnn_cost::measured::NOT_CAPTURED;
+use vdnn_cost::measured::{ACCUMULATES, NOT_CAPTURED};
 use vdnn_cost::{MeasuredOn, MeasuredRow};
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::random::splitmix64;
@@ -172,7 +172,7 @@ impl Measurer {
     /// The row of an op with one kernel.
     fn only(&mut self, kernel: Kernel<'_>, limits: &MeasureLimits) -> Result<Vec<MeasuredRow>, CudaError> {
         let places = self.place(kernel)?;
-        let launch = self.prepare(kernel, &places, None, None)?;
+        let launch = self.prepare(kernel, &places, None, false, None)?;
         let timing = self.meter.time(&*launch, limits.repeats)?;
         let mut flags = Vec::new();
         let exact = self.is_as_precise(kernel, &places, &*launch, &mut flags)?;
@@ -203,7 +203,7 @@ impl Measurer {
         for (c, _) in tries.iter().filter(|t| t.1) {
             let range =
                 (c.workspace > Bytes::ZERO).then_some(DeviceRange { bytes: c.workspace, ..workspace });
-            let launch = match self.prepare(kernel, &places, Some(ConvAlgo::Engine(c.config)), range) {
+            let launch = match self.prepare(kernel, &places, Some(ConvAlgo::Engine(c.config)), false, range) {
                 Ok(launch) => launch,
                 Err(error @ CudaError::Driver { .. }) => return Err(error),
                 Err(_) => continue,
@@ -227,6 +227,10 @@ impl Measurer {
                 if !timing.captured {
                     flags.push(NOT_CAPTURED.to_owned());
                 }
+                let range = DeviceRange { bytes: c.workspace, ..workspace };
+                if time.is_some() && self.accumulates(kernel, &places, c, range)? {
+                    flags.push(ACCUMULATES.to_owned());
+                }
             }
             let algo = Some(ConvAlgo::Engine(c.config));
             rows.push(MeasuredRow { algo, workspace: c.workspace, time, flags });
@@ -234,11 +238,46 @@ impl Measurer {
         Ok(rows)
     }
 
+    /// True if the engine of a weight gradient adds to its result when asked to, in the same
+    /// workspace: run twice on zeros, it must give twice what it gives once.
+    fn accumulates(
+        &mut self,
+        kernel: Kernel<'_>,
+        places: &Places,
+        candidate: &Candidate,
+        workspace: DeviceRange,
+    ) -> Result<bool, CudaError> {
+        let sum = kernel.outputs[0];
+        if !matches!(kernel.op, Op::ConvWgrad { .. }) || sum.dtype != DType::F32 {
+            return Ok(false);
+        }
+        let algo = Some(ConvAlgo::Engine(candidate.config));
+        let range = (workspace.bytes > Bytes::ZERO).then_some(workspace);
+        let launch = match self.prepare(kernel, places, algo, true, range) {
+            Ok(launch) => launch,
+            Err(error @ CudaError::Driver { .. }) => return Err(error),
+            Err(_) => return Ok(false),
+        };
+        fill_bytes(places.outputs[0], sum.bytes(), 0)?;
+        // Fills are on the default stream, which the meter's does not wait for.
+        self.device.synchronize()?;
+        let mut results = Vec::new();
+        for _ in 0..2 {
+            match self.meter.run(&*launch) {
+                Ok(()) => results.push(read(places.outputs[0], sum.bytes())?),
+                Err(error @ CudaError::Driver { .. }) => return Err(error),
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(scales_by(&results[1], &results[0], 2.0))
+    }
+
     fn prepare(
         &mut self,
         kernel: Kernel<'_>,
         places: &Places,
         algo: Option<ConvAlgo>,
+        accumulate: bool,
         workspace: Option<DeviceRange>,
     ) -> Result<Box<dyn Prepared>, CudaError> {
         let at =
@@ -258,6 +297,7 @@ impl Measurer {
             workspace,
             scratch: self.scratch.range(),
             algo,
+            accumulate,
             precision: kernel.precision,
             name: "measured",
         };

@@ -9,6 +9,7 @@ mod backend;
 pub(crate) mod blas;
 pub(crate) mod cudnn;
 pub mod device;
+mod divided;
 pub mod error;
 pub(crate) mod kernels;
 mod lanes;
