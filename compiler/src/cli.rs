@@ -1,8 +1,12 @@
 //! The command line.
 
+mod gpu;
 mod micro;
+mod tools;
 
+pub use gpu::{BackendName, BenchArgs, ComputeBackend, CudaArgs, DevicesArgs, ProfileArgs};
 pub use micro::{MicroArgs, WorkspaceMode};
+pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
 
 use crate::options::CompileOptions;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -11,7 +15,6 @@ use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
 use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
-use vdnn_runtime::cuda::DeviceSelector;
 
 /// Compiles a convolutional network into a plan of GPU memory, kernels and transfers.
 ///
@@ -225,139 +228,6 @@ pub struct RunArgs {
     pub shared: SharedArgs,
 }
 
-/// Executors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BackendName {
-    /// The host's arithmetic in real arenas.
-    Cpu,
-    /// A CUDA GPU.
-    Cuda,
-    /// Discrete-event prediction.
-    Sim,
-}
-
-/// Executors that compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ComputeBackend {
-    /// The host's arithmetic in real arenas.
-    Cpu,
-    /// A CUDA GPU.
-    Cuda,
-}
-
-impl ComputeBackend {
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
-    }
-}
-
-/// Options of the CUDA backend.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "CUDA")]
-pub struct CudaArgs {
-    /// The GPU, by number or UUID as `vdnnc devices` prints them.
-    #[arg(long, value_name = "N|UUID", default_value = "0")]
-    pub cuda_device: DeviceSelector,
-    /// Folders with the CUDA libraries, searched first; several are separated by `:`.
-    #[arg(long, value_name = "DIR", env = "VDNNC_CUDA_LIBS", value_delimiter = ':')]
-    pub cuda_libs: Vec<PathBuf>,
-    /// Queue every command of every step instead of replaying a captured CUDA graph.
-    #[arg(long)]
-    pub no_graph: bool,
-    /// Delay commands at random by up to 2 ms, to test for missing waits.
-    #[arg(long, value_name = "SEED", hide = true)]
-    pub delay_seed: Option<u64>,
-}
-
-/// `vdnnc devices`.
-#[derive(Debug, Args)]
-pub struct DevicesArgs {
-    /// Folders with the CUDA libraries, searched first; several are separated by `:`.
-    #[arg(long, value_name = "DIR", env = "VDNNC_CUDA_LIBS", value_delimiter = ':')]
-    pub cuda_libs: Vec<PathBuf>,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `vdnnc profile`.
-#[derive(Debug, Args)]
-pub struct ProfileArgs {
-    /// ONNX models, or names of the zoo's networks.
-    #[arg(value_name = "MODEL|NAME", num_args = 1.., required = true)]
-    pub targets: Vec<String>,
-    /// The table; one that exists is added to.
-    #[arg(short = 'o', value_name = "FILE", required = true)]
-    pub output: PathBuf,
-    /// Training steps or inference.
-    #[arg(long, value_name = "train|infer", default_value = "train")]
-    pub mode: Mode,
-    /// Try only the few engines that the library recommends first.
-    #[arg(long)]
-    pub quick: bool,
-    /// Seed of the weights of zoo networks.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// The day to note in the table.
-    #[arg(long, value_name = "YYYY-MM-DD", default_value = "unknown")]
-    pub date: String,
-    /// Options of the CUDA backend.
-    #[command(flatten)]
-    pub cuda: CudaArgs,
-    /// Compile options.
-    #[command(flatten)]
-    pub shared: SharedArgs,
-}
-
-/// `vdnnc bench`.
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    /// ONNX models, or names of the zoo's networks, which get seeded random weights.
-    #[arg(value_name = "MODEL|NAME", num_args = 1.., required = true)]
-    pub targets: Vec<String>,
-    /// Training steps or inference.
-    #[arg(long, value_name = "train|infer", default_value = "train")]
-    pub mode: Mode,
-    /// Measured steps.
-    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub steps: u32,
-    /// Steps before them; at least two, since the first loads code and the second is captured.
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
-    pub warmup: u32,
-    /// Executor.
-    #[arg(long, value_name = "cpu|cuda", default_value = "cuda")]
-    pub backend: ComputeBackend,
-    /// Options of the CUDA backend.
-    #[command(flatten)]
-    pub cuda: CudaArgs,
-    /// Hash all parameters after the last step: plans that differ in where things lie give
-    /// the same hash if their kernels are the same and deterministic.
-    #[arg(long)]
-    pub checksum: bool,
-    /// Write the plan that is measured; one target.
-    #[arg(short = 'o', value_name = "FILE.vplan")]
-    pub output: Option<PathBuf>,
-    /// Write the timeline of one step as a Chrome/Perfetto trace; one target, cuda only.
-    #[arg(long, value_name = "FILE.json")]
-    pub trace: Option<PathBuf>,
-    /// Worker threads of the CPU kernels.
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
-    /// Seed of the weights of zoo networks.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Print JSON lines instead of a table: per target a prediction, then a result.
-    #[arg(long)]
-    pub json: bool,
-    /// Compile options.
-    #[command(flatten)]
-    pub shared: SharedArgs,
-}
-
 /// SGD with momentum: v = momentum*v + (g + weight_decay*w); w -= lr*v.
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Optimizer")]
@@ -439,88 +309,6 @@ pub enum LrSchedule {
     Constant,
     /// `lr * (1 + cos(pi * t)) / 2`.
     Cosine,
-}
-
-/// `vdnnc zoo`.
-#[derive(Debug, Args)]
-pub struct ZooArgs {
-    /// alexnet, alexnet-seed, overfeat, overfeat-fast, googlenet, googlenet-bn,
-    /// vgg11/13/16/19, vgg116/216/316/416, resnet18/34/50/101/152, densenet121/161/169/201
-    /// or lenet.
-    pub name: String,
-    /// Fixes the batch dimension; symbolic `N` if absent.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub batch: Option<u64>,
-    /// Number of classes.
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
-    pub classes: Option<u64>,
-    /// Seed of the He-initialised weights.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Where to write it.
-    #[arg(short = 'o', value_name = "m.onnx")]
-    pub output: PathBuf,
-}
-
-/// `vdnnc check`.
-#[derive(Debug, Args)]
-pub struct CheckArgs {
-    /// The plan.
-    pub plan: PathBuf,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `vdnnc reproduce`.
-#[derive(Debug, Args)]
-pub struct ReproduceArgs {
-    /// vdnn: the figures of the vDNN paper (MICRO 2016). vdnn-seed: the memory of its open
-    /// implementation.
-    #[arg(value_name = "vdnn|vdnn-seed")]
-    pub what: Artefact,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-    /// Write each figure as bars into this folder.
-    #[arg(long, value_name = "DIR")]
-    pub svg: Option<PathBuf>,
-}
-
-/// What can be reproduced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Artefact {
-    /// Rhu et al., vDNN, MICRO 2016.
-    Vdnn,
-    /// `james98kr/vDNN_Implementation`.
-    VdnnSeed,
-}
-
-impl Artefact {
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vdnn => "vdnn",
-            Self::VdnnSeed => "vdnn-seed",
-        }
-    }
-}
-
-/// `vdnnc inspect`.
-#[derive(Debug, Args)]
-pub struct InspectArgs {
-    /// An ONNX model or a plan.
-    #[arg(value_name = "MODEL|PLAN")]
-    pub target: PathBuf,
-    /// Batch size for a symbolic batch dimension.
-    #[arg(long, value_name = "N")]
-    pub batch: Option<u64>,
-    /// Binds a symbolic dimension; may be repeated.
-    #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
-    pub dims: Vec<(String, u64)>,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
 }
 
 impl SharedArgs {

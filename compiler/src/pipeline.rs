@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Imported --simplify--> Simplified --autodiff | fold-batch-norm, mark-setup-->
-//!   [fuse-epilogues, channels-last] Joint
+//!   [mixed-precision, fuse-epilogues, channels-last, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -13,12 +13,14 @@ use crate::timing::Timings;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use vdnn_cost::CostModel;
-use vdnn_ir::{ConvSchedule, Graph, Layout, Mode, NodeId, Phase};
+use vdnn_ir::{ConvSchedule, Graph, Layout, Mode, NodeId, Phase, Precision};
 use vdnn_passes::autodiff::Autodiff;
 use vdnn_passes::channels_last::ChannelsLast;
 use vdnn_passes::fuse::FuseEpilogues;
+use vdnn_passes::group_updates::GroupUpdates;
 use vdnn_passes::inplace::Inplace;
 use vdnn_passes::micro_batch::Menu;
+use vdnn_passes::mixed_precision::MixedPrecision;
 use vdnn_passes::offload::InsertOffload;
 use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
@@ -51,6 +53,11 @@ pub fn to_joint(
             timings.pass(&MarkSetup, graph, &cx)?;
         }
     }
+    // After autodiff, whose rules then know one element type, and after mark-setup, so that what
+    // depends on weights alone is cast at load; before fusion, which wants no cast in between.
+    if cost.precision() == Precision::Bf16 {
+        timings.pass(&MixedPrecision, graph, &cx)?;
+    }
     // After autodiff, whose rules then need not know of fused ops, and after batch norms have
     // become weights, which makes more convolutions end in a ReLU.
     if fuse == Fuse::Epilogue {
@@ -60,6 +67,10 @@ pub fn to_joint(
     // kernels are priced, which do.
     if cost.layout() == Layout::ChannelsLast {
         timings.pass(&ChannelsLast, graph, &cx)?;
+    }
+    // After weights have got their layouts, of which a group has one.
+    if fuse == Fuse::Epilogue && mode == Mode::Train {
+        timings.pass(&GroupUpdates, graph, &cx)?;
     }
     Ok(())
 }

@@ -65,9 +65,10 @@ impl Run<'_> {
             }
         }
         for (_, node) in self.graph.nodes().filter(|(_, n)| n.op == Op::SgdUpdate) {
-            let pair = &node.inputs[..2];
-            if !pair.iter().all(|v| chosen.contains(v)) {
-                chosen.retain(|v| !pair.contains(v));
+            for [w, v, _] in Op::updates(&node.inputs) {
+                if !(chosen.contains(&w) && chosen.contains(&v)) {
+                    chosen.retain(|x| *x != w && *x != v);
+                }
             }
         }
         for v in chosen {

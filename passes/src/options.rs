@@ -112,7 +112,8 @@ named_enum!(
     Fuse, "a degree of fusion" {
         /// Nothing.
         Off = "off",
-        /// Sums and ReLUs into the convolution or batch norm in front of them.
+        /// Sums and ReLUs into the convolution or batch norm in front of them, and the optimizer
+        /// steps of small weights into one.
         Epilogue = "epilogue",
     }
 );

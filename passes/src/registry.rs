@@ -6,8 +6,10 @@
 use crate::autodiff::Autodiff;
 use crate::channels_last::ChannelsLast;
 use crate::fuse::FuseEpilogues;
+use crate::group_updates::GroupUpdates;
 use crate::inplace::Inplace;
 use crate::micro_batch::Menu;
+use crate::mixed_precision::MixedPrecision;
 use crate::offload::InsertOffload;
 use crate::pass::Pass;
 use crate::schedule::Schedule;
@@ -37,8 +39,10 @@ pub const PASSES: &[Entry] = &[
     },
     Entry { name: "fold-batch-norm", make: |_| Ok(Box::new(FoldBatchNorm)) },
     Entry { name: "mark-setup", make: |_| Ok(Box::new(MarkSetup)) },
+    Entry { name: "mixed-precision", make: |_| Ok(Box::new(MixedPrecision)) },
     Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
     Entry { name: "channels-last", make: |_| Ok(Box::new(ChannelsLast)) },
+    Entry { name: "group-updates", make: |_| Ok(Box::new(GroupUpdates)) },
     Entry {
         name: "select-conv",
         make: |o| {

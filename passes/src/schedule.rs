@@ -129,7 +129,8 @@ fn place_updates(graph: &mut Graph) -> u64 {
             continue;
         }
         let defined = node.inputs.iter().filter_map(|&v| graph.def_node(v)).map(|n| at[n.index()] as usize);
-        let read = node.inputs[..2].iter().map(|&v| last_read[root(v)]);
+        let overwritten = Op::updates(&node.inputs).flat_map(|[w, v, _]| [w, v]);
+        let read = overwritten.map(|v| last_read[root(v)]);
         let place = defined.chain(read).max().unwrap_or(0);
         follows[place].push(id);
         moved += u64::from(others[p] != others[place + 1]);

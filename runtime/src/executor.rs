@@ -128,6 +128,11 @@ impl<B: Backend> Executor<B> {
         &self.backend
     }
 
+    /// The backend, to be used between steps.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
     /// The parameters, in the plan's order.
     pub fn params(&self) -> &[Param] {
         &self.plan().params

@@ -33,6 +33,8 @@ pub struct How {
     pub graph: bool,
     /// Random delays on every stream, where the backend can.
     pub delay: Option<u64>,
+    /// Leave one of the plan's waits out, where the backend can.
+    pub drop_wait: Option<usize>,
 }
 
 impl fmt::Display for Device {
@@ -68,29 +70,47 @@ impl Device {
         inputs: &[BTreeMap<String, Tensor>],
         how: How,
     ) -> Result<Outcome, String> {
+        self.run_watched(plan, params, inputs, how, &mut |_, _| Ok(()))
+    }
+
+    /// The same, with a look at the parameters after every step.
+    pub fn run_watched(
+        self,
+        plan: Plan,
+        params: &BTreeMap<String, Tensor>,
+        inputs: &[BTreeMap<String, Tensor>],
+        how: How,
+        watch: Watch<'_>,
+    ) -> Result<Outcome, String> {
         match self {
             Self::Cpu => {
                 let options = CpuOptions { poison: how.poison, threads: 2, ..CpuOptions::default() };
-                steps(plan, params, inputs, CpuBackend::new(options))
+                steps(plan, params, inputs, CpuBackend::new(options), watch)
             }
             Self::Cuda => {
                 let backend = CudaBackend::new(cuda_options(how)).map_err(|e| e.to_string())?;
-                steps(plan, params, inputs, backend)
+                steps(plan, params, inputs, backend, watch)
             }
         }
     }
 }
 
+/// Called after a step with its number and what reads all parameters.
+pub type Watch<'a> = &'a mut dyn FnMut(usize, &dyn Fn() -> Params) -> Result<(), String>;
+/// Parameters by name.
+pub type Params = Result<BTreeMap<String, Tensor>, String>;
+
 /// No poison, no delays.
-pub const PLAIN: How = How { poison: false, graph: true, delay: None };
+pub const PLAIN: How = How { poison: false, graph: true, delay: None, drop_wait: None };
 /// NaN wherever nothing is defined.
-pub const POISONED: How = How { poison: true, graph: false, delay: None };
+pub const POISONED: How = How { poison: true, graph: false, delay: None, drop_wait: None };
 
 fn cuda_options(how: How) -> CudaOptions {
     CudaOptions {
         poison: how.poison,
         graph: how.graph,
         delay_seed: how.delay,
+        drop_wait: how.drop_wait,
         // Steps are compared bit by bit.
         deterministic: true,
         cache_dir: Some(std::env::temp_dir().join("vdnnc-test-kernels")),
@@ -103,16 +123,19 @@ fn steps<B: Backend>(
     params: &BTreeMap<String, Tensor>,
     inputs: &[BTreeMap<String, Tensor>],
     backend: B,
+    watch: Watch<'_>,
 ) -> Result<Outcome, String> {
     let mut executor = Executor::load(plan, &FromTensors(params), backend).map_err(|e| e.to_string())?;
     let mut outcome = Outcome::default();
-    for inputs in inputs {
+    for (step, inputs) in inputs.iter().enumerate() {
         outcome.steps.push(executor.step(inputs).map_err(|e| e.to_string())?);
+        watch(step, &|| read(&executor))?;
     }
-    let names: Vec<String> = executor.params().iter().map(|p| p.name.clone()).collect();
-    for name in names {
-        let value = executor.read_param(&name).map_err(|e| e.to_string())?;
-        outcome.params.insert(name, value);
-    }
+    outcome.params = read(&executor)?;
     Ok(outcome)
+}
+
+fn read<B: Backend>(executor: &Executor<B>) -> Params {
+    let value = |name: &str| executor.read_param(name).map_err(|e| e.to_string());
+    executor.params().iter().map(|p| Ok((p.name.clone(), value(&p.name)?))).collect()
 }

@@ -2,13 +2,16 @@
 //!
 //! Run by `cargo test` on the CPU backend, and on the CUDA backend where there is a device.
 //! The program needs only itself and the CUDA libraries, so it can be carried to another
-//! machine; see CONTRIBUTING.md. Arguments are substrings of the suites to run.
+//! machine; see CONTRIBUTING.md. Arguments are substrings of the suites to run; `--part=I/N`
+//! takes every Nth of these from the Ith on, counted from 0, so that several processes share them.
 
 mod device;
+mod golden;
 mod nets;
 mod ops;
 
 use device::Device;
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -34,6 +37,14 @@ fn main() -> ExitCode {
         println!("backends: test\n\n1 test, 0 benchmarks");
         return ExitCode::SUCCESS;
     }
+    let (part, parts) = match part() {
+        Ok(part) => part,
+        Err(e) => {
+            println!("{e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let counted = Cell::new(0usize);
     let mut failed = false;
     for device in Device::all() {
         if let Err(why) = device.available() {
@@ -42,7 +53,14 @@ fn main() -> ExitCode {
         }
         let is_wanted = |suite: &str| {
             let name = format!("{device}/{suite}");
-            wanted.is_empty() || wanted.iter().any(|w| name.contains(w.as_str()))
+            if !wanted.is_empty() && !wanted.iter().any(|w| name.contains(w.as_str())) {
+                return false;
+            }
+            // The CPU has tests of its own for these.
+            if wanted.is_empty() && name.starts_with("cpu/golden") {
+                return false;
+            }
+            counted.replace(counted.get() + 1) % parts == part
         };
         println!(
             "{:<40} {:>7} {:>10} {:>10} {:>8}",
@@ -70,6 +88,16 @@ fn main() -> ExitCode {
         };
         ops::run(device, &is_wanted, &mut report);
         nets::run(device, &is_wanted, &mut report);
+        golden::run(device, &is_wanted, &mut report);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Which of how many parts of the suites to run.
+fn part() -> Result<(usize, usize), String> {
+    let Some(text) = std::env::args().find_map(|a| Some(a.strip_prefix("--part=")?.to_owned())) else {
+        return Ok((0, 1));
+    };
+    let numbers = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    numbers.filter(|(i, n)| i < n).ok_or_else(|| format!("--part={text}: not I/N with I below N"))
 }

@@ -125,7 +125,7 @@ fn judge(device: Device, suite: String, net: &Net, precision: Precision) -> Row 
         }
         Err(e) => row.failures.push(format!("on the CPU: {e}")),
     }
-    let delays = (1..=DELAYS).map(|seed| How { poison: true, graph: false, delay: Some(seed) });
+    let delays = (1..=DELAYS).map(|seed| How { delay: Some(seed), ..POISONED });
     for policy in harness::POLICIES {
         for how in [PLAIN, POISONED].into_iter().chain(delays.clone()) {
             let moves = matches!(policy, Policy::All | Policy::Conv);

@@ -13,10 +13,12 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is inside the workspace").to_owned()
 }
 
-/// A path under `../shared/data`, or `None`, with the line that says what was skipped.
+/// A path under `../shared/data`, or under the folder that `VDNNC_TEST_DATA` names instead;
+/// `None`, with the line that says what was skipped, if it is not there.
 #[expect(clippy::print_stderr, reason = "a skipped test must say so")]
 pub fn shared(path: &str) -> Option<PathBuf> {
-    let full = root().join("../shared/data").join(path);
+    let folder = std::env::var_os("VDNNC_TEST_DATA").map(PathBuf::from);
+    let full = folder.unwrap_or_else(|| root().join("../shared/data")).join(path);
     if full.exists() {
         return Some(full);
     }

@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod data;
 pub mod filetest;
 pub mod fuzzing;
+pub mod golden;
 pub mod harness;
 pub mod light;
 pub mod mutate;

@@ -14,7 +14,7 @@ mod roofline;
 mod tests;
 
 pub use conv::ConvDir;
-pub use measured::{Measured, MeasuredError, MeasuredOn, MeasuredRow};
+pub use measured::{Measured, MeasuredError, MeasuredKernel, MeasuredOn, MeasuredRow};
 pub use profile::ProfileError;
 pub use vdnn_ir::Precision;
 

@@ -90,9 +90,14 @@ fn zeros(ty: &TensorType) -> Result<Tensor, InterpError> {
 
 /// A literal as kernels of `E` want it.
 fn stored<E: Element>(literal: Tensor) -> Tensor {
-    if literal.ty().dtype != DType::F32 || E::DTYPE == DType::F32 {
+    if E::DTYPE == DType::F32 {
         return literal;
     }
+    let literal = match literal.ty().dtype {
+        DType::BF16 => literal.to_dtype(DType::F32).unwrap_or(literal),
+        DType::F32 => literal,
+        _ => return literal,
+    };
     let mut tensor = Tensor::zeros(storage::<E>(literal.ty()));
     let elements: &mut [E] = bytemuck::cast_slice_mut(tensor.bytes_mut());
     for (e, &x) in elements.iter_mut().zip(literal.f32()) {

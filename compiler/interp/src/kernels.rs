@@ -158,6 +158,7 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         Op::Expand { .. } => movement::expand(x[0], &mut y[0]),
         Op::Reshape { .. }
         | Op::Relayout { .. }
+        | Op::Cast { .. }
         | Op::OffloadStart
         | Op::OffloadDone
         | Op::PrefetchStart

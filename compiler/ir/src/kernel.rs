@@ -4,6 +4,7 @@
 //! either can be injected into the interpreter, which is how executors are compared bit
 //! for bit.
 
+use crate::bf16::through_f32;
 use crate::layout::through_row_major;
 use crate::op::Op;
 use crate::parts::through_parts;
@@ -67,14 +68,17 @@ pub trait Kernels {
 }
 
 /// Executes what a kernel set needs no kernel of its own for: ops with channels-last operands
-/// on row-major copies, and fused ops as their parts. `None` for all others.
+/// on row-major copies, ops with bf16 operands on f32 copies, casts, and fused ops as their
+/// parts. `None` for all others.
 pub fn through_plainer(
     kernels: &dyn Kernels,
     op: &Op,
     inputs: &[Operand<'_>],
     outputs: &mut [TensorMut<'_>],
 ) -> Option<Result<(), KernelError>> {
-    through_row_major(kernels, op, inputs, outputs).or_else(|| through_parts(kernels, op, inputs, outputs))
+    through_row_major(kernels, op, inputs, outputs)
+        .or_else(|| through_f32(kernels, op, inputs, outputs))
+        .or_else(|| through_parts(kernels, op, inputs, outputs))
 }
 
 impl<'a> TensorRef<'a> {

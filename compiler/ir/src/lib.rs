@@ -5,6 +5,7 @@
 //! them) and the executors (whose kernels implement [`kernel::Kernels`]).
 
 pub mod algo;
+pub mod bf16;
 pub mod graph;
 pub mod id;
 pub mod kernel;

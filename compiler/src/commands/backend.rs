@@ -77,6 +77,7 @@ fn cuda_options(args: &CudaArgs, poison: bool, deterministic: bool) -> CudaOptio
         graph: !args.no_graph,
         poison,
         delay_seed: args.delay_seed,
+        drop_wait: args.drop_wait,
         cache_dir: cache_dir(),
         libs: LibrarySearch::from_environment(&args.cuda_libs),
         deterministic,

@@ -1,5 +1,8 @@
 //! `vdnnc bench MODEL…`: how fast plans run, beside what was predicted.
 
+mod delays;
+mod report;
+
 use super::backend::{Choice, cuda};
 use super::load::{self, FromWeights};
 use super::synthetic;
@@ -7,7 +10,9 @@ use crate::cli::{BenchArgs, ComputeBackend};
 use crate::driver;
 use crate::error::Failure;
 use crate::options::CompileOptions;
-use serde_json::{Value, json};
+use delays::Repeated;
+use report::{Gpu, Measured, Report};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,40 +21,13 @@ use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::safe_file::write_atomic;
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{Bytes, Mode, Nanos, Tensor, TensorType};
-use vdnn_plan::{Plan, PlanStats};
+use vdnn_plan::Plan;
 use vdnn_runtime::backend::Backend;
 use vdnn_runtime::cuda::CudaBackend;
 use vdnn_runtime::executor::Executor;
-use vdnn_runtime::trace::{Overlap, Trace};
 
 /// Optimizer settings of measured steps: small enough that random data stays finite.
 const HYPER: [f32; 3] = [1e-4, 0.9, 0.0];
-
-/// What one target's steps were like.
-#[derive(Debug, Default)]
-struct Measured {
-    /// Of each measured step.
-    steps: Vec<Nanos>,
-    /// Of the last warm-up step, in training.
-    loss: Option<f32>,
-    /// SHA-256 over the parameters after the last step, if asked for.
-    checksum: Option<String>,
-    gpu: Option<Gpu>,
-}
-
-/// What only a GPU tells.
-#[derive(Debug)]
-struct Gpu {
-    name: String,
-    /// Most that was taken on the device since the context was made, of a few looks; the
-    /// context itself is not counted.
-    taken: Bytes,
-    /// Most that was in use on the whole device, by all processes, of the same looks.
-    used: Bytes,
-    scratch: Bytes,
-    captured: bool,
-    profile: Trace,
-}
 
 /// Runs the command.
 ///
@@ -58,6 +36,11 @@ struct Gpu {
 pub fn run(args: &BenchArgs) -> Result<(), Failure> {
     if args.trace.is_some() && (args.targets.len() > 1 || args.backend == ComputeBackend::Cpu) {
         return Err(Failure::user("--trace writes the timeline of one target on --backend cuda"));
+    }
+    if args.delay_seeds.is_some() && (args.backend == ComputeBackend::Cpu || args.mode == Mode::Infer) {
+        return Err(Failure::user(
+            "--delay-seeds compares the parameters of training steps on --backend cuda",
+        ));
     }
     choice(args).probe()?;
     let mut failed = Vec::new();
@@ -212,7 +195,11 @@ fn on_gpu(
     source: &FromWeights<'_>,
     inputs: &BTreeMap<String, Tensor>,
 ) -> Result<Measured, Failure> {
-    let mut executor = Executor::load(plan, source, cuda(&args.cuda, false, args.shared.deterministic)?)
+    let mut settings = args.cuda.clone();
+    if let Some(seeds) = &args.delay_seeds {
+        settings.delay_seed = Some(seeds.start);
+    }
+    let mut executor = Executor::load(plan, source, cuda(&settings, false, args.shared.deterministic)?)
         .map_err(Failure::user)?;
     // What is taken and in use; it grows as code is loaded, and building kernels may have
     // needed more for a while.
@@ -224,11 +211,18 @@ fn on_gpu(
         Ok(())
     };
     look(executor.backend())?;
+    let repeated = args.delay_seeds.clone().map(|seeds| Repeated::new(&mut executor, seeds)).transpose()?;
     let loss = warm_up(args, &mut executor, inputs)?;
     look(executor.backend())?;
+    if let Some(repeated) = &repeated {
+        repeated.restore(&mut executor)?;
+    }
     let (backend, bound) = executor.bind(inputs).map_err(Failure::user)?;
     let steps = backend.time_steps(&bound, args.steps as usize).map_err(Failure::user)?;
     look(backend)?;
+    let checksum = args.checksum.then(|| checksum(&executor)).transpose()?;
+    let delayed = repeated.map(|r| r.compare(&mut executor, inputs, args)).transpose()?;
+    let (backend, bound) = executor.bind(inputs).map_err(Failure::user)?;
     let profile = backend.profile_step(&bound).map_err(Failure::user)?;
     let gpu = Gpu {
         name: backend.device().facts().name.clone(),
@@ -237,8 +231,8 @@ fn on_gpu(
         scratch: backend.scratch_bytes(),
         captured: backend.is_captured(),
         profile,
+        delayed,
     };
-    let checksum = args.checksum.then(|| checksum(&executor)).transpose()?;
     Ok(Measured { steps, loss, checksum, gpu: Some(gpu) })
 }
 
@@ -253,183 +247,4 @@ fn checksum<B: Backend>(executor: &Executor<B>) -> Result<String, Failure> {
         hash.update(executor.read_param(name).map_err(Failure::internal)?.bytes());
     }
     Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
-}
-
-/// What is known of a target before it runs.
-struct Report<'a> {
-    args: &'a BenchArgs,
-    target: &'a str,
-    policy: &'static str,
-    device: String,
-    batch: u64,
-    precision: String,
-    budget: Option<Bytes>,
-    predicted: Nanos,
-    stats: PlanStats,
-}
-
-/// The middle of the sorted times; of an even number, the mean of the two middle ones.
-fn median(sorted: &[Nanos]) -> Nanos {
-    match sorted.len() {
-        0 => Nanos::ZERO,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => Nanos((sorted[n / 2 - 1].0 + sorted[n / 2].0) / 2),
-    }
-}
-
-fn ms(t: Nanos) -> f64 {
-    t.as_f64() / 1e6
-}
-
-impl Report<'_> {
-    fn mode(&self) -> &'static str {
-        match self.args.mode {
-            Mode::Train => "train",
-            Mode::Infer => "infer",
-        }
-    }
-
-    fn prediction(&self) -> Value {
-        json!({
-            "kind": "prediction", "model": self.target, "mode": self.mode(), "batch": self.batch,
-            "policy": self.policy, "precision": self.precision, "profile": self.device,
-            "memory_limit_bytes": self.budget.map(|b| b.0), "step_ns": self.predicted.0,
-            "device_arena_bytes": self.stats.device_bytes.0, "host_arena_bytes": self.stats.host_bytes.0,
-            "offload_bytes": self.stats.offload_bytes.0, "prefetch_bytes": self.stats.prefetch_bytes.0,
-        })
-    }
-
-    fn result(&self, m: &Measured) -> Value {
-        let mut sorted = m.steps.clone();
-        sorted.sort();
-        let middle = median(&sorted);
-        let mut v = self.prediction();
-        let mut set = |key: &str, value: Value| {
-            v[key] = value;
-        };
-        set("kind", json!("result"));
-        set("backend", json!(self.args.backend.name()));
-        set("predicted_step_ns", json!(self.predicted.0));
-        set("step_ns", json!(middle.0));
-        set(
-            "step_ms",
-            json!({
-                "median": ms(middle),
-                "min": sorted.first().map(|t| ms(*t)),
-                "max": sorted.last().map(|t| ms(*t)),
-            }),
-        );
-        set("steps", json!(m.steps.len()));
-        set("images_per_s", json!(self.batch as f64 / (middle.as_f64() / 1e9)));
-        set("predicted_error", json!(self.predicted.as_f64() / middle.as_f64().max(1.0) - 1.0));
-        set("loss", json!(m.loss));
-        set("checksum", json!(m.checksum));
-        if let Some(gpu) = &m.gpu {
-            let overlap = gpu.profile.overlap();
-            set("device", json!(gpu.name));
-            set("graph", json!(gpu.captured));
-            set("scratch_bytes", json!(gpu.scratch.0));
-            set("process_device_bytes", json!(gpu.taken.0));
-            set("used_device_bytes", json!(gpu.used.0));
-            set("profiled_step_ns", json!(gpu.profile.makespan().0));
-            set("copy_busy_ns", json!(overlap.copying.0));
-            set("copy_hidden_ns", json!(overlap.hidden.0));
-            set("copy_hidden_share", json!(hidden_share(overlap)));
-        }
-        v
-    }
-
-    fn table(&self, m: &Measured) -> String {
-        let mut sorted = m.steps.clone();
-        sorted.sort();
-        let middle = median(&sorted);
-        let ends = |t: Option<&Nanos>| t.map_or(0.0, |t| ms(*t));
-        let mut rows: Vec<(&str, String)> = vec![
-            (
-                "step",
-                format!(
-                    "{:.3} ms (min {:.3}, max {:.3}, {} steps)",
-                    ms(middle),
-                    ends(sorted.first()),
-                    ends(sorted.last()),
-                    sorted.len()
-                ),
-            ),
-            ("images", format!("{:.1} per second", self.batch as f64 / (middle.as_f64() / 1e9))),
-            (
-                "predicted",
-                format!(
-                    "{:.3} ms ({:+.1} %) for {}",
-                    ms(self.predicted),
-                    100.0 * (self.predicted.as_f64() / middle.as_f64().max(1.0) - 1.0),
-                    self.device
-                ),
-            ),
-            ("arenas", format!("device {}, pinned host {}", self.stats.device_bytes, self.stats.host_bytes)),
-            (
-                "transfers",
-                format!("{} out, {} in per step", self.stats.offload_bytes, self.stats.prefetch_bytes),
-            ),
-        ];
-        if let Some(gpu) = &m.gpu {
-            let overlap = gpu.profile.overlap();
-            rows.push((
-                "memory",
-                format!(
-                    "{} taken by this process without its context (arena, {} scratch, libraries); {} in use on the \
-                     device",
-                    gpu.taken, gpu.scratch, gpu.used
-                ),
-            ));
-            if let Some(share) = hidden_share(overlap) {
-                let busy = ms(overlap.copying);
-                rows.push(("copies", format!("{busy:.3} ms, {:.1} % behind kernels", 100.0 * share)));
-            }
-        }
-        if let Some(loss) = m.loss {
-            rows.push(("loss", format!("{loss:.4}")));
-        }
-        let on = m.gpu.as_ref().map_or("cpu", |g| g.name.as_str());
-        let graph = if m.gpu.as_ref().is_some_and(|g| !g.captured) { ", no graph" } else { "" };
-        let mut text = format!(
-            "{} {} batch {} policy {} {} on {on}{graph}\n",
-            self.target,
-            self.mode(),
-            self.batch,
-            self.policy,
-            self.precision
-        );
-        for (name, value) in rows {
-            text.push_str(&format!("  {name:<10} {value}\n"));
-        }
-        text
-    }
-}
-
-/// Share of copy time that kernels hide; `None` without copies.
-fn hidden_share(overlap: Overlap) -> Option<f64> {
-    (overlap.copying > Nanos::ZERO).then(|| overlap.hidden.as_f64() / overlap.copying.as_f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_of_an_even_number_is_between_the_middle_two() {
-        let of = |t: &[u64]| median(&t.iter().map(|&n| Nanos(n)).collect::<Vec<_>>());
-        assert_eq!(of(&[]), Nanos(0));
-        assert_eq!(of(&[7]), Nanos(7));
-        assert_eq!(of(&[1, 3]), Nanos(2));
-        assert_eq!(of(&[1, 2, 9]), Nanos(2));
-    }
-
-    #[test]
-    fn copies_that_nothing_hides_and_no_copies_differ() {
-        let share =
-            |copying, hidden| hidden_share(Overlap { copying: Nanos(copying), hidden: Nanos(hidden) });
-        assert_eq!(share(0, 0), None);
-        assert_eq!(share(10, 0), Some(0.0));
-        assert_eq!(share(10, 5), Some(0.5));
-    }
 }

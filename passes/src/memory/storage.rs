@@ -177,7 +177,7 @@ fn weight_gradients(graph: &Graph) -> Vec<bool> {
     let mut is = vec![false; graph.value_bound()];
     for (_, node) in graph.nodes().rev() {
         match &node.op {
-            Op::SgdUpdate => is[node.inputs[2].index()] = true,
+            Op::SgdUpdate => Op::updates(&node.inputs).for_each(|[_, _, g]| is[g.index()] = true),
             Op::Binary(vdnn_ir::op::BinaryKind::Add) | Op::Reshape { .. }
                 if node.stage == Stage::Backward && is[node.outputs[0].index()] =>
             {

@@ -1,6 +1,7 @@
 //! The backend: a plan's commands on a GPU's streams.
 
 use super::arena::{DeviceArena, PinnedArena};
+use super::delays::{self, Delays};
 use super::device::{self, Device, DeviceSelector};
 use super::error::CudaError;
 use super::kernels::Modules;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use vdnn_ir::id::EntityId;
 use vdnn_ir::kernel::Kernels;
-use vdnn_ir::{Bytes, Precision, Space};
+use vdnn_ir::{Bytes, Space};
 use vdnn_plan::print::command_text;
 use vdnn_plan::{CmdId, StreamKind};
 
@@ -35,9 +36,12 @@ pub struct CudaOptions {
     /// Fill undefined bytes with NaN: at the start of a step, when released, and
     /// workspaces before their launch.
     pub poison: bool,
-    /// Delay one in four commands by up to 2 ms, as picked by the seed: a missing wait then
-    /// changes results. Steps are not captured.
+    /// Delay some commands of every stream by up to 2 ms, as picked by the seed: a missing wait
+    /// then changes results. [`CudaBackend::set_delays`] picks others later.
     pub delay_seed: Option<u64>,
+    /// Leave out one of the plan's waits, counted round and round: shows that a test notices.
+    /// Results are garbage; nothing outside the plan's memory is touched.
+    pub drop_wait: Option<usize>,
     /// Where compiled kernels are kept; `None` compiles them in every process.
     pub cache_dir: Option<PathBuf>,
     /// Where the libraries are.
@@ -53,6 +57,7 @@ impl Default for CudaOptions {
             graph: true,
             poison: false,
             delay_seed: None,
+            drop_wait: None,
             cache_dir: None,
             libs: LibrarySearch::default(),
             deterministic: false,
@@ -82,6 +87,8 @@ pub(super) struct Loaded {
     transfers: Stream,
     host_arena: PinnedArena,
     device_arena: DeviceArena,
+    /// Read by the delays of the table.
+    pub(super) delays: Option<Delays>,
     /// By stream; read by the launches of the table.
     scratch: Vec<DeviceArena>,
     /// What is poisoned when a step begins; empty without poison.
@@ -275,13 +282,6 @@ impl Backend for CudaBackend {
             return Err(RunError::NeedsCheckedPlan);
         }
         let plan = program.plan();
-        if plan.header.precision == Precision::Bf16 {
-            return Err(CudaError::Unsupported {
-                op: "a plan in bf16".to_owned(),
-                why: "bf16 is for predictions only; compile with --precision tf32".to_owned(),
-            }
-            .into());
-        }
         self.device.make_current()?;
         let device_arena = DeviceArena::new(plan.device.bytes, "the plan's device arena")?;
         let host_arena = PinnedArena::new(plan.host.bytes, "the plan's pinned host arena")?;
@@ -297,18 +297,23 @@ impl Backend for CudaBackend {
         let lanes = Lanes::new(plan)?;
         let resources =
             Resources { device: &device_arena, host: &host_arena, scratch: &scratch, handles: &self.handles };
-        let options = TableOptions { poison: self.options.poison, delay_seed: self.options.delay_seed };
+        let delays = self.options.delay_seed.map(|seed| Delays::new(plan, seed)).transpose()?;
+        let options = TableOptions {
+            poison: self.options.poison,
+            delays: delays.as_ref().map(Delays::range),
+            dropped_wait: self.options.drop_wait.and_then(|n| delays::nth_wait(plan, n)),
+        };
         let table = Table::new(&program, &resources, &mut self.modules, options)
             .map_err(|(at, error)| command_error(&program, at, error))?;
         self.handles.forget_unused();
-        let graph = self.options.graph && self.options.delay_seed.is_none();
         let loaded = Loaded {
-            replay: Replay::new(graph),
+            replay: Replay::new(self.options.graph),
             table,
             lanes,
             transfers: Stream::new(false)?,
             host_arena,
             device_arena,
+            delays,
             scratch,
             transient: if self.options.poison { program.transient() } else { Vec::new() },
             program,

@@ -5,7 +5,7 @@ use super::arena::DeviceArena;
 use super::backend::CudaOptions;
 use super::blas::{self, Blas};
 use super::cudnn::{self, Candidate, Dnn, DnnOptions, Source};
-use super::device::Device;
+use super::device::{self, Device, DeviceFacts};
 use super::error::CudaError;
 use super::kernels::{self, Modules};
 use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared, SCRATCH};
@@ -16,7 +16,7 @@ use vdnn_cost::measured::{ACCUMULATES, NOT_CAPTURED};
 use vdnn_cost::{MeasuredOn, MeasuredRow};
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::random::splitmix64;
-use vdnn_ir::{Bytes, DType, Op, Precision, TensorType};
+use vdnn_ir::{Bytes, DType, Op, Precision, TensorType, bf16};
 use vdnn_plan::plan::ALIGNMENT;
 
 /// Random numbers made on the host; longer tensors repeat them.
@@ -142,10 +142,7 @@ impl Measurer {
 
     /// What the times are taken on, for a table made on the day `date`.
     pub fn on(&self, date: &str) -> MeasuredOn {
-        let facts = self.device.facts();
-        let driver = format!("{}.{}", facts.driver_version / 1000, facts.driver_version % 1000 / 10);
-        let (device, cudnn, date) = (facts.name.clone(), self.dnn.version(), date.to_owned());
-        MeasuredOn { device, driver, cudnn, date }
+        measured_on(self.device.facts(), self.dnn.version(), date)
     }
 
     /// Measures an op on operands of these types. A convolution gives one row per engine
@@ -327,7 +324,7 @@ impl Measurer {
         };
         for (ty, &ptr) in kernel.inputs.iter().zip(&places.inputs) {
             match ty.dtype {
-                DType::F32 => self.fill_random(ptr, ty.bytes())?,
+                DType::F32 | DType::BF16 => self.fill_random(ptr, ty)?,
                 _ => fill_bytes(ptr, ty.bytes(), 0)?,
             }
         }
@@ -337,12 +334,18 @@ impl Measurer {
 
     /// Random numbers, and copies of them where there are not enough.
     #[expect(unsafe_code, reason = "copies on the device")]
-    fn fill_random(&self, to: sys::CUdeviceptr, bytes: Bytes) -> Result<(), CudaError> {
-        let total = size(bytes)?;
-        let first = total.min(self.noise.len() * size_of::<f32>());
+    fn fill_random(&self, to: sys::CUdeviceptr, ty: &TensorType) -> Result<(), CudaError> {
+        let narrow: Vec<u16>;
+        let noise: &[u8] = if ty.dtype == DType::BF16 {
+            narrow = self.noise.iter().map(|&x| bf16::round(x)).collect();
+            bytemuck::cast_slice(&narrow)
+        } else {
+            bytemuck::cast_slice(&self.noise)
+        };
+        let total = size(ty.bytes())?;
+        let first = total.min(noise.len());
         // SAFETY: the range is that of an operand, which `take` gave; the length is checked.
-        unsafe { result::memcpy_htod_sync(to, &self.noise[..first / size_of::<f32>()]) }
-            .map_err(CudaError::of("cuMemcpyHtoD"))?;
+        unsafe { result::memcpy_htod_sync(to, &noise[..first]) }.map_err(CudaError::of("cuMemcpyHtoD"))?;
         let mut done = first;
         while done < total {
             let more = done.min(total - done);
@@ -389,6 +392,29 @@ impl Measurer {
         }
         Ok(exact)
     }
+}
+
+/// What times taken on a device with this version of cuDNN are kept under.
+fn measured_on(facts: &DeviceFacts, cudnn: String, date: &str) -> MeasuredOn {
+    let (major, minor) = facts.compute_capability;
+    MeasuredOn {
+        device: facts.name.clone(),
+        capability: format!("{major}.{minor}"),
+        driver: format!("{}.{}", facts.driver_version / 1000, facts.driver_version % 1000 / 10),
+        cudnn,
+        date: date.to_owned(),
+    }
+}
+
+/// What a [`Measurer`] of these options would take its times on, without a context.
+///
+/// # Errors
+/// If a library or the device is missing, or too old.
+pub fn identify(options: &CudaOptions, date: &str) -> Result<MeasuredOn, CudaError> {
+    let loaded = libs::load_all(&options.libs)?;
+    let (_, facts) = device::find(&options.device)?;
+    let cudnn = loaded.into_iter().find(|l| l.library == libs::Library::Cudnn);
+    Ok(measured_on(&facts, cudnn.map(|l| l.version).unwrap_or_default(), date))
 }
 
 /// What is measured.

@@ -3,6 +3,7 @@
 use super::arena::{DeviceArena, PinnedArena};
 use super::blas::{self, Blas};
 use super::cudnn::{self, Dnn, DnnOptions};
+use super::delays;
 use super::divided;
 use super::error::CudaError;
 use super::kernels::{self, Modules};
@@ -13,7 +14,6 @@ use cudarc::driver::sys;
 use std::cell::OnceCell;
 use std::ffi::c_void;
 use vdnn_ir::id::EntityId;
-use vdnn_ir::random::splitmix64;
 use vdnn_ir::{Bytes, ConvSchedule, Op, Space};
 use vdnn_plan::{BufId, CmdId, Command, EventId, StreamId, StreamKind};
 
@@ -113,8 +113,10 @@ struct Entry {
 pub(super) struct TableOptions {
     /// Overwrite what becomes undefined.
     pub poison: bool,
-    /// Delay some commands, as picked by this seed.
-    pub delay_seed: Option<u64>,
+    /// Delay launches and copies by the nanoseconds of this table, a 32-bit word per command.
+    pub delays: Option<DeviceRange>,
+    /// Leave this wait out.
+    pub dropped_wait: Option<CmdId>,
 }
 
 /// Every command, by id.
@@ -260,10 +262,11 @@ fn entry(
         },
         Command::Free { .. } => Action::Nothing,
         Command::Record { event, .. } => Action::Record(*event),
+        Command::Wait { .. } if options.dropped_wait == Some(at) => Action::Nothing,
         Command::Wait { event, .. } => Action::Wait(*event),
     };
-    let delay = match options.delay_seed.and_then(|seed| delay_of(seed, at)) {
-        Some(nanos) => Some(kernels::delay(nanos, modules)?),
+    let delay = match options.delays.filter(|_| delays::may_delay(command)) {
+        Some(table) => Some(kernels::delay_by(table.ptr + delays::offset(at), modules)?),
         None => None,
     };
     Ok(Entry { stream, delay, undefined, action })
@@ -293,30 +296,4 @@ fn launch(
         }
         _ => Action::Kernel(kernels::prepare(spec, modules)?),
     })
-}
-
-/// Longest delay.
-const MAX_DELAY: u64 = 2_000_000;
-
-/// Nanoseconds to delay a command by: none for three in four, else evenly up to 2 ms.
-fn delay_of(seed: u64, at: CmdId) -> Option<u64> {
-    let z = splitmix64(seed, u64::from(at.0));
-    z.is_multiple_of(4).then_some((z >> 2) % MAX_DELAY)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn delays_differ_by_seed_and_command_and_stay_below_two_milliseconds() {
-        let of = |seed| (0..4000).map(|i| delay_of(seed, CmdId(i))).collect::<Vec<_>>();
-        let delays = of(7);
-        assert_eq!(delays, of(7));
-        assert_ne!(delays, of(8));
-        let some: Vec<u64> = delays.iter().copied().flatten().collect();
-        assert!((800..1200).contains(&some.len()), "{}", some.len());
-        assert!(some.iter().all(|&d| d < MAX_DELAY));
-        assert!(some.iter().any(|&d| d > MAX_DELAY / 2) && some.iter().any(|&d| d < MAX_DELAY / 4));
-    }
 }

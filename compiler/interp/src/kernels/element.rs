@@ -45,9 +45,13 @@ pub(super) fn put<'a, E: Element>(y: &'a mut TensorMut<'_>) -> &'a mut [E] {
     bytemuck::cast_slice_mut(y.bytes)
 }
 
-/// How kernels of `E` store a tensor of a graph: with `E` for f32.
+/// How kernels of `E` store a tensor of a graph: with `E` for f32; f64 stands for bf16, too.
 pub(crate) fn storage<E: Element>(ty: &TensorType) -> TensorType {
-    let dtype = if ty.dtype == DType::F32 { E::DTYPE } else { ty.dtype };
+    let dtype = match ty.dtype {
+        DType::F32 => E::DTYPE,
+        DType::BF16 if E::DTYPE == DType::F64 => DType::F64,
+        other => other,
+    };
     TensorType { dtype, ..ty.clone() }
 }
 

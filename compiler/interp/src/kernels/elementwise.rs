@@ -268,13 +268,16 @@ pub(super) fn dropout<E: Element>(ratio: f32, seed: u64, operands: &[TensorRef<'
 
 /// Stochastic gradient descent with momentum; the update uses the rounded velocity.
 pub(super) fn sgd<E: Element>(operands: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) {
-    let [w, v, g, hyper] = [0, 1, 2, 3].map(|i| get::<E>(operands[i]));
+    let hyper = get::<E>(operands[operands.len() - 1]);
     let [lr, momentum, decay] = [0, 1, 2].map(|i| hyper[i].wide());
-    for i in 0..w.len() {
-        let step = g[i].wide() + decay * w[i].wide();
-        let velocity = E::round(momentum * v[i].wide() + step);
-        put::<E>(&mut outputs[0])[i] = E::round(w[i].wide() - lr * velocity.wide());
-        put::<E>(&mut outputs[1])[i] = velocity;
+    for (operands, outputs) in Op::updates(operands).zip(outputs.chunks_exact_mut(2)) {
+        let [w, v, g] = operands.map(|x| get::<E>(x));
+        for i in 0..w.len() {
+            let step = g[i].wide() + decay * w[i].wide();
+            let velocity = E::round(momentum * v[i].wide() + step);
+            put::<E>(&mut outputs[0])[i] = E::round(w[i].wide() - lr * velocity.wide());
+            put::<E>(&mut outputs[1])[i] = velocity;
+        }
     }
 }
 

@@ -66,7 +66,7 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         Op::MaxPool(pool) => nn::max_pool(cx, pool, n_outputs),
         Op::AvgPool { pool, .. } => {
             cx.arity(1, 1)?;
-            cx.one(DType::F32, window::pool_out(cx, pool, cx.f32(0, "x")?)?)
+            cx.one(inputs[0].dtype, window::pool_out(cx, pool, cx.real(0, "x")?)?)
         }
         Op::BatchNormInfer { .. } => nn::batch_norm_infer(cx),
         Op::BatchNormTrain { .. } => nn::batch_norm_train(cx),
@@ -81,7 +81,7 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         Op::Unary(kind) => {
             cx.arity(1, 1)?;
             if !matches!(kind, UnaryKind::Neg | UnaryKind::Abs) {
-                cx.f32(0, "x")?;
+                cx.real(0, "x")?;
             }
             cx.same(0)
         }
@@ -94,7 +94,8 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         Op::Reduce { axes, keepdims, .. } => {
             cx.arity(1, 1)?;
             let dims = reduce_dims(cx.dims(0), axes, *keepdims).map_err(|e| cx.error(&e.0))?;
-            cx.one(inputs[0].dtype, dims)
+            let dtype = inputs[0].dtype;
+            cx.one(if dtype == DType::BF16 { DType::F32 } else { dtype }, dims)
         }
         Op::Softmax { axis } | Op::LogSoftmax { axis } => {
             cx.arity(1, 1)?;
@@ -134,7 +135,7 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         }
         Op::UnaryGrad(_) => {
             cx.arity(2, 2)?;
-            cx.f32(0, "dy")?;
+            cx.real(0, "dy")?;
             cx.equal(0, 1)?;
             cx.same(0)
         }
@@ -154,6 +155,14 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         Op::Relayout { .. } => {
             cx.arity(1, 1)?;
             cx.same(0)
+        }
+        Op::Cast { to } => {
+            cx.arity(1, 1)?;
+            cx.real(0, "x")?;
+            if !matches!(to, DType::F32 | DType::BF16) {
+                return cx.fail("f32 or bf16 to cast to", to);
+            }
+            cx.one(*to, inputs[0].dims.clone())
         }
         Op::OffloadStart | Op::PrefetchStart => {
             cx.arity(1, 1)?;
@@ -225,6 +234,24 @@ impl<'a> Rule<'a> {
         let ty = self.inputs[i];
         if ty.dtype == DType::F32 { Ok(&ty.dims) } else { self.fail(format_args!("{what} of type f32"), ty) }
     }
+    /// The dims of input `i`, which must be f32 or bf16.
+    fn real(&self, i: usize, what: &str) -> Result<&'a [u64], InferError> {
+        let ty = self.inputs[i];
+        match ty.dtype {
+            DType::F32 | DType::BF16 => Ok(&ty.dims),
+            _ => self.fail(format_args!("{what} of type f32 or bf16"), ty),
+        }
+    }
+    /// Input `i` must have exactly these dims, and the elements of input `like`, f32 or bf16.
+    fn real_dims(&self, i: usize, what: &str, dims: &[u64], like: usize) -> Result<(), InferError> {
+        self.real(i, what)?;
+        let (ty, dtype) = (self.inputs[i], self.inputs[like].dtype);
+        if ty.dtype == dtype && ty.dims.as_slice() == dims {
+            Ok(())
+        } else {
+            self.fail(format_args!("{what} of type {dtype}{}", list(dims)), ty)
+        }
+    }
     /// Input `i` must be f32 of exactly these dims.
     fn f32_dims(&self, i: usize, what: &str, dims: &[u64]) -> Result<(), InferError> {
         let ty = self.inputs[i];
@@ -263,7 +290,7 @@ impl<'a> Rule<'a> {
         }
     }
     fn channels(&self, i: usize, what: &str) -> Result<u64, InferError> {
-        match self.f32(i, what)? {
+        match self.real(i, what)? {
             [_, c, ..] => Ok(*c),
             _ => self.fail(format_args!("{what} of shape [N,C,..]"), self.inputs[i]),
         }

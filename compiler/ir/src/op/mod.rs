@@ -4,6 +4,11 @@
 //!
 //! Images are N, C, then one or more spatial dimensions, whatever their order in memory (see
 //! [`infer::takes_channels_last`]). All arithmetic is f32 unless stated. The text form of an op is RON (`Display`/`FromStr`).
+//!
+//! Feature maps, their gradients, and the weights that products read may be bf16, all of one op
+//! alike; arithmetic is f32 then, too, and results are rounded once ([`crate::bf16`]). Parameters
+//! of batch norms, biases, statistics, losses, softmax and updates are f32 always, and so are the
+//! results of [`Op::Gemm`], [`Op::MatMul`], [`Op::ConvWgrad`] and [`Op::Reduce`] on bf16.
 
 pub mod attrs;
 pub mod infer;
@@ -15,7 +20,7 @@ pub use attrs::{
 };
 
 use crate::phase::Phase;
-use crate::types::{Dims, Layout, Real};
+use crate::types::{DType, Dims, Layout, Real};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -146,6 +151,11 @@ pub enum Op {
         /// Layout of y.
         to: Layout,
     },
+    /// `x -> y`: the same tensor with f32 or bf16 elements, rounded to nearest, ties to even.
+    Cast {
+        /// Element type of y.
+        to: DType,
+    },
     /// `x -> y`: `y.dims[i] = x.dims[perm[i]]`.
     Transpose {
         /// The permutation.
@@ -271,7 +281,8 @@ pub enum Op {
     },
     // ---- update --------------------------------------------------------------------
     /// `w, v, g, hyper[3] -> w', v'` with hyper = (lr, momentum, weight decay):
-    /// `v' = momentum*v + (g + decay*w); w' = w - lr*v'`. Always in place.
+    /// `v' = momentum*v + (g + decay*w); w' = w - lr*v'`. Always in place. Up to
+    /// [`MAX_UPDATES`] weights at once: `w0, v0, g0, w1, v1, g1, .., hyper -> w0', v0', w1', v1', ..`.
     SgdUpdate,
     // ---- transfers: start/done pairs -------------------------------------------------
     /// `x -> h`: starts the copy of x to host value h on the device-to-host stream.
@@ -284,7 +295,32 @@ pub enum Op {
     PrefetchDone,
 }
 
+/// Most weights of one [`Op::SgdUpdate`].
+pub const MAX_UPDATES: usize = 64;
+
+/// In-place pairs of an optimizer step of so many weights; of fewer, the first ones.
+const UPDATES: [(usize, usize); 2 * MAX_UPDATES] = {
+    let mut pairs = [(0, 0); 2 * MAX_UPDATES];
+    let mut i = 0;
+    while i < pairs.len() {
+        pairs[i] = (i, i / 2 * 3 + i % 2);
+        i += 1;
+    }
+    pairs
+};
+
 impl Op {
+    /// The weights, momenta and gradients of an optimizer step, in turn.
+    ///
+    /// ```
+    /// # use vdnn_ir::Op;
+    /// let operands = ["w0", "v0", "g0", "w1", "v1", "g1", "hyper"];
+    /// assert_eq!(Op::updates(&operands).collect::<Vec<_>>(), [["w0", "v0", "g0"], ["w1", "v1", "g1"]]);
+    /// ```
+    pub fn updates<T: Copy>(inputs: &[T]) -> impl Iterator<Item = [T; 3]> {
+        inputs.chunks_exact(3).map(|x| [x[0], x[1], x[2]])
+    }
+
     /// Pairs (output, input) where the output may take the input's bytes if the input is
     /// dead afterwards and both have the same type. An input not listed is read until the
     /// op ends ("late") and may overlap no output.
@@ -299,7 +335,7 @@ impl Op {
             | Self::BatchNormInferGrad { .. } => &[(0, 0)],
             Self::Binary(_) => &[(0, 0), (0, 1)],
             Self::BatchNormTrain { .. } | Self::BatchNormTrainRelu { .. } => &[(1, 3), (2, 4)],
-            Self::SgdUpdate => &[(0, 0), (1, 1)],
+            Self::SgdUpdate => &UPDATES,
             _ => &[],
         }
     }
@@ -346,6 +382,7 @@ impl Op {
             | Self::SoftmaxCrossEntropyGrad { .. }
             | Self::NegativeLogLikelihoodGrad { .. }
             | Self::SgdUpdate
+            | Self::Cast { .. }
             | Self::Relayout { .. } => Phase::Joint,
             Self::OffloadStart | Self::OffloadDone | Self::PrefetchStart | Self::PrefetchDone => {
                 Phase::Placed

@@ -53,10 +53,11 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::SoftmaxCrossEntropyGrad { .. } => product(&[3, output(0)]),
         Op::NegativeLogLikelihood { .. } => product(&[2, input(1)]),
         Op::NegativeLogLikelihoodGrad { .. } => product(&[2, input(1)]),
-        Op::Unary(_) | Op::Binary(_) | Op::Dropout { .. } => output(0),
+        Op::Unary(_) | Op::Binary(_) | Op::Dropout { .. } | Op::Cast { .. } => output(0),
         Op::UnaryGrad(_) => product(&[2, output(0)]),
         Op::Reduce { .. } => input(0),
-        Op::SgdUpdate => product(&[6, input(0)]),
+        Op::SgdUpdate => (0..outputs.len() as u64 / 2)
+            .fold(0u64, |n, i| n.saturating_add(product(&[6, input(3 * i as usize)]))),
         Op::Concat { .. }
         | Op::Split { .. }
         | Op::Slice(_)

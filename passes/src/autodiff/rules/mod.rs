@@ -71,6 +71,7 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::NegativeLogLikelihoodGrad { .. }
         | Op::SgdUpdate
         | Op::Relayout { .. }
+        | Op::Cast { .. }
         | Op::OffloadStart
         | Op::OffloadDone
         | Op::PrefetchStart

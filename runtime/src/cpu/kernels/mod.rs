@@ -138,8 +138,11 @@ impl Kernels for CpuKernels {
             | Op::OffloadDone
             | Op::PrefetchStart
             | Op::PrefetchDone => shape::copy(&call, outputs),
-            Op::BatchNormTrainRelu { .. } | Op::BatchNormReluGrad { .. } | Op::ConvEpilogue { .. } => {
-                Err(KernelError::Unsupported { op: op.to_string(), why: "it runs as its parts".into() })
+            Op::BatchNormTrainRelu { .. }
+            | Op::BatchNormReluGrad { .. }
+            | Op::ConvEpilogue { .. }
+            | Op::Cast { .. } => {
+                Err(KernelError::Unsupported { op: op.to_string(), why: "the interface runs it".into() })
             }
         }
     }

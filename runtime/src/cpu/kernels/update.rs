@@ -7,13 +7,25 @@ use vdnn_ir::kernel::{KernelError, TensorMut};
 /// [`vdnn_ir::Op::SgdUpdate`]: stochastic gradient descent with momentum and weight decay in
 /// PyTorch's form (velocity without dampening, decay added to the gradient).
 pub(super) fn sgd(call: &Call<'_>, outputs: &mut [TensorMut<'_>]) -> Result<(), KernelError> {
-    let (w_in, v_in) = (call.f32_or_in_place(0)?, call.f32_or_in_place(1)?);
-    let g = call.f32(2)?;
-    let &[lr, momentum, decay] = call.f32(3)? else {
+    let &[lr, momentum, decay] = call.f32(call.arity().saturating_sub(1))? else {
         return Err(call.unsupported("hyperparameters other than (lr, momentum, weight decay)"));
     };
-    let [w, v] = outputs else {
+    if call.arity() != outputs.len() / 2 * 3 + 1 {
         return Err(call.unsupported(format!("{} outputs", outputs.len())));
+    }
+    for (i, outputs) in outputs.chunks_exact_mut(2).enumerate() {
+        one(call, 3 * i, outputs, [lr, momentum, decay])?;
+    }
+    Ok(())
+}
+
+/// The step of the weight that is input `i`.
+fn one(call: &Call<'_>, i: usize, outputs: &mut [TensorMut<'_>], hyper: [f32; 3]) -> Result<(), KernelError> {
+    let [lr, momentum, decay] = hyper;
+    let (w_in, v_in) = (call.f32_or_in_place(i)?, call.f32_or_in_place(i + 1)?);
+    let g = call.f32(i + 2)?;
+    let [w, v] = outputs else {
+        return Err(call.unsupported("an odd number of outputs"));
     };
     let (w, v) = (call.f32_out(w)?, call.f32_out(v)?);
     if let Some(from) = w_in {

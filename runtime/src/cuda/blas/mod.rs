@@ -6,7 +6,8 @@
 //!
 //! # Precision and order
 //! Strict f32 is `CUBLAS_COMPUTE_32F`, which uses no TF32 unless the environment variable
-//! `NVIDIA_TF32_OVERRIDE` forces it; TF32 is `CUBLAS_COMPUTE_32F_FAST_TF32`. Products split along
+//! `NVIDIA_TF32_OVERRIDE` forces it; TF32 is `CUBLAS_COMPUTE_32F_FAST_TF32`. Of bf16 operands both
+//! give f32 results. Products split along
 //! the reduction are summed through the workspace in a fixed order, never in the output, so
 //! the same launch gives the same bits each time.
 
@@ -51,13 +52,15 @@ impl Prepared for Sequence {
 /// Prepares a matrix product; its algorithm is chosen here.
 ///
 /// # Errors
-/// [`CudaError::Unsupported`] for element types other than f32, empty reductions and shapes
+/// [`CudaError::Unsupported`] for element types other than f32 and bf16, empty reductions and shapes
 /// cuBLASLt has nothing for.
 pub(crate) fn prepare(spec: &LaunchSpec<'_>, blas: &Blas) -> Result<Box<dyn Prepared>, CudaError> {
     let unsupported = |why: String| CudaError::Unsupported { op: spec.op.to_string(), why };
-    for o in spec.inputs.iter().chain(spec.outputs) {
-        if o.ty.dtype != DType::F32 {
-            return Err(unsupported(format!("cuBLASLt is given f32 tensors only, and one is {}", o.ty)));
+    let narrow = spec.inputs.first().is_some_and(|a| a.ty.dtype == DType::BF16);
+    for (i, o) in spec.inputs.iter().chain(spec.outputs).enumerate() {
+        let wanted = if narrow && i < 2 { DType::BF16 } else { DType::F32 };
+        if o.ty.dtype != wanted {
+            return Err(unsupported(format!("cuBLASLt is given {wanted} here, and there is {}", o.ty)));
         }
         if o.ty.layout != Layout::RowMajor {
             return Err(unsupported(format!("{} is not row-major", o.ty)));
@@ -136,6 +139,7 @@ fn gemm(
         beta: 0.0,
         bias: false,
         alignment: alignment(&[a.ptr, b.ptr, y.ptr]),
+        narrow: a.ty.dtype == DType::BF16,
         precision: spec.precision,
     };
     let mut at = Addresses { a: b.ptr, b: a.ptr, c: y.ptr, d: y.ptr, bias: 0 };
@@ -209,6 +213,7 @@ fn spread(
             beta: 0.0,
             bias: false,
             alignment: alignment(&[column, row, to]),
+            narrow: false,
             // Exact whatever the precision of the product proper.
             precision: Precision::F32,
         };
@@ -258,9 +263,8 @@ fn matmul(
     let (a_size, b_size, y_size) = (ar * ac, br * bc, m * n);
     let mut steps: Steps = Vec::new();
     for start in &plan.starts {
-        let skip = |ptr: CUdeviceptr, matrices: u64, size: u64| ptr + matrices * size * 4;
-        let (pa, pb, py) =
-            (skip(a.ptr, start[0], a_size), skip(b.ptr, start[1], b_size), skip(y.ptr, start[2], y_size));
+        let skip = |o: &Operand<'_>, matrices: u64, size: u64| o.ptr + matrices * size * o.ty.dtype.bytes();
+        let (pa, pb, py) = (skip(a, start[0], a_size), skip(b, start[1], b_size), skip(y, start[2], y_size));
         let product = Product {
             a: Matrix::row_major(br, bc, plan.step[1] * b_size),
             b: Matrix::row_major(ar, ac, plan.step[0] * a_size),
@@ -272,6 +276,7 @@ fn matmul(
             beta: 0.0,
             bias: false,
             alignment: alignment(&[pa, pb, py]),
+            narrow: a.ty.dtype == DType::BF16,
             precision: spec.precision,
         };
         let at = Addresses { a: pb, b: pa, c: py, d: py, bias: 0 };

@@ -106,6 +106,8 @@ pub(super) struct Product {
     pub bias: bool,
     /// Addresses are multiples of this.
     pub alignment: u32,
+    /// a and b are bf16; d and the bias are f32 always.
+    pub narrow: bool,
     pub precision: Precision,
 }
 
@@ -157,9 +159,10 @@ impl Desc {
 
 impl LayoutDesc {
     #[expect(unsafe_code, reason = "calls into cuBLASLt")]
-    fn new(m: Matrix, batch: u64) -> Result<Self, CudaError> {
+    fn new(m: Matrix, batch: u64, narrow: bool) -> Result<Self, CudaError> {
         let ld = i64::try_from(m.rows.max(1)).unwrap_or(i64::MAX);
-        let desc = result::create_matrix_layout(sys::cudaDataType::CUDA_R_32F, m.rows, m.cols, ld);
+        let ty = if narrow { sys::cudaDataType::CUDA_R_16BF } else { sys::cudaDataType::CUDA_R_32F };
+        let desc = result::create_matrix_layout(ty, m.rows, m.cols, ld);
         let desc = Self(check("cublasLtMatrixLayoutCreate", desc)?);
         use sys::cublasLtMatrixLayoutAttribute_t as A;
         let count = i32::try_from(batch).unwrap_or(i32::MAX);
@@ -231,6 +234,8 @@ impl Matmul {
         use sys::cublasLtMatmulDescAttributes_t as A;
         use sys::cublasLtMatmulPreferenceAttributes_t as P;
         let compute = match p.precision {
+            // Products of two bf16 are exact in f32.
+            _ if p.narrow => Compute::CUBLAS_COMPUTE_32F,
             Precision::F32 => Compute::CUBLAS_COMPUTE_32F,
             Precision::Tf32 => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
             Precision::Bf16 => Compute::CUBLAS_COMPUTE_32F_FAST_16BF,
@@ -247,9 +252,9 @@ impl Matmul {
             )?;
             desc.set(A::CUBLASLT_MATMUL_DESC_BIAS_POINTER, at.bias)?;
         }
-        let a = LayoutDesc::new(p.a, p.batch)?;
-        let b = LayoutDesc::new(p.b, p.batch)?;
-        let d = LayoutDesc::new(p.d, p.batch)?;
+        let a = LayoutDesc::new(p.a, p.batch, p.narrow)?;
+        let b = LayoutDesc::new(p.b, p.batch, p.narrow)?;
+        let d = LayoutDesc::new(p.d, p.batch, false)?;
 
         let preference = Preference(check("cublasLtMatmulPreferenceCreate", result::create_matmul_pref())?);
         let bytes = scratch.bytes.min(WORKSPACE);

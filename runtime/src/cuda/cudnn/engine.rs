@@ -67,8 +67,8 @@ impl Notes {
         if deterministic && self.contains(Self::NONDETERMINISTIC) {
             return Some("its results differ from run to run");
         }
-        if self.contains(Self::DOWN_CONVERT_INPUTS) && precision != Precision::Bf16 {
-            return Some("it converts its operands to 16 bits");
+        if self.contains(Self::DOWN_CONVERT_INPUTS) {
+            return Some("it converts its operands to narrower ones");
         }
         if self.contains(Self::REDUCED_PRECISION_REDUCTION) {
             return Some("it adds up in less than f32");

@@ -8,6 +8,8 @@ use std::rc::Rc;
 
 /// `CUDNN_DATA_FLOAT`.
 pub(super) const FLOAT: i32 = 0;
+/// `CUDNN_DATA_BFLOAT16`.
+const BFLOAT16: i32 = 9;
 /// `CUDNN_CROSS_CORRELATION`.
 pub(super) const CROSS_CORRELATION: i32 = 1;
 /// `CUDNN_POINTWISE_ADD`.
@@ -35,9 +37,17 @@ pub(super) struct Graph {
     _parts: Vec<Desc>,
 }
 
-fn tensor(session: &Rc<Session>, shape: &Shape, id: i64, is_virtual: bool) -> Result<Desc, CudaError> {
+/// A tensor in memory, or one that exists inside the engine alone, which then is f32.
+fn tensor(
+    session: &Rc<Session>,
+    shape: &Shape,
+    id: i64,
+    narrow: bool,
+    is_virtual: bool,
+) -> Result<Desc, CudaError> {
+    let ty = if narrow && !is_virtual { BFLOAT16 } else { FLOAT };
     let d = Desc::new(session, Kind::Tensor)?;
-    d.set_enum(attr::TENSOR_DATA_TYPE, AttrType::DataType, FLOAT)?;
+    d.set_enum(attr::TENSOR_DATA_TYPE, AttrType::DataType, ty)?;
     d.set_i64(attr::TENSOR_DIMENSIONS, &shape.dims)?;
     d.set_i64(attr::TENSOR_STRIDES, &shape.strides)?;
     d.set_i64(attr::TENSOR_UNIQUE_ID, &[id])?;
@@ -61,17 +71,19 @@ pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaErr
     conv.set_i64(attr::CONV_STRIDES, &problem.strides)?;
     let conv = conv.finalize()?;
 
-    let x = tensor(session, &problem.x, uid::X, false)?;
-    let w = tensor(session, &problem.w, uid::W, false)?;
+    let x = tensor(session, &problem.x, uid::X, problem.narrow, false)?;
+    let w = tensor(session, &problem.w, uid::W, problem.narrow_w(), false)?;
     // The epilogue: each step with its other operand. The residual comes before the bias: that
     // is the order all fused engines know (`cudnnConvolutionBiasActivationForward` has it too),
     // with the other there is none.
     let mut steps = Vec::new();
     if problem.residual {
-        steps.push((ADD, Some(tensor(session, &problem.y, uid::RESIDUAL, false)?)));
+        let other = tensor(session, &problem.y, uid::RESIDUAL, problem.narrow, false)?;
+        steps.push((ADD, Some(other)));
     }
     if problem.bias {
-        steps.push((ADD, Some(tensor(session, &problem.bias_shape(), uid::BIAS, false)?)));
+        let bias = tensor(session, &problem.bias_shape(), uid::BIAS, false, false)?;
+        steps.push((ADD, Some(bias)));
     }
     if problem.relu {
         steps.push((RELU, None));
@@ -79,9 +91,9 @@ pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaErr
     // Result of the convolution, then of each step; the last is stored.
     let mut results = Vec::new();
     for i in 0..steps.len() {
-        results.push(tensor(session, &problem.y, uid::INNER + i as i64, true)?);
+        results.push(tensor(session, &problem.y, uid::INNER + i as i64, problem.narrow, true)?);
     }
-    results.push(tensor(session, &problem.y, uid::Y, false)?);
+    results.push(tensor(session, &problem.y, uid::Y, problem.narrow, false)?);
 
     let (kind, base) = match problem.dir {
         Direction::Fprop => (Kind::OperationConvFprop, attr::FPROP),

@@ -138,7 +138,7 @@ impl LegacyConv {
         let math = match precision {
             Precision::F32 => FMA_MATH,
             Precision::Tf32 => TENSOR_OP_MATH,
-            Precision::Bf16 => return Err(unsupported("bf16")),
+            Precision::Bf16 => return Err(unsupported("bf16; compile with --algo performance")),
         };
         let api = &session.api;
         let w = Old::new(session, "cudnnCreateFilterDescriptor", api.filter_create, api.filter_destroy)?;

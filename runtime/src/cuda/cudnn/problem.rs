@@ -29,6 +29,8 @@ pub(super) struct Problem {
     pub x: Shape,
     pub w: Shape,
     pub y: Shape,
+    /// x, w and y are bf16, but for the gradient of w.
+    pub narrow: bool,
     /// A bias per channel is added to y.
     pub bias: bool,
     /// Then a tensor of y's shape.
@@ -49,7 +51,7 @@ impl Problem {
     /// The problem of a convolution op with these operand types.
     ///
     /// # Errors
-    /// [`CudaError::Unsupported`] for another op, element types other than f32, an empty
+    /// [`CudaError::Unsupported`] for another op, element types other than f32 and bf16, an empty
     /// tensor, more than three spatial dimensions or operands in different layouts.
     pub(super) fn of(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Result<Self, CudaError> {
         let unsupported = |why: String| CudaError::Unsupported { op: op.to_string(), why };
@@ -70,9 +72,11 @@ impl Problem {
             _ => return Err(unsupported("it is no convolution".to_owned())),
         };
         let all = inputs.iter().chain(outputs);
-        if let Some(t) = all.clone().find(|t| t.dtype != DType::F32) {
-            return Err(unsupported(format!("cuDNN is given f32 tensors only, and one is {t}")));
+        if let Some(t) = all.clone().find(|t| !matches!(t.dtype, DType::F32 | DType::BF16)) {
+            return Err(unsupported(format!("cuDNN is given f32 and bf16 tensors only, and one is {t}")));
         }
+        // Two of x, w and y are operands, and of one type.
+        let narrow = inputs.first().is_some_and(|t| t.dtype == DType::BF16);
         if let Some(t) = all.clone().find(|t| t.elements() == 0) {
             return Err(unsupported(format!("{t} is empty")));
         }
@@ -95,6 +99,7 @@ impl Problem {
             x: shape(&x)?,
             w: shape(&w)?,
             y: shape(&y)?,
+            narrow,
             bias: dir == Direction::Fprop && inputs.len() > 2,
             residual: dir == Direction::Fprop && inputs.len() > 3,
             relu: matches!(op, Op::ConvEpilogue { relu: true, .. }),
@@ -128,6 +133,11 @@ impl Problem {
     /// True if padding in front and behind are equal, as the legacy API needs.
     pub(super) fn is_symmetric(&self) -> bool {
         self.before == self.after
+    }
+
+    /// True if w, or the gradient of it, is bf16.
+    pub(super) fn narrow_w(&self) -> bool {
+        self.narrow && self.dir != Direction::Wgrad
     }
 
     /// Extents and strides of the bias as a tensor that broadcasts to y.

@@ -2,8 +2,8 @@
 //! only described to it. Without the library these tests say so and pass.
 
 use super::*;
-use vdnn_ir::Layout;
 use vdnn_ir::op::ConvAttrs;
+use vdnn_ir::{DType, Layout};
 
 /// An H200, as cuDNN 9.19 writes one down.
 const H200: &str = r#"{
@@ -37,7 +37,15 @@ struct Case {
     outputs: Vec<TensorType>,
 }
 
-fn cases(n: u64, c: u64, k: u64, hw: u64, kernel: u64, layout: Layout) -> [Case; 4] {
+fn cases(
+    n: u64,
+    c: u64,
+    k: u64,
+    hw: u64,
+    kernel: u64,
+    (layout, precision): (Layout, Precision),
+) -> [Case; 4] {
+    let element = element(precision);
     let attrs = ConvAttrs {
         kernel: [kernel; 2].as_slice().into(),
         strides: [1; 2].as_slice().into(),
@@ -46,8 +54,9 @@ fn cases(n: u64, c: u64, k: u64, hw: u64, kernel: u64, layout: Layout) -> [Case;
         dilations: [1; 2].as_slice().into(),
         groups: 1,
     };
-    let ty = |dims: [u64; 4]| TensorType::f32(dims).in_layout(layout);
+    let ty = |dims: [u64; 4]| TensorType::new(element, dims).in_layout(layout);
     let (x, w, y) = (ty([n, c, hw, hw]), ty([k, c, kernel, kernel]), ty([n, k, hw, hw]));
+    let dw = TensorType { dtype: DType::F32, ..w.clone() };
     let bias = TensorType::f32([k]);
     let dgrad = Op::ConvDgrad { conv: attrs.clone(), x_dims: x.dims.clone() };
     let wgrad = Op::ConvWgrad { conv: attrs.clone(), w_dims: w.dims.clone() };
@@ -61,7 +70,7 @@ fn cases(n: u64, c: u64, k: u64, hw: u64, kernel: u64, layout: Layout) -> [Case;
         case(&conv, &[&x, &w], &y),
         case(&conv, &[&x, &w, &bias], &y),
         case(&dgrad, &[&y, &w], &x),
-        case(&wgrad, &[&x, &y], &w),
+        case(&wgrad, &[&x, &y], &dw),
     ]
 }
 
@@ -86,17 +95,23 @@ fn the_mark_of_a_separate_bias_survives_the_text_form() {
 
 const STRICT: (Layout, Precision) = (Layout::RowMajor, Precision::F32);
 const TF32: (Layout, Precision) = (Layout::ChannelsLast, Precision::Tf32);
+const BF16: (Layout, Precision) = (Layout::ChannelsLast, Precision::Bf16);
+
+/// Elements of feature maps and filters.
+fn element(precision: Precision) -> DType {
+    if precision == Precision::Bf16 { DType::BF16 } else { DType::F32 }
+}
 
 #[test]
 fn each_direction_has_engines_of_the_arithmetic_asked_for() {
     let Some(dnn) = h200(DnnOptions::default()) else { return };
-    for (layout, precision) in [STRICT, TF32] {
-        for case in cases(32, 64, 128, 56, 3, layout) {
+    for (layout, precision) in [STRICT, TF32, BF16] {
+        for case in cases(32, 64, 128, 56, 3, (layout, precision)) {
             let found = case.candidates(precision, &dnn).unwrap();
             let text = || format!("{precision} {}: {found:?}", case.op);
             assert_eq!(found.first().map(|c| c.source), Some(Source::ModeA), "{}", text());
             let tensor_core = found.iter().filter(|c| c.notes.contains(Notes::TENSOR_CORE)).count();
-            assert_eq!(tensor_core > 0, precision == Precision::Tf32, "{}", text());
+            assert_eq!(tensor_core > 0, precision != Precision::F32, "{}", text());
             assert!(!found.iter().any(|c| c.notes.contains(Notes::DOWN_CONVERT_INPUTS)), "{}", text());
             assert!(found.iter().any(|c| c.workspace == Bytes::ZERO), "{}", text());
             let mut configs: Vec<_> = found.iter().map(|c| c.config).collect();
@@ -114,8 +129,8 @@ fn each_direction_has_engines_of_the_arithmetic_asked_for() {
 #[test]
 fn a_configuration_written_down_builds_again_with_the_workspace_it_promised() {
     let Some(dnn) = h200(DnnOptions::default()) else { return };
-    for (layout, precision) in [STRICT, TF32] {
-        for case in cases(8, 32, 64, 28, 3, layout) {
+    for (layout, precision) in [STRICT, TF32, BF16] {
+        for case in cases(8, 32, 64, 28, 3, (layout, precision)) {
             let inputs: Vec<_> = case.inputs.iter().collect();
             let problem = Problem::of(&case.op, &inputs, &[&case.outputs[0]]).unwrap();
             for c in case.candidates(precision, &dnn).unwrap().into_iter().take(3) {
@@ -131,7 +146,7 @@ fn a_configuration_written_down_builds_again_with_the_workspace_it_promised() {
 
 #[test]
 fn deterministic_means_no_engine_that_says_otherwise() {
-    let wgrad = &cases(32, 64, 128, 56, 3, Layout::RowMajor)[3];
+    let wgrad = &cases(32, 64, 128, 56, 3, STRICT)[3];
     let nondeterministic = |deterministic| {
         let dnn = h200(DnnOptions { deterministic, ..DnnOptions::default() })?;
         let found = wgrad.candidates(Precision::F32, &dnn).unwrap();
@@ -175,7 +190,7 @@ fn try_prepare(
 #[test]
 fn a_plan_gets_the_engine_it_names_or_nothing() {
     let Some(dnn) = h200(DnnOptions::default()) else { return };
-    let case = &cases(32, 64, 128, 56, 3, Layout::ChannelsLast)[0];
+    let case = &cases(32, 64, 128, 56, 3, TF32)[0];
     let found = case.candidates(Precision::Tf32, &dnn).unwrap();
     let greedy = found.iter().find(|c| c.workspace.0 > 1 << 20).expect("one with workspace");
     let algo = Some(ConvAlgo::Engine(greedy.config));
@@ -198,8 +213,8 @@ fn a_plan_gets_the_engine_it_names_or_nothing() {
 #[test]
 fn a_classic_name_or_none_gets_what_fits() {
     let Some(dnn) = h200(DnnOptions::default()) else { return };
-    for (layout, precision) in [STRICT, TF32] {
-        for case in &cases(8, 32, 64, 28, 3, layout) {
+    for (layout, precision) in [STRICT, TF32, BF16] {
+        for case in &cases(8, 32, 64, 28, 3, (layout, precision)) {
             for algo in [None, Some(ConvAlgo::ImplicitGemm), Some(ConvAlgo::WinogradNonfused)] {
                 let launch = try_prepare(case, &dnn, algo, 0, precision);
                 assert!(launch.is_ok(), "{precision} {}: {launch:?}", case.op);
@@ -215,7 +230,7 @@ fn odd(
     groups: u64,
     extents: &[u64],
     [kernel, strides, before, after, dilations]: [&[u64]; 5],
-    layout: Layout,
+    (layout, precision): (Layout, Precision),
 ) -> Vec<Case> {
     let conv = ConvAttrs {
         kernel: kernel.into(),
@@ -227,7 +242,9 @@ fn odd(
     };
     let reach = |i: usize| dilations[i] * (kernel[i] - 1) + 1;
     let out = |i: usize| (extents[i] + before[i] + after[i] - reach(i)) / strides[i] + 1;
-    let ty = |head: [u64; 2], tail: Vec<u64>| TensorType::f32(head.into_iter().chain(tail)).in_layout(layout);
+    let ty = |head: [u64; 2], tail: Vec<u64>| {
+        TensorType::new(element(precision), head.into_iter().chain(tail)).in_layout(layout)
+    };
     let x = ty([n, c], extents.to_vec());
     let w = ty([k, c / groups], kernel.to_vec());
     let y = ty([n, k], (0..extents.len()).map(out).collect());
@@ -237,16 +254,16 @@ fn odd(
     vec![
         Case { op: Op::Conv(conv), inputs: vec![x.clone(), w.clone(), bias], outputs: vec![y.clone()] },
         Case { op: dgrad, inputs: vec![y.clone(), w.clone()], outputs: vec![x.clone()] },
-        Case { op: wgrad, inputs: vec![x, y], outputs: vec![w] },
+        Case { op: wgrad, inputs: vec![x, y], outputs: vec![TensorType { dtype: DType::F32, ..w }] },
     ]
 }
 
 #[test]
 fn odd_convolutions_have_engines_too() {
     let Some(dnn) = h200(DnnOptions { deterministic: true, ..DnnOptions::default() }) else { return };
-    for (layout, precision) in [STRICT, TF32] {
+    for (layout, precision) in [STRICT, TF32, BF16] {
         let two = [[7, 7], [2, 2], [3, 3], [3, 3], [1, 1]];
-        let mut all = odd([4, 3, 64], 1, &[224, 224], two.each_ref().map(|a| &a[..]), layout);
+        let mut all = odd([4, 3, 64], 1, &[224, 224], two.each_ref().map(|a| &a[..]), (layout, precision));
         // Depthwise, grouped, dilated, padded on one side, a line.
         let square = |s, b, a, d| [[3, 3], [s, s], [b, b], [a, a], [d, d]];
         for (ckg, s) in [
@@ -255,12 +272,12 @@ fn odd_convolutions_have_engines_too() {
             (([4, 16, 32], 1), square(1, 2, 2, 2)),
             (([4, 16, 32], 1), square(2, 0, 1, 1)),
         ] {
-            all.extend(odd(ckg.0, ckg.1, &[28, 28], s.each_ref().map(|a| &a[..]), layout));
+            all.extend(odd(ckg.0, ckg.1, &[28, 28], s.each_ref().map(|a| &a[..]), (layout, precision)));
         }
         if layout == Layout::RowMajor {
-            all.extend(odd([4, 16, 32], 1, &[100], [&[5], &[2], &[2], &[1], &[1]], layout));
+            all.extend(odd([4, 16, 32], 1, &[100], [&[5], &[2], &[2], &[1], &[1]], (layout, precision)));
             let cube = [[3; 3], [1; 3], [1; 3], [1; 3], [1; 3]];
-            all.extend(odd([2, 8, 16], 1, &[8, 8, 8], cube.each_ref().map(|a| &a[..]), layout));
+            all.extend(odd([2, 8, 16], 1, &[8, 8, 8], cube.each_ref().map(|a| &a[..]), (layout, precision)));
         }
         let missing: Vec<String> = all
             .iter()
@@ -274,11 +291,11 @@ fn odd_convolutions_have_engines_too() {
 }
 
 #[test]
-fn epilogues_are_fused_at_both_precisions() {
+fn epilogues_are_fused_at_every_precision() {
     let Some(dnn) = h200(DnnOptions { deterministic: true, ..DnnOptions::default() }) else { return };
-    for (layout, precision) in [STRICT, TF32] {
+    for (layout, precision) in [STRICT, TF32, BF16] {
         for (kernel, relu, residual) in [(3, true, false), (1, true, true), (1, false, true)] {
-            let [_, biased, ..] = cases(32, 64, 256, 56, kernel, layout);
+            let [_, biased, ..] = cases(32, 64, 256, 56, kernel, (layout, precision));
             let Op::Conv(conv) = biased.op else { panic!("a convolution with bias comes second") };
             let mut case = Case { op: Op::ConvEpilogue { conv, relu }, ..biased };
             case.inputs.extend(residual.then(|| case.outputs[0].clone()));
@@ -296,8 +313,8 @@ fn epilogues_are_fused_at_both_precisions() {
 #[test]
 fn weight_gradients_can_be_added_to_what_is_there() {
     let Some(dnn) = h200(DnnOptions::default()) else { return };
-    for (layout, precision) in [STRICT, TF32] {
-        let [fprop, _, _, wgrad] = cases(32, 64, 128, 56, 3, layout);
+    for setting @ (_, precision) in [STRICT, TF32, BF16] {
+        let [fprop, _, _, wgrad] = cases(32, 64, 128, 56, 3, setting);
         let problem = |case: &Case| {
             let inputs: Vec<_> = case.inputs.iter().collect();
             Problem::of(&case.op, &inputs, &[&case.outputs[0]]).unwrap()

@@ -1,14 +1,14 @@
 //! Batch normalisation and its gradients: sums, coefficients, application.
 
-use super::context::Cx;
+use super::context::{Cx, Element};
 use super::reduce::lanes;
 use super::shape::{Divisor, Image};
 use super::source::{Kernel, Source};
 use super::step::{Args, Step, THREADS};
 use crate::cuda::error::CudaError;
+use crate::cuda::launch::Operand;
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::sys::CUdeviceptr;
-use vdnn_ir::TensorType;
 
 /// `Sources` of batchnorm_sums.cu.
 #[repr(C)]
@@ -34,6 +34,7 @@ struct Where {
 /// A normalised tensor.
 struct Norm {
     image: Image,
+    element: Element,
     channels: u32,
 }
 
@@ -44,9 +45,9 @@ struct Partial {
 }
 
 impl Norm {
-    fn new(cx: &Cx<'_>, ty: &TensorType) -> Result<Self, CudaError> {
-        let image = Image::new(ty);
-        Ok(Self { image, channels: cx.count(image.channels)? })
+    fn new(cx: &Cx<'_>, x: Operand<'_>) -> Result<Self, CudaError> {
+        let image = Image::new(x.ty);
+        Ok(Self { image, element: cx.element(x)?, channels: cx.count(image.channels)? })
     }
 
     /// Elements per channel.
@@ -73,11 +74,11 @@ impl Norm {
             let rows = u64::from(cx.count(images * plane)?);
             let lanes = lanes(channels / width);
             let groups = (channels / width).div_ceil(lanes);
-            let tile = u64::from(THREADS) / lanes * depth(width, grad);
+            let tile = u64::from(THREADS) / lanes * self.depth(width, grad);
             let parts = cx.parts(rows.div_ceil(tile), groups, bytes);
             let at = cx.scratch(self.partial_at(), bytes * parts)?;
-            let kernel =
-                Kernel::instance(Source::BatchNormSums, "BN_SUMS_ROWS", &format!("{width}, {grad}, {gate}"));
+            let arguments = format!("{}, {width}, {grad}, {gate}", self.element.name);
+            let kernel = Kernel::instance(Source::BatchNormSums, "BN_SUMS_ROWS", &arguments);
             let args = Args::new().pod(&sources).ptr(at).u32(self.channels);
             let args = args.u32(rows as u32).u32(lanes as u32);
             cx.push(Step { grid: [groups as u32, parts as u32, 1], ..Step::new(kernel, 1, args) });
@@ -85,11 +86,11 @@ impl Norm {
         }
         let width = if plane.is_multiple_of(4) { 4 } else { 1 };
         let units = u64::from(cx.count(images * plane / width)?);
-        let tile = u64::from(THREADS) * depth(width, grad);
+        let tile = u64::from(THREADS) * self.depth(width, grad);
         let parts = cx.parts(units.div_ceil(tile), channels, bytes);
         let at = cx.scratch(self.partial_at(), bytes * parts)?;
-        let kernel =
-            Kernel::instance(Source::BatchNormSums, "BN_SUMS_PLANES", &format!("{width}, {grad}, {gate}"));
+        let arguments = format!("{}, {width}, {grad}, {gate}", self.element.name);
+        let kernel = Kernel::instance(Source::BatchNormSums, "BN_SUMS_PLANES", &arguments);
         let args = Args::new().pod(&sources).ptr(at).u32(self.channels).pod(&Divisor::new(plane / width));
         let args = args.u32(units as u32);
         cx.push(Step { grid: [self.channels, parts as u32, 1], ..Step::new(kernel, 1, args) });
@@ -110,24 +111,33 @@ impl Norm {
         if n == 0 {
             return Ok(());
         }
+        let width = self.element.width;
+        // Narrow elements ask for more coefficients by the byte, which this saves.
+        let same = width > 4 && u64::from(THREADS).is_multiple_of((channels / width).max(1));
         let (order, at) = match last {
-            true if channels.is_multiple_of(4) => ("LAST4", [channels / 4, 1]),
+            true if channels.is_multiple_of(width) => {
+                (if same { "SAME" } else { "LAST" }, [channels / width, 1])
+            }
             true => ("LAST1", [channels, 1]),
-            false if plane.is_multiple_of(4) => ("PLANES4", [channels, plane / 4]),
+            false if plane.is_multiple_of(width) => ("PLANES", [channels, plane / width]),
             false => ("PLANES1", [channels, plane]),
         };
         // The kernels count vectors, or elements where a vector may hold several channels.
-        cx.count(if order.ends_with('4') { n / 4 } else { n })?;
+        cx.count(if order.ends_with('1') { n } else { n / width })?;
         let at = Where { channels: Divisor::new(at[0]), plane: Divisor::new(at[1]) };
         let args = pointers.ptr(coefficients).u64(n).u32(self.channels).pod(&at);
-        let kernel = Kernel::instance(Source::BatchNormApply, r#macro, &format!("{order}, {flags}"));
-        cx.per_items(kernel, n / 4, args)
+        let arguments = format!("{}, {order}, {flags}", self.element.name);
+        cx.per_items(Kernel::instance(Source::BatchNormApply, r#macro, &arguments), n / width, args)
     }
-}
 
-/// Vectors of each tensor that a thread of the sums has in flight: `DEPTH` of batchnorm_sums.cu.
-fn depth(width: u64, grad: bool) -> u64 {
-    if width == 4 && grad { 2 } else { 4 }
+    /// Vectors of each tensor that a thread of the sums has in flight: `DEPTH` of batchnorm_sums.cu.
+    fn depth(&self, width: u64, grad: bool) -> u64 {
+        match (width, grad) {
+            (4, true) => self.element.width / 2,
+            (4, false) => self.element.width,
+            _ => 4,
+        }
+    }
 }
 
 fn coefficients(cx: &mut Cx<'_>, name: &str, blocks: u32, args: Args) {
@@ -136,9 +146,9 @@ fn coefficients(cx: &mut Cx<'_>, name: &str, blocks: u32, args: Args) {
 
 /// [`vdnn_ir::Op::BatchNormTrain`], or with `relu` [`vdnn_ir::Op::BatchNormTrainRelu`].
 pub(super) fn train(cx: &mut Cx<'_>, eps: f32, momentum: f32, relu: bool) -> Result<(), CudaError> {
-    let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
-    let added = if cx.spec.inputs.len() > 5 { Some(cx.f32(5)?) } else { None };
-    let norm = Norm::new(cx, x.ty)?;
+    let (x, y) = (cx.real(0)?, cx.real_out(0)?);
+    let added = if cx.spec.inputs.len() > 5 { Some(cx.real(5)?) } else { None };
+    let norm = Norm::new(cx, x)?;
     if norm.channels == 0 {
         return Ok(());
     }
@@ -161,8 +171,8 @@ pub(super) fn train(cx: &mut Cx<'_>, eps: f32, momentum: f32, relu: bool) -> Res
 
 /// [`vdnn_ir::Op::BatchNormInfer`].
 pub(super) fn infer(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError> {
-    let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
-    let norm = Norm::new(cx, x.ty)?;
+    let (x, y) = (cx.real(0)?, cx.real_out(0)?);
+    let norm = Norm::new(cx, x)?;
     if norm.image.elements() == 0 {
         return Ok(());
     }
@@ -176,8 +186,8 @@ pub(super) fn infer(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError> {
 
 /// [`vdnn_ir::Op::BatchNormGrad`], or with `eps` [`vdnn_ir::Op::BatchNormInferGrad`].
 pub(super) fn grad(cx: &mut Cx<'_>, eps: Option<f32>) -> Result<(), CudaError> {
-    let (dy, x, dx) = (cx.f32(0)?, cx.f32(1)?, cx.f32_out(0)?);
-    let norm = Norm::new(cx, x.ty)?;
+    let (dy, x, dx) = (cx.real(0)?, cx.real(1)?, cx.real_out(0)?);
+    let norm = Norm::new(cx, x)?;
     if norm.channels == 0 {
         return Ok(());
     }
@@ -197,8 +207,8 @@ pub(super) fn grad(cx: &mut Cx<'_>, eps: Option<f32>) -> Result<(), CudaError> {
 
 /// [`vdnn_ir::Op::BatchNormReluGrad`].
 pub(super) fn relu_grad(cx: &mut Cx<'_>) -> Result<(), CudaError> {
-    let (dy, x, dx) = (cx.f32(0)?, cx.f32(1)?, cx.f32_out(0)?);
-    let norm = Norm::new(cx, x.ty)?;
+    let (dy, x, dx) = (cx.real(0)?, cx.real(1)?, cx.real_out(0)?);
+    let norm = Norm::new(cx, x)?;
     if norm.channels == 0 {
         return Ok(());
     }
@@ -206,8 +216,8 @@ pub(super) fn relu_grad(cx: &mut Cx<'_>) -> Result<(), CudaError> {
     let (dscale, dbias) = (cx.f32_out(1)?, cx.f32_out(2)?);
     let factors = norm.coefficients(cx)?;
     // The gate is y where it is given, else the output computed again.
-    let (gate, y) = if cx.spec.inputs.len() > 6 { (1, cx.f32(6)?.ptr) } else { (2, 0) };
-    let sent = if cx.spec.outputs.len() > 3 { cx.f32_out(3)?.ptr } else { 0 };
+    let (gate, y) = if cx.spec.inputs.len() > 6 { (1, cx.real(6)?.ptr) } else { (2, 0) };
+    let sent = if cx.spec.outputs.len() > 3 { cx.real_out(3)?.ptr } else { 0 };
     let sources = Sources { x: x.ptr, dy: dy.ptr, gate: y, mean, scale, invstd, bias };
     let sums = norm.sums(cx, sources, true, gate)?;
     let args = Args::new().ptr(sums.at).ptr(scale).ptr(mean).ptr(invstd).ptr(dscale.ptr).ptr(dbias.ptr);
@@ -219,9 +229,9 @@ pub(super) fn relu_grad(cx: &mut Cx<'_>) -> Result<(), CudaError> {
 
 /// The bias, summand and ReLU behind a convolution: a normalisation with mean 0 and factor 1.
 pub(super) fn epilogue(cx: &mut Cx<'_>, relu: bool) -> Result<(), CudaError> {
-    let (bias, y) = (cx.f32(2)?, cx.f32_out(0)?);
-    let added = if cx.spec.inputs.len() > 3 { cx.f32(3)?.ptr } else { 0 };
-    let norm = Norm::new(cx, y.ty)?;
+    let (bias, y) = (cx.f32(2)?, cx.real_out(0)?);
+    let added = if cx.spec.inputs.len() > 3 { cx.real(3)?.ptr } else { 0 };
+    let norm = Norm::new(cx, y)?;
     if norm.image.elements() == 0 {
         return Ok(());
     }

@@ -7,6 +7,22 @@ use crate::cuda::launch::{LaunchSpec, Operand};
 use cudarc::driver::sys::CUdeviceptr;
 use vdnn_ir::DType;
 
+/// An element type of kernels of real numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Element {
+    /// Its name in the sources.
+    pub(super) name: &'static str,
+    /// Elements of a 16-byte access: `WIDTH` of common.cuh.
+    pub(super) width: u64,
+}
+
+impl Element {
+    /// The widest access, in elements, that divides rows of `n`.
+    pub(super) fn fitting(self, n: u64) -> u64 {
+        [self.width, 4].into_iter().find(|w| n.is_multiple_of(*w)).unwrap_or(1)
+    }
+}
+
 /// One launch being planned.
 pub(super) struct Cx<'a> {
     pub(super) spec: &'a LaunchSpec<'a>,
@@ -42,6 +58,27 @@ impl<'a> Cx<'a> {
     /// Output `i`, whose elements must be f32.
     pub(super) fn f32_out(&self, i: usize) -> Result<Operand<'a>, CudaError> {
         self.is_f32(self.output(i)?)
+    }
+
+    /// Input `i`, whose elements must be f32 or bf16.
+    pub(super) fn real(&self, i: usize) -> Result<Operand<'a>, CudaError> {
+        let operand = self.input(i)?;
+        self.element(operand).map(|_| operand)
+    }
+
+    /// Output `i`, whose elements must be f32 or bf16.
+    pub(super) fn real_out(&self, i: usize) -> Result<Operand<'a>, CudaError> {
+        let operand = self.output(i)?;
+        self.element(operand).map(|_| operand)
+    }
+
+    /// How the sources call the elements of a tensor of real numbers.
+    pub(super) fn element(&self, operand: Operand<'_>) -> Result<Element, CudaError> {
+        match operand.ty.dtype {
+            DType::F32 => Ok(Element { name: "float", width: 4 }),
+            DType::BF16 => Ok(Element { name: "bf16", width: 8 }),
+            other => Err(self.unsupported(format!("elements of type {other}"))),
+        }
     }
 
     fn is_f32(&self, operand: Operand<'a>) -> Result<Operand<'a>, CudaError> {

@@ -25,14 +25,14 @@ struct Lrn {
 
 /// [`vdnn_ir::Op::Lrn`].
 pub(super) fn forward(cx: &mut Cx<'_>, attrs: &LrnAttrs) -> Result<(), CudaError> {
-    let operands = [cx.f32(0)?, cx.f32_out(0)?];
-    launch(cx, "lrn", attrs, &operands)
+    let operands = [cx.real(0)?, cx.real_out(0)?];
+    launch(cx, "LRN", attrs, &operands)
 }
 
 /// [`vdnn_ir::Op::LrnGrad`].
 pub(super) fn grad(cx: &mut Cx<'_>, attrs: &LrnAttrs) -> Result<(), CudaError> {
-    let operands = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32_out(0)?];
-    launch(cx, "lrn_grad", attrs, &operands)
+    let operands = [cx.real(0)?, cx.real(1)?, cx.real(2)?, cx.real_out(0)?];
+    launch(cx, "LRN_GRAD", attrs, &operands)
 }
 
 fn launch(cx: &mut Cx<'_>, name: &str, attrs: &LrnAttrs, operands: &[Operand<'_>]) -> Result<(), CudaError> {
@@ -40,6 +40,8 @@ fn launch(cx: &mut Cx<'_>, name: &str, attrs: &LrnAttrs, operands: &[Operand<'_>
     if image.elements() == 0 {
         return Ok(());
     }
+    let kernel = Kernel::instance(Source::Lrn, name, cx.element(operands[0])?.name);
+    let bytes = operands[0].ty.dtype.bytes();
     let size = attrs.size.max(1);
     let within = |channels: u64| channels.min(image.channels) as u32;
     let (alpha, beta) = (f64::from(attrs.alpha.0), f64::from(attrs.beta.0));
@@ -59,8 +61,8 @@ fn launch(cx: &mut Cx<'_>, name: &str, attrs: &LrnAttrs, operands: &[Operand<'_>
     while first < image.images {
         let images = most.min(image.images - first);
         let n = cx.count(images * per_image)?;
-        let args = operands.iter().fold(Args::new(), |args, x| args.ptr(x.ptr + 4 * first * per_image));
-        cx.per_thread(Kernel::fixed(Source::Lrn, name), n, args.u32(n).pod(&lrn));
+        let args = operands.iter().fold(Args::new(), |args, x| args.ptr(x.ptr + bytes * first * per_image));
+        cx.per_thread(kernel.clone(), n, args.u32(n).pod(&lrn));
         first += images;
     }
     Ok(())

@@ -9,12 +9,14 @@
 mod batchnorm;
 mod compile;
 mod context;
+mod convert;
 mod loss;
 mod lrn;
 mod modules;
 mod movement;
 mod pointwise;
 mod pool;
+mod proof;
 mod reduce;
 mod shape;
 mod softmax;
@@ -25,6 +27,7 @@ mod tests;
 mod update;
 
 pub(crate) use modules::Modules;
+pub(crate) use proof::{count_different, delay_by};
 
 use super::error::CudaError;
 use super::launch::{DeviceRange, LaunchSpec, Prepared};
@@ -128,7 +131,8 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::Transpose { perm } => movement::permute(cx, perm),
         Op::Expand { .. } => movement::expand(cx),
         Op::Relayout { .. } => movement::relayout(cx),
-        Op::Dropout { ratio, seed } => update::dropout(cx, ratio.0, *seed),
+        Op::Dropout { ratio, seed } => convert::dropout(cx, ratio.0, *seed),
+        Op::Cast { .. } => convert::cast(cx),
         Op::SgdUpdate => update::sgd(cx),
         Op::Fill { value, .. } => update::fill(cx, value.0),
         Op::Reshape { .. } => update::copy(cx),

@@ -166,11 +166,12 @@ pub(super) fn slice(cx: &mut Cx<'_>, slice: &SliceAttrs) -> Result<(), CudaError
 
 /// [`vdnn_ir::Op::SliceGrad`]: zeros, then dy on top.
 pub(super) fn slice_grad(cx: &mut Cx<'_>, slice: &SliceAttrs) -> Result<(), CudaError> {
-    let (dy, dx) = (cx.f32(0)?, cx.f32_out(0)?);
+    let (dy, dx) = (cx.real(0)?, cx.real_out(0)?);
+    let size = dx.ty.dtype.bytes();
     if dy.ty.elements() < dx.ty.elements() {
-        cx.fill(dx.ptr, 4, 0, dx.ty.elements())?;
+        cx.fill(dx.ptr, size, 0, dx.ty.elements())?;
     }
-    copy(cx, &dy.ty.dims, 4, &Place::whole(dy), &Place::of_slice(dx, slice))
+    copy(cx, &dy.ty.dims, size, &Place::whole(dy), &Place::of_slice(dx, slice))
 }
 
 /// [`vdnn_ir::Op::Pad`]: the value everywhere, then what is left of x after cropping on top.
@@ -192,7 +193,8 @@ pub(super) fn pad(cx: &mut Cx<'_>, before: &[i64], value: f32) -> Result<(), Cud
             DType::I64 => value as i64 as u64,
             DType::U8 => u64::from(value as u8),
             DType::Bool => u64::from(value != 0.0),
-            DType::F16 | DType::BF16 if value.to_bits() == 0 => 0,
+            DType::BF16 => u64::from(vdnn_ir::bf16::round(value)),
+            DType::F16 if value.to_bits() == 0 => 0,
             other => return Err(cx.unsupported(format!("a value for elements of type {other}"))),
         };
         cx.fill(y.ptr, y.ty.dtype.bytes(), bits, y.ty.elements())?;

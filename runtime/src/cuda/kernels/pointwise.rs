@@ -63,9 +63,10 @@ pub(super) fn unary(cx: &mut Cx<'_>, kind: UnaryKind) -> Result<(), CudaError> {
         return Ok(());
     }
     let args = Args::new().ptr(x.ptr).ptr(y.ptr).u64(n);
-    if x.ty.dtype == DType::F32 {
-        let (name, p, q) = function(kind);
-        return cx.per_items(Kernel::instance(Source::Pointwise, "UNARY", name), n / 4, args.f32(p).f32(q));
+    if matches!(x.ty.dtype, DType::F32 | DType::BF16) {
+        let (element, (name, p, q)) = (cx.element(x)?, function(kind));
+        let kernel = Kernel::instance(Source::Pointwise, "UNARY", &format!("{}, {name}", element.name));
+        return cx.per_items(kernel, n / element.width, args.f32(p).f32(q));
     }
     let name = if kind == UnaryKind::Neg { "Negate" } else { "Magnitude" };
     let (ty, _) = typed(cx, x.ty.dtype)?;
@@ -77,15 +78,17 @@ pub(super) fn unary(cx: &mut Cx<'_>, kind: UnaryKind) -> Result<(), CudaError> {
 
 /// [`vdnn_ir::Op::UnaryGrad`].
 pub(super) fn unary_grad(cx: &mut Cx<'_>, kind: UnaryKind) -> Result<(), CudaError> {
-    let (dy, s, dx) = (cx.f32(0)?, cx.f32(1)?, cx.f32_out(0)?);
+    let (dy, s, dx) = (cx.real(0)?, cx.real(1)?, cx.real_out(0)?);
     let n = dx.ty.elements();
     if n == 0 {
         return Ok(());
     }
     let (name, p, q) = function(kind);
-    let kernel = Kernel::instance(Source::Pointwise, "UNARY_GRAD", &format!("{name}Slope"));
+    let element = cx.element(dx)?;
+    let arguments = format!("{}, {name}Slope", element.name);
+    let kernel = Kernel::instance(Source::Pointwise, "UNARY_GRAD", &arguments);
     let args = Args::new().ptr(dy.ptr).ptr(s.ptr).ptr(dx.ptr).u64(n).f32(p).f32(q);
-    cx.per_items(kernel, n / 4, args)
+    cx.per_items(kernel, n / element.width, args)
 }
 
 /// [`vdnn_ir::Op::Binary`].
@@ -100,7 +103,7 @@ pub(super) fn binary(cx: &mut Cx<'_>, kind: BinaryKind) -> Result<(), CudaError>
     let mut axes = collapse(order.iter().map(|&d| Axis { extent: y.ty.dims[d], step: [sa[d], sb[d]] }));
     let name = binary_function(kind);
     let pointers = Args::new().ptr(a.ptr).ptr(b.ptr).ptr(y.ptr);
-    if y.ty.dtype != DType::F32 {
+    if !matches!(y.ty.dtype, DType::F32 | DType::BF16) {
         let (ty, arithmetic) = typed(cx, y.ty.dtype)?;
         let kernel =
             Kernel::instance(Source::Pointwise, "BINARY_TYPED", &format!("{name}, {ty}, {arithmetic}"));
@@ -109,18 +112,17 @@ pub(super) fn binary(cx: &mut Cx<'_>, kind: BinaryKind) -> Result<(), CudaError>
         cx.per_thread(kernel, n, pointers.u32(n).pod(&walk));
         return Ok(());
     }
+    let element = cx.element(y)?;
     // One dimension at most: both operands run along, or one is a single element.
     if axes.len() <= 1 && axes.iter().all(|axis| axis.step.iter().all(|&s| s == 0 || s == 1)) {
         let step = axes.first().map_or([1, 1], |axis| axis.step);
         let args = pointers.u64(n).u32(step[0] as u32).u32(step[1] as u32);
-        return cx.per_items(Kernel::instance(Source::Pointwise, "BINARY", name), n / 4, args);
+        let kernel = Kernel::instance(Source::Pointwise, "BINARY", &format!("{}, {name}", element.name));
+        return cx.per_items(kernel, n / element.width, args);
     }
-    let vectors = vectorise(&mut axes);
-    let kernel = Kernel::instance(
-        Source::Pointwise,
-        "BINARY_STRIDED",
-        &format!("{name}, {}", if vectors { 4 } else { 1 }),
-    );
+    let width = if vectorise(&mut axes, element.width) { element.width } else { 1 };
+    let arguments = format!("{}, {name}, {width}", element.name);
+    let kernel = Kernel::instance(Source::Pointwise, "BINARY_STRIDED", &arguments);
     let single = axes.last().map_or([0, 0], |axis| axis.step.map(|s| u32::from(s == 0)));
     let walk = Walk::new(&axes).ok_or_else(|| cx.unsupported("a broadcast of this shape"))?;
     let groups = positions(&axes).unwrap_or(u64::MAX);
@@ -128,19 +130,19 @@ pub(super) fn binary(cx: &mut Cx<'_>, kind: BinaryKind) -> Result<(), CudaError>
     cx.per_items(kernel, groups, args)
 }
 
-/// Turns the innermost axis into one of groups of four elements, if both operands then read
+/// Turns the innermost axis into one of groups of `width` elements, if both operands then read
 /// whole vectors or single elements.
-fn vectorise(axes: &mut [Axis]) -> bool {
+fn vectorise(axes: &mut [Axis], width: u64) -> bool {
     let Some((last, outer)) = axes.split_last_mut() else { return false };
     let fits = |i: usize| match last.step[i] {
         0 => true,
-        1 => outer.iter().all(|axis| axis.step[i] % 4 == 0),
+        1 => outer.iter().all(|axis| axis.step[i] % width as i64 == 0),
         _ => false,
     };
-    if !last.extent.is_multiple_of(4) || !fits(0) || !fits(1) {
+    if !last.extent.is_multiple_of(width) || !fits(0) || !fits(1) {
         return false;
     }
-    last.extent /= 4;
-    last.step = last.step.map(|s| 4 * s);
+    last.extent /= width;
+    last.step = last.step.map(|s| width as i64 * s);
     true
 }

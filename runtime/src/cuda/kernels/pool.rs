@@ -1,14 +1,15 @@
 //! Pools and their gradients.
 
-use super::context::Cx;
+use super::context::{Cx, Element};
 use super::reduce::{self, Fold};
 use super::shape::{Divisor, Image};
 use super::source::{Kernel, Source};
 use super::step::{Args, LIMIT};
 use crate::cuda::error::CudaError;
+use crate::cuda::launch::Operand;
 use bytemuck::{Pod, Zeroable};
 use vdnn_ir::op::PoolAttrs;
-use vdnn_ir::{DType, Layout, TensorType};
+use vdnn_ir::{DType, Layout};
 
 /// `Pool` of pool.cuh.
 #[repr(C)]
@@ -39,25 +40,36 @@ struct Plan {
     y: Image,
     /// Channels a thread.
     width: u64,
+    element: Element,
+    /// Bytes of an element.
+    bytes: u64,
     /// Two spatial dimensions, no dilation.
     plain: bool,
 }
 
-/// Whether a kernel has one thread per input or per output position.
+/// What a kernel has one thread for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Per {
     Input,
     Output,
+    /// A patch of [`PATCH`] by [`PATCH`] input positions.
+    Patch,
 }
+
+/// Edge of a patch of input positions; pool_patch.cu calls it PATCH.
+const PATCH: u32 = 2;
 
 impl Plan {
     fn new(
         cx: &Cx<'_>,
         attrs: &PoolAttrs,
         include_pad: bool,
-        x: &TensorType,
-        y: &TensorType,
+        x: Operand<'_>,
+        y: Operand<'_>,
     ) -> Result<Self, CudaError> {
+        let element = cx.element(x)?;
+        let (ty, y) = (x.ty, y.ty);
+        let x = ty;
         let spatial = x.rank() - 2;
         if !(1..=3).contains(&spatial) {
             return Err(cx.unsupported(format!("{spatial} spatial dimensions; 1 to 3 are possible")));
@@ -81,6 +93,7 @@ impl Plan {
         let image = Image::new(x);
         // A plane of one element has output planes of more, so only the layout counts.
         let last = x.layout == Layout::ChannelsLast;
+        // Wider ones need more registers than the windows leave.
         let width = if last && image.channels.is_multiple_of(4) { 4 } else { 1 };
         let of = |n: u32| Divisor::new(u64::from(n));
         let pool = Pool {
@@ -103,7 +116,8 @@ impl Plan {
         };
         let x = Image { last, ..image };
         let y = Image { last, ..Image::new(y) };
-        Ok(Self { pool, x, y, width, plain: spatial == 2 && dilation == [1; 3] })
+        let bytes = ty.dtype.bytes();
+        Ok(Self { pool, x, y, width, element, bytes, plain: spatial == 2 && dilation == [1; 3] })
     }
 
     /// The extent of a square window with a kernel of its own, else 0.
@@ -112,21 +126,25 @@ impl Plan {
         if self.plain && h == w && matches!(h, 2 | 3) && (self.width == 4 || !self.x.last) { h } else { 0 }
     }
 
-    /// The stride and the most windows over a position, for both dimensions, if few enough for
-    /// kernels without loops; else zeros.
-    fn windows(&self) -> (u32, u32) {
-        let ([_, h, w], [_, stride, other]) = (self.pool.kernel, self.pool.stride);
-        let n = h.max(w).div_ceil(stride);
-        if self.plain && stride == other && n <= 3 { (stride, n) } else { (0, 0) }
+    /// The kernel for the gradient by patches of input positions, if the geometry has one.
+    fn patch_kernel(&self, max: bool) -> Option<Kernel> {
+        let Pool { kernel: [_, k, kw], stride: [_, s, sw], before: [_, h, w], .. } = self.pool;
+        let fits =
+            self.plain && k == kw && s == sw && matches!(k, 2 | 3) && matches!(s, 1 | 2) && h % s == w % s;
+        let at = format!("{max}, {}, {}, {s}, {k}, {}", self.x.last, self.width, h % s);
+        let arguments = format!("{}, {at}", self.element.name);
+        fits.then(|| Kernel::instance(Source::PoolPatch, "POOL_GRAD_PATCH", &arguments))
     }
 
     /// A kernel named by the layout: `planes` or `last` with the width first.
     fn kernel(&self, what: &str, arguments: &str) -> Kernel {
+        let comma = if arguments.is_empty() { "" } else { ", " };
         if self.x.last {
-            let arguments = format!("{}, {arguments}", self.width);
+            let arguments = format!("{}, {}{comma}{arguments}", self.element.name, self.width);
             Kernel::instance(Source::PoolLast, &format!("{what}_LAST"), &arguments)
         } else {
-            Kernel::instance(Source::PoolPlanes, &format!("{what}_PLANES"), arguments)
+            let arguments = format!("{}{comma}{arguments}", self.element.name);
+            Kernel::instance(Source::PoolPlanes, &format!("{what}_PLANES"), &arguments)
         }
     }
 
@@ -139,9 +157,11 @@ impl Plan {
         per: Per,
         args: impl Fn(u64) -> Args,
     ) -> Result<(), CudaError> {
+        let [rows, columns] = [1, 2].map(|d| u64::from(self.pool.input[d].div_ceil(PATCH)));
         let per_image = match per {
             Per::Input => self.x.channels * self.x.plane,
             Per::Output => self.y.channels * self.y.plane,
+            Per::Patch => self.x.channels * rows * columns,
         } / self.width;
         cx.count(per_image)?;
         let most = (LIMIT - 1) / per_image.max(1);
@@ -149,7 +169,11 @@ impl Plan {
         while image < self.x.images {
             let images = most.min(self.x.images - image);
             let n = cx.count(images * per_image)?;
-            cx.per_thread(kernel.clone(), n, args(image).u32(n).pod(&self.pool));
+            let mut args = args(image).u32(n);
+            if per == Per::Patch {
+                args = args.pod(&Divisor::new(rows)).pod(&Divisor::new(columns));
+            }
+            cx.per_thread(kernel.clone(), n, args.pod(&self.pool));
             image += images;
         }
         Ok(())
@@ -158,7 +182,7 @@ impl Plan {
     /// Byte offsets of an image in x, in y, and in an index tensor with elements of `index` bytes.
     fn offsets(&self, image: u64, index: u64) -> [u64; 3] {
         let (x, y) = (self.x.channels * self.x.plane, self.y.channels * self.y.plane);
-        [4 * image * x, 4 * image * y, index * image * y]
+        [self.bytes * image * x, self.bytes * image * y, index * image * y]
     }
 
     /// The window is the whole plane.
@@ -174,8 +198,8 @@ impl Plan {
 
 /// [`vdnn_ir::Op::MaxPool`].
 pub(super) fn max(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaError> {
-    let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
-    let plan = Plan::new(cx, attrs, false, x.ty, y.ty)?;
+    let (x, y) = (cx.real(0)?, cx.real_out(0)?);
+    let plan = Plan::new(cx, attrs, false, x, y)?;
     let index = cx.spec.outputs.get(1).copied();
     let kernel = plan.kernel("MAX_POOL", &plan.window().to_string());
     plan.launch(cx, &kernel, Per::Output, |image| {
@@ -188,15 +212,16 @@ pub(super) fn max(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaError> {
 
 /// [`vdnn_ir::Op::MaxPoolGrad`].
 pub(super) fn max_grad(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaError> {
-    let (dy, index, dx) = (cx.f32(0)?, cx.input(1)?, cx.f32_out(0)?);
-    let plan = Plan::new(cx, attrs, false, dx.ty, dy.ty)?;
-    let ((stride, n), ty) = match index.ty.dtype {
-        DType::U8 => (plan.windows(), "u8"),
-        DType::I32 => ((0, 0), "i32"),
+    let (dy, index, dx) = (cx.real(0)?, cx.input(1)?, cx.real_out(0)?);
+    let plan = Plan::new(cx, attrs, false, dx, dy)?;
+    let (patch, ty) = match index.ty.dtype {
+        DType::U8 => (plan.patch_kernel(true), "u8"),
+        DType::I32 => (None, "i32"),
         other => return Err(cx.unsupported(format!("an index of type {other}"))),
     };
-    let kernel = plan.kernel("MAX_POOL_GRAD", &format!("{stride}, {n}, {ty}"));
-    plan.launch(cx, &kernel, Per::Input, |image| {
+    let per = if patch.is_some() { Per::Patch } else { Per::Input };
+    let kernel = patch.unwrap_or_else(|| plan.kernel("MAX_POOL_GRAD", ty));
+    plan.launch(cx, &kernel, per, |image| {
         let [at_x, at_y, at_index] = plan.offsets(image, index.ty.dtype.bytes());
         Args::new().ptr(dy.ptr + at_y).ptr(index.ptr + at_index).ptr(dx.ptr + at_x)
     })
@@ -204,16 +229,16 @@ pub(super) fn max_grad(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaErr
 
 /// [`vdnn_ir::Op::AvgPool`].
 pub(super) fn average(cx: &mut Cx<'_>, attrs: &PoolAttrs, include_pad: bool) -> Result<(), CudaError> {
-    let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
-    let plan = Plan::new(cx, attrs, include_pad, x.ty, y.ty)?;
+    let (x, y) = (cx.real(0)?, cx.real_out(0)?);
+    let plan = Plan::new(cx, attrs, include_pad, x, y)?;
     if plan.global() {
         let Image { images, channels, plane, last } = plan.x;
         let mean = Fold { name: "Sum", divisor: plane as f64 };
         if !last {
-            return reduce::rows(cx, mean, x, y.ptr, [1, images * channels, plane]);
+            return reduce::rows(cx, mean, x, y, [1, images * channels, plane]);
         }
         if images <= 65_535 {
-            return reduce::columns(cx, mean, x, y.ptr, [images, plane, channels]);
+            return reduce::columns(cx, mean, x, y, [images, plane, channels]);
         }
     }
     let kernel = plan.kernel("AVERAGE_POOL", &plan.window().to_string());
@@ -225,12 +250,17 @@ pub(super) fn average(cx: &mut Cx<'_>, attrs: &PoolAttrs, include_pad: bool) -> 
 
 /// [`vdnn_ir::Op::AvgPoolGrad`].
 pub(super) fn average_grad(cx: &mut Cx<'_>, attrs: &PoolAttrs, include_pad: bool) -> Result<(), CudaError> {
-    let (dy, dx) = (cx.f32(0)?, cx.f32_out(0)?);
-    let plan = Plan::new(cx, attrs, include_pad, dx.ty, dy.ty)?;
-    let (stride, n) = plan.windows();
-    let kernel = plan.kernel("AVERAGE_POOL_GRAD", &format!("{stride}, {n}"));
-    plan.launch(cx, &kernel, Per::Input, |image| {
+    let (dy, dx) = (cx.real(0)?, cx.real_out(0)?);
+    let plan = Plan::new(cx, attrs, include_pad, dx, dy)?;
+    let Some(kernel) = plan.patch_kernel(false) else {
+        let kernel = plan.kernel("AVERAGE_POOL_GRAD", "");
+        return plan.launch(cx, &kernel, Per::Input, |image| {
+            let [at_x, at_y, _] = plan.offsets(image, 0);
+            Args::new().ptr(dy.ptr + at_y).ptr(dx.ptr + at_x)
+        });
+    };
+    plan.launch(cx, &kernel, Per::Patch, |image| {
         let [at_x, at_y, _] = plan.offsets(image, 0);
-        Args::new().ptr(dy.ptr + at_y).ptr(dx.ptr + at_x)
+        Args::new().ptr(dy.ptr + at_y).ptr(0).ptr(dx.ptr + at_x)
     })
 }

@@ -35,15 +35,16 @@ pub(super) fn reduce(
     let count: u64 = axes.iter().map(|&a| x.ty.dims[a as usize]).product();
     let divisor = if kind == ReduceKind::Mean { count as f64 } else { 1.0 };
     let fold = Fold { name: if kind == ReduceKind::Max { "Max" } else { "Sum" }, divisor };
-    let fast = x.ty.dtype == DType::F32 && count > 0 && same_order(x.ty, y.ty, axes, keepdims);
+    let fast =
+        matches!(x.ty.dtype, DType::F32 | DType::BF16) && count > 0 && same_order(x.ty, y.ty, axes, keepdims);
     match (fast, pattern(x.ty, axes).as_slice()) {
-        (true, []) => rows(cx, fold, x, y.ptr, [1, 1, 1]),
-        (true, &[(n, true)]) => rows(cx, fold, x, y.ptr, [1, 1, n]),
-        (true, &[(k, false)]) => rows(cx, fold, x, y.ptr, [1, k, 1]),
-        (true, &[(k, false), (n, true)]) => rows(cx, fold, x, y.ptr, [1, k, n]),
-        (true, &[(m, true), (k, false), (n, true)]) => rows(cx, fold, x, y.ptr, [m, k, n]),
-        (true, &[(n, true), (k, false)]) => columns(cx, fold, x, y.ptr, [1, n, k]),
-        (true, &[(j, false), (n, true), (k, false)]) if j <= GRID => columns(cx, fold, x, y.ptr, [j, n, k]),
+        (true, []) => rows(cx, fold, x, y, [1, 1, 1]),
+        (true, &[(n, true)]) => rows(cx, fold, x, y, [1, 1, n]),
+        (true, &[(k, false)]) => rows(cx, fold, x, y, [1, k, 1]),
+        (true, &[(k, false), (n, true)]) => rows(cx, fold, x, y, [1, k, n]),
+        (true, &[(m, true), (k, false), (n, true)]) => rows(cx, fold, x, y, [m, k, n]),
+        (true, &[(n, true), (k, false)]) => columns(cx, fold, x, y, [1, n, k]),
+        (true, &[(j, false), (n, true), (k, false)]) if j <= GRID => columns(cx, fold, x, y, [j, n, k]),
         _ => any(cx, kind, axes, keepdims, x, y),
     }
 }
@@ -86,10 +87,11 @@ pub(super) fn rows(
     cx: &mut Cx<'_>,
     fold: Fold,
     x: Operand<'_>,
-    y: CUdeviceptr,
+    y: Operand<'_>,
     [outer, kept, inner]: [u64; 3],
 ) -> Result<(), CudaError> {
-    let width = if inner.is_multiple_of(4) { 4 } else { 1 };
+    let (from, to) = (cx.element(x)?, cx.element(y)?.name);
+    let width = from.fitting(inner);
     let (inner, kept32) = (inner / width, cx.count(kept)?);
     let units = u64::from(cx.count(outer * inner)?);
     // A warp for a short row, a block for a long one, several where there are few.
@@ -101,13 +103,13 @@ pub(super) fn rows(
     let partial = if parts > 1 { cx.scratch(0, 8 * kept * parts)? } else { 0 };
     let args = Args::new()
         .ptr(x.ptr)
-        .ptr(y)
+        .ptr(y.ptr)
         .ptr(partial)
         .u32(kept32)
         .pod(&Divisor::new(inner))
         .u32(units as u32)
         .f64(fold.divisor);
-    let arguments = format!("{group}, {width}, {}", fold.name);
+    let arguments = format!("{}, {to}, {group}, {width}, {}", from.name, fold.name);
     let blocks = kept32.div_ceil(THREADS / group);
     let kernel = Kernel::instance(Source::Reduce, "REDUCE_ROWS", &arguments);
     cx.push(Step { grid: [blocks, parts as u32, 1], ..Step::new(kernel, blocks, args) });
@@ -119,10 +121,11 @@ pub(super) fn columns(
     cx: &mut Cx<'_>,
     fold: Fold,
     x: Operand<'_>,
-    y: CUdeviceptr,
+    y: Operand<'_>,
     [outer, rows, columns]: [u64; 3],
 ) -> Result<(), CudaError> {
-    let width = if columns.is_multiple_of(4) { 4 } else { 1 };
+    let (from, to) = (cx.element(x)?, cx.element(y)?.name);
+    let width = from.fitting(columns);
     let lanes = lanes(columns / width);
     let groups = (columns / width).div_ceil(lanes);
     let height = u64::from(THREADS) / lanes;
@@ -131,13 +134,14 @@ pub(super) fn columns(
     let partial = if parts > 1 { cx.scratch(0, 8 * columns * outer * parts)? } else { 0 };
     let args = Args::new()
         .ptr(x.ptr)
-        .ptr(y)
+        .ptr(y.ptr)
         .ptr(partial)
         .u32(cx.count(rows)?)
         .u32(cx.count(columns)?)
         .u32(lanes as u32)
         .f64(fold.divisor);
-    let kernel = Kernel::instance(Source::Reduce, "REDUCE_COLUMNS", &format!("{width}, {}", fold.name));
+    let arguments = format!("{}, {to}, {width}, {}", from.name, fold.name);
+    let kernel = Kernel::instance(Source::Reduce, "REDUCE_COLUMNS", &arguments);
     let grid = [cx.count(groups)?, parts as u32, outer as u32];
     cx.push(Step { grid, ..Step::new(kernel, 1, args) });
     finish(cx, fold, y, partial, columns * outer, parts)
@@ -146,7 +150,7 @@ pub(super) fn columns(
 fn finish(
     cx: &mut Cx<'_>,
     fold: Fold,
-    y: CUdeviceptr,
+    y: Operand<'_>,
     partial: CUdeviceptr,
     kept: u64,
     parts: u64,
@@ -155,8 +159,9 @@ fn finish(
         return Ok(());
     }
     let kept = cx.count(kept)?;
-    let args = Args::new().ptr(partial).ptr(y).u32(kept).u32(parts as u32).f64(fold.divisor);
-    let kernel = Kernel::instance(Source::Reduce, "REDUCE_FINISH", fold.name);
+    let args = Args::new().ptr(partial).ptr(y.ptr).u32(kept).u32(parts as u32).f64(fold.divisor);
+    let arguments = format!("{}, {}", cx.element(y)?.name, fold.name);
+    let kernel = Kernel::instance(Source::Reduce, "REDUCE_FINISH", &arguments);
     cx.push(Step::new(kernel, kept.div_ceil(16), args));
     Ok(())
 }
@@ -196,10 +201,14 @@ fn any(
     let args = Args::new().ptr(x.ptr).ptr(y.ptr).u32(outputs).u32(count32);
     let mean = kind == ReduceKind::Mean;
     let (types, args) = match x.ty.dtype {
-        DType::F32 | DType::F64 => {
+        DType::F32 | DType::BF16 | DType::F64 => {
             let start = if is_max { f64::NEG_INFINITY } else { 0.0 };
             let divisor = if mean { count as f64 } else { 1.0 };
-            let types = if x.ty.dtype == DType::F32 { "float, double" } else { "double, double" };
+            let types = match x.ty.dtype {
+                DType::F64 => "double, double, double",
+                DType::BF16 => "bf16, float, double",
+                _ => "float, float, double",
+            };
             (types, args.f64(start).f64(divisor))
         }
         DType::I32 | DType::I64 => {
@@ -208,7 +217,7 @@ fn any(
             }
             let start = if is_max { i64::MIN } else { 0 };
             let divisor = if mean { count as i64 } else { 1 };
-            let types = if x.ty.dtype == DType::I32 { "i32, i64" } else { "i64, i64" };
+            let types = if x.ty.dtype == DType::I32 { "i32, i32, i64" } else { "i64, i64, i64" };
             (types, args.i64(start).i64(divisor))
         }
         other => return Err(cx.unsupported(format!("elements of type {other}"))),

@@ -11,10 +11,14 @@ pub(super) enum Source {
     Loss,
     PoolPlanes,
     PoolLast,
+    PoolPatch,
     BatchNormSums,
     BatchNormCoefficients,
     BatchNormApply,
     Lrn,
+    Proof,
+    Dropout,
+    Cast,
 }
 
 /// The files that sources include, with their names.
@@ -45,12 +49,16 @@ impl Source {
             Self::Loss => ("loss.cu", include_str!("source/loss.cu")),
             Self::PoolPlanes => ("pool_planes.cu", include_str!("source/pool_planes.cu")),
             Self::PoolLast => ("pool_last.cu", include_str!("source/pool_last.cu")),
+            Self::PoolPatch => ("pool_patch.cu", include_str!("source/pool_patch.cu")),
             Self::BatchNormSums => ("batchnorm_sums.cu", include_str!("source/batchnorm_sums.cu")),
             Self::BatchNormCoefficients => {
                 ("batchnorm_coefficients.cu", include_str!("source/batchnorm_coefficients.cu"))
             }
             Self::BatchNormApply => ("batchnorm_apply.cu", include_str!("source/batchnorm_apply.cu")),
             Self::Lrn => ("lrn.cu", include_str!("source/lrn.cu")),
+            Self::Proof => ("proof.cu", include_str!("source/proof.cu")),
+            Self::Dropout => ("dropout.cu", include_str!("source/dropout.cu")),
+            Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
         }
     }
 }
@@ -79,7 +87,8 @@ impl Kernel {
             name.push('_');
             name.push_str(&word.to_lowercase());
         }
-        Self { source, line: format!("{macro}({name}, {arguments})\n"), name }
+        let comma = if arguments.is_empty() { "" } else { ", " };
+        Self { source, line: format!("{macro}({name}{comma}{arguments})\n"), name }
     }
 
     /// The complete text to compile.

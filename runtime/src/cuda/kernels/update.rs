@@ -1,36 +1,72 @@
-//! Dropout, the optimizer step, constants and plain copies.
+//! The optimizer step, constants and plain copies.
 
 use super::context::Cx;
 use super::source::{Kernel, Source};
-use super::step::Args;
+use super::step::{Args, ITEMS, Step, THREADS};
 use crate::cuda::error::CudaError;
-use vdnn_ir::Layout;
+use bytemuck::{Pod, Zeroable};
+use vdnn_ir::op::MAX_UPDATES;
 
-/// [`vdnn_ir::Op::Dropout`].
-pub(super) fn dropout(cx: &mut Cx<'_>, ratio: f32, seed: u64) -> Result<(), CudaError> {
-    let (x, step, y) = (cx.f32(0)?, cx.input(1)?, cx.f32_out(0)?);
-    if y.ty.layout == Layout::ChannelsLast && !y.ty.layout_is_moot() {
-        return Err(cx.unsupported("the mask follows row-major order; the tensor is channels-last"));
-    }
-    let n = y.ty.elements();
-    if n == 0 {
-        return Ok(());
-    }
-    let scale = 1.0 / (1.0 - f64::from(ratio));
-    let args = Args::new().ptr(x.ptr).ptr(step.ptr).ptr(y.ptr).u64(n).u64(seed).f64(scale).f32(ratio);
-    cx.per_items(Kernel::fixed(Source::Update, "dropout"), n / 4, args)
+/// One weight of `sgd_many` in update.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Weight {
+    w_in: u64,
+    v_in: u64,
+    g: u64,
+    w_out: u64,
+    v_out: u64,
+    elements: u32,
+    first_block: u32,
 }
+
+/// `Weights` of update.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Weights {
+    all: [Weight; MAX_UPDATES],
+}
+
+/// Elements of a block: [`ITEMS`] vectors of four a thread.
+const BLOCK: u64 = 4 * (THREADS * ITEMS) as u64;
 
 /// [`vdnn_ir::Op::SgdUpdate`].
 pub(super) fn sgd(cx: &mut Cx<'_>) -> Result<(), CudaError> {
-    let [w, v, g, hyper] = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32(3)?].map(|x| x.ptr);
-    let (w_out, v_out) = (cx.f32_out(0)?, cx.f32_out(1)?);
-    let n = w_out.ty.elements();
-    if n == 0 {
-        return Ok(());
+    let hyper = cx.f32(cx.spec.inputs.len().saturating_sub(1))?.ptr;
+    let mut weights: Weights = Zeroable::zeroed();
+    let (mut count, mut blocks) = (0, 0);
+    for i in 0..cx.spec.outputs.len() / 2 {
+        let [w, v, g] = [cx.f32(3 * i)?, cx.f32(3 * i + 1)?, cx.f32(3 * i + 2)?].map(|x| x.ptr);
+        let (w_out, v_out) = (cx.f32_out(2 * i)?, cx.f32_out(2 * i + 1)?.ptr);
+        let elements = w_out.ty.elements();
+        if elements == 0 {
+            continue;
+        }
+        let weight = weights.all.get_mut(count).ok_or_else(|| cx.unsupported("this many weights"))?;
+        *weight = Weight {
+            w_in: w,
+            v_in: v,
+            g,
+            w_out: w_out.ptr,
+            v_out,
+            elements: cx.count(elements)?,
+            first_block: cx.count(blocks)?,
+        };
+        count += 1;
+        blocks += elements.div_ceil(BLOCK);
     }
-    let args = Args::new().ptr(w).ptr(v).ptr(g).ptr(hyper).ptr(w_out.ptr).ptr(v_out.ptr).u64(n);
-    cx.per_items(Kernel::fixed(Source::Update, "sgd"), n / 4, args)
+    if count == 1 {
+        let Weight { w_in, v_in, g, w_out, v_out, elements, .. } = weights.all[0];
+        let n = u64::from(elements);
+        let args = Args::new().ptr(w_in).ptr(v_in).ptr(g).ptr(hyper).ptr(w_out).ptr(v_out).u64(n);
+        return cx.per_items(Kernel::fixed(Source::Update, "sgd"), n / 4, args);
+    }
+    if count > 0 {
+        let args = Args::new().ptr(hyper).u32(count as u32).pod(&weights);
+        let blocks = cx.count(blocks)?;
+        cx.push(Step::new(Kernel::fixed(Source::Update, "sgd_many"), blocks, args));
+    }
+    Ok(())
 }
 
 /// [`vdnn_ir::Op::Fill`].

@@ -1,41 +1,42 @@
 //! Rules of gradient and update ops.
 
 use super::{InferError, Rule, Types, movement, nn, window};
+use crate::op::MAX_UPDATES;
 use crate::op::{ConvAttrs, LossReduction, PoolAttrs, SliceAttrs};
 use crate::types::{DType, Dims};
 use smallvec::smallvec;
 
 pub(super) fn conv_dgrad(cx: &Rule<'_>, conv: &ConvAttrs, x_dims: &Dims) -> Result<Types, InferError> {
     cx.arity(2, 2)?;
-    let out = window::conv_out(cx, conv, x_dims, cx.f32(1, "w")?)?;
-    cx.f32_dims(0, "dy", &out)?;
-    cx.one(DType::F32, x_dims.clone())
+    let out = window::conv_out(cx, conv, x_dims, cx.real(1, "w")?)?;
+    cx.real_dims(0, "dy", &out, 1)?;
+    cx.one(cx.inputs[0].dtype, x_dims.clone())
 }
 
 pub(super) fn conv_wgrad(cx: &Rule<'_>, conv: &ConvAttrs, w_dims: &Dims) -> Result<Types, InferError> {
     cx.arity(2, 2)?;
-    let out = window::conv_out(cx, conv, cx.f32(0, "x")?, w_dims)?;
-    cx.f32_dims(1, "dy", &out)?;
+    let out = window::conv_out(cx, conv, cx.real(0, "x")?, w_dims)?;
+    cx.real_dims(1, "dy", &out, 0)?;
     cx.one(DType::F32, w_dims.clone())
 }
 
 pub(super) fn max_pool(cx: &Rule<'_>, pool: &PoolAttrs, x_dims: &Dims) -> Result<Types, InferError> {
     cx.arity(2, 2)?;
     let out = window::pool_out(cx, pool, x_dims)?;
-    cx.f32_dims(0, "dy", &out)?;
+    cx.real_dims(0, "dy", &out, 0)?;
     let index = cx.ty(window::pool_index_dtype(pool).map_err(|e| cx.error(&e.0))?, out)?;
     // Layouts are compared apart.
     if *cx.inputs[1] != index.in_layout(cx.inputs[1].layout) {
         return cx.fail(format_args!("idx of type {index}"), cx.inputs[1]);
     }
-    cx.one(DType::F32, x_dims.clone())
+    cx.one(cx.inputs[0].dtype, x_dims.clone())
 }
 
 pub(super) fn avg_pool(cx: &Rule<'_>, pool: &PoolAttrs, x_dims: &Dims) -> Result<Types, InferError> {
     cx.arity(1, 1)?;
     let out = window::pool_out(cx, pool, x_dims)?;
-    cx.f32_dims(0, "dy", &out)?;
-    cx.one(DType::F32, x_dims.clone())
+    cx.real_dims(0, "dy", &out, 0)?;
+    cx.one(cx.inputs[0].dtype, x_dims.clone())
 }
 
 /// Both batch norm gradients: the last two operands are statistics per channel.
@@ -64,7 +65,7 @@ pub(super) fn batch_norm_relu(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, 
         cx.equal(0, 6)?;
     }
     let vector = cx.ty(DType::F32, smallvec![c])?;
-    let dx = cx.ty(DType::F32, cx.inputs[0].dims.clone())?;
+    let dx = cx.ty(cx.inputs[0].dtype, cx.inputs[0].dims.clone())?;
     let mut types: Types = smallvec![dx.clone(), vector.clone(), vector];
     match n_outputs {
         4 if gated => types.push(dx),
@@ -77,8 +78,8 @@ pub(super) fn batch_norm_relu(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, 
 pub(super) fn slice(cx: &Rule<'_>, slice: &SliceAttrs, x_dims: &Dims) -> Result<Types, InferError> {
     cx.arity(1, 1)?;
     movement::slice(cx, slice, x_dims)?;
-    cx.f32_dims(0, "dy", &slice.lens)?;
-    cx.one(DType::F32, x_dims.clone())
+    cx.real_dims(0, "dy", &slice.lens, 0)?;
+    cx.one(cx.inputs[0].dtype, x_dims.clone())
 }
 
 pub(super) fn cross_entropy(cx: &Rule<'_>, reduction: LossReduction) -> Result<Types, InferError> {
@@ -101,11 +102,17 @@ pub(super) fn negative_log_likelihood(
 }
 
 pub(super) fn sgd(cx: &Rule<'_>) -> Result<Types, InferError> {
-    cx.arity(4, 4)?;
-    cx.f32(0, "w")?;
-    cx.equal(0, 1)?;
-    cx.equal(0, 2)?;
-    cx.f32_dims(3, "hyper", &[3])?;
-    let w = cx.ty(DType::F32, cx.inputs[0].dims.clone())?;
-    Ok(smallvec![w.clone(), w])
+    // Up to the next multiple: three operands a weight.
+    let weights = (cx.inputs.len().saturating_sub(1)).div_ceil(3).clamp(1, MAX_UPDATES);
+    cx.arity(3 * weights + 1, 3 * weights + 1)?;
+    let mut types = Types::new();
+    for i in (0..weights).map(|i| 3 * i) {
+        cx.f32(i, "w")?;
+        cx.equal(i, i + 1)?;
+        cx.equal(i, i + 2)?;
+        let w = cx.ty(DType::F32, cx.inputs[i].dims.clone())?;
+        types.extend([w.clone(), w]);
+    }
+    cx.f32_dims(3 * weights, "hyper", &[3])?;
+    Ok(types)
 }

@@ -37,6 +37,7 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::SliceGrad { .. }
             | Op::SgdUpdate
             | Op::Relayout { .. }
+            | Op::Cast { .. }
             | Op::OffloadStart
             | Op::OffloadDone
             | Op::PrefetchStart

@@ -7,21 +7,23 @@ use smallvec::smallvec;
 
 pub(super) fn conv(cx: &Rule<'_>, conv: &ConvAttrs) -> Result<Types, InferError> {
     cx.arity(2, 3)?;
-    let out = window::conv_out(cx, conv, cx.f32(0, "x")?, cx.f32(1, "w")?)?;
+    let out = window::conv_out(cx, conv, cx.real(0, "x")?, cx.real(1, "w")?)?;
+    cx.equal_dtypes(0, 1)?;
     if cx.inputs.len() == 3 {
         cx.f32_dims(2, "b", &out[1..2])?;
     }
-    cx.one(DType::F32, out)
+    cx.one(cx.inputs[0].dtype, out)
 }
 
 pub(super) fn max_pool(cx: &Rule<'_>, pool: &PoolAttrs, n_outputs: usize) -> Result<Types, InferError> {
     cx.arity(1, 1)?;
-    let out = window::pool_out(cx, pool, cx.f32(0, "x")?)?;
+    let out = window::pool_out(cx, pool, cx.real(0, "x")?)?;
+    let dtype = cx.inputs[0].dtype;
     match n_outputs {
-        1 => cx.one(DType::F32, out),
+        1 => cx.one(dtype, out),
         2 => {
             let index = window::pool_index_dtype(pool).map_err(|e| cx.error(&e.0))?;
-            Ok(smallvec![cx.ty(DType::F32, out.clone())?, cx.ty(index, out)?])
+            Ok(smallvec![cx.ty(dtype, out.clone())?, cx.ty(index, out)?])
         }
         n => cx.fail("1 or 2 outputs", n),
     }
@@ -29,12 +31,13 @@ pub(super) fn max_pool(cx: &Rule<'_>, pool: &PoolAttrs, n_outputs: usize) -> Res
 
 pub(super) fn conv_epilogue(cx: &Rule<'_>, conv: &ConvAttrs) -> Result<Types, InferError> {
     cx.arity(3, 4)?;
-    let out = window::conv_out(cx, conv, cx.f32(0, "x")?, cx.f32(1, "w")?)?;
+    let out = window::conv_out(cx, conv, cx.real(0, "x")?, cx.real(1, "w")?)?;
+    cx.equal_dtypes(0, 1)?;
     cx.f32_dims(2, "b", &out[1..2])?;
     if cx.inputs.len() == 4 {
-        cx.f32_dims(3, "r", &out)?;
+        cx.real_dims(3, "r", &out, 0)?;
     }
-    cx.one(DType::F32, out)
+    cx.one(cx.inputs[0].dtype, out)
 }
 
 fn statistics(cx: &Rule<'_>) -> Result<u64, InferError> {
@@ -89,7 +92,8 @@ fn matrix(dims: &[u64], transposed: bool) -> (u64, u64) {
 
 pub(super) fn gemm(cx: &Rule<'_>, trans_a: bool, trans_b: bool) -> Result<Types, InferError> {
     cx.arity(2, 3)?;
-    let (a, b) = (cx.f32(0, "a")?, cx.f32(1, "b")?);
+    let (a, b) = (cx.real(0, "a")?, cx.real(1, "b")?);
+    cx.equal_dtypes(0, 1)?;
     for (dims, ty) in [(a, cx.inputs[0]), (b, cx.inputs[1])] {
         if dims.len() != 2 {
             return cx.fail("matrices of rank 2", ty);
@@ -110,7 +114,8 @@ pub(super) fn gemm(cx: &Rule<'_>, trans_a: bool, trans_b: bool) -> Result<Types,
 
 pub(super) fn matmul(cx: &Rule<'_>, trans_a: bool, trans_b: bool) -> Result<Types, InferError> {
     cx.arity(2, 2)?;
-    let (a, b) = (cx.f32(0, "a")?, cx.f32(1, "b")?);
+    let (a, b) = (cx.real(0, "a")?, cx.real(1, "b")?);
+    cx.equal_dtypes(0, 1)?;
     for (dims, ty) in [(a, cx.inputs[0]), (b, cx.inputs[1])] {
         if dims.len() < 2 {
             return cx.fail("operands of rank 2 or more", ty);
@@ -127,7 +132,7 @@ pub(super) fn matmul(cx: &Rule<'_>, trans_a: bool, trans_b: bool) -> Result<Type
 
 pub(super) fn dropout(cx: &Rule<'_>, ratio: f32) -> Result<Types, InferError> {
     cx.arity(2, 2)?;
-    cx.f32(0, "x")?;
+    cx.real(0, "x")?;
     let step = cx.inputs[1];
     if step.dtype != DType::I64 || step.rank() != 0 {
         return cx.fail("step of type i64[]", step);

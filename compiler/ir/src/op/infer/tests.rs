@@ -225,3 +225,28 @@ fn oversized_tensors_are_refused() {
     assert!(err("expand(dims:[0,18446744073709551615])", &["f32[]"]).contains("at most"));
     assert!(err("fill(value:1.0,dims:[0,18446744073709551615,4])", &[]).contains("at most"));
 }
+
+#[test]
+fn feature_maps_may_be_bf16_and_parameters_may_not() {
+    let conv = "kernel:[3,3],strides:[1,1],before:[1,1],after:[1,1],dilations:[1,1],groups:1";
+    let (x, w, y) = ("bf16[2,4,5,5]", "bf16[6,4,3,3]", "bf16[2,6,5,5]");
+    let forward = format!("conv({conv})");
+    assert_eq!(ok(&forward, &[x, w, "f32[6]"], 1), y);
+    assert!(err(&forward, &[x, "f32[6,4,3,3]"]).contains("element type bf16"));
+    assert!(err(&forward, &[x, w, "bf16[6]"]).contains("b of type f32[6]"));
+    assert_eq!(ok(&format!("conv_dgrad(conv:({conv}),x_dims:[2,4,5,5])"), &[y, w], 1), x);
+    // Gradients of parameters are f32.
+    assert_eq!(ok(&format!("conv_wgrad(conv:({conv}),w_dims:[6,4,3,3])"), &[x, y], 1), "f32[6,4,3,3]");
+    let gemm = "gemm(trans_a:false,trans_b:true,alpha:1.0,beta:1.0)";
+    assert_eq!(ok(gemm, &["bf16[2,3]", "bf16[5,3]", "f32[5]"], 1), "f32[2,5]");
+    let v = "f32[3]";
+    let train = "batch_norm_train(eps:0.1,momentum:0.9)";
+    assert_eq!(ok(train, &["bf16[2,3,4]", v, v, v, v], 5), "bf16[2,3,4] f32[3] f32[3] f32[3] f32[3]");
+    assert_eq!(ok("batch_norm_grad", &["bf16[2,3]", "bf16[2,3]", v, v, v], 3), "bf16[2,3] f32[3] f32[3]");
+    assert!(err("batch_norm_grad", &["f32[2,3]", "bf16[2,3]", v, v, v]).contains("input 1"));
+    assert_eq!(ok("reduce(kind:sum,axes:[0],keepdims:false)", &["bf16[2,3]"], 1), v);
+    assert!(err("softmax(axis:0)", &["bf16[2]"]).contains("f32"));
+    assert_eq!(ok("cast(to:f32)", &["bf16[1,2,3,4]nhwc"], 1), "f32[1,2,3,4]nhwc");
+    assert!(err("cast(to:i64)", &["f32[2]"]).contains("f32 or bf16"));
+    assert!(err("cast(to:bf16)", &["i64[2]"]).contains("f32 or bf16"));
+}

@@ -108,8 +108,12 @@ pub(super) fn run_n(op: &Op, inputs: &[Tensor], outputs: usize) -> Vec<Tensor> {
     for (i, (fast, naive)) in base.iter().zip(&naive).enumerate() {
         agree(fast, naive, &format!("output {i} of {op}"));
     }
-    let legal: Vec<(usize, usize)> =
-        op.inplace().iter().copied().filter(|&(o, i)| base[o].ty() == inputs[i].ty()).collect();
+    let legal: Vec<(usize, usize)> = op
+        .inplace()
+        .iter()
+        .copied()
+        .filter(|&(o, i)| o < base.len() && i < inputs.len() && base[o].ty() == inputs[i].ty())
+        .collect();
     // Other processors have other products.
     let narrow = CpuKernels { par: Par::narrow(2) };
     let other = launch(&narrow, op, inputs, &[], outputs, 0).expect("a launch");

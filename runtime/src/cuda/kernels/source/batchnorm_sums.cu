@@ -4,22 +4,23 @@
 // What a pass over the tensors sums: x and x^2; or dy and dy (x - mean). With GATE 1 dy counts
 // where `gate` (the output of a ReLU behind the normalisation) is positive, with GATE 2 where
 // the recomputed output (x - mean) * scale * invstd + bias is.
+template <class T>
 struct Sources {
-    const float *x, *dy, *gate;
+    const T *x, *dy, *gate;
     const float *mean, *scale, *invstd, *bias;  // per channel; the last three for GATE 2
 };
 
-// Independent accesses to each tensor: fewer where several are read.
-template <u32 V, bool GRAD>
-constexpr u32 DEPTH = V == 4 && GRAD ? 2 : 4;
+// Independent accesses to each tensor: fewer where several are read, more where they are narrow.
+template <class T, u32 V, bool GRAD>
+constexpr u32 DEPTH = V == 4 ? (GRAD ? 8 : 16) / sizeof(T) : 4;
 
 // One channel of the planes [images, channels, plane], `units` groups of V elements, by the
 // blocks (channel, part). All parts run through the tensor side by side, so that at the end the
 // cache holds the end of the tensor. partial[part * channels + c] takes both sums.
-template <u32 V, bool GRAD, u32 GATE>
-__device__ __forceinline__ void sums_of_planes(const Sources& s, double2* partial, u32 channels, Divisor plane,
+template <u32 V, bool GRAD, u32 GATE, class T>
+__device__ __forceinline__ void sums_of_planes(const Sources<T>& s, double2* partial, u32 channels, Divisor plane,
                                                u32 units) {
-    constexpr u32 I = DEPTH<V, GRAD>;
+    constexpr u32 I = DEPTH<T, V, GRAD>;
     const u32 c = blockIdx.x;
     float mean = 0.0f, factor = 0.0f, bias = 0.0f;
     if constexpr (GRAD) mean = s.mean[c];
@@ -29,16 +30,16 @@ __device__ __forceinline__ void sums_of_planes(const Sources& s, double2* partia
     }
     double first = 0.0, second = 0.0;
     for (u32 u = blockIdx.y * (THREADS * I) + threadIdx.x; u < units; u += gridDim.y * (THREADS * I)) {
-        Vec<V> x[I], dy[I], gate[I];
+        Pack<T, V> x[I], dy[I], gate[I];
 #pragma unroll
         for (u32 j = 0; j < I; j++) {
             u32 image = u + j * THREADS;
             if (image < units) {
                 const u32 at = plane.take(image);
                 const u64 i = (((u64)image * channels + c) * plane.value + at) * V;
-                x[j] = load<V>(s.x + i);
-                if constexpr (GRAD) dy[j] = load<V>(s.dy + i);
-                if constexpr (GATE == 1) gate[j] = load<V>(s.gate + i);
+                x[j] = fetch<V>(s.x + i);
+                if constexpr (GRAD) dy[j] = fetch<V>(s.dy + i);
+                if constexpr (GATE == 1) gate[j] = fetch<V>(s.gate + i);
             }
         }
 #pragma unroll
@@ -47,12 +48,12 @@ __device__ __forceinline__ void sums_of_planes(const Sources& s, double2* partia
 #pragma unroll
                 for (u32 e = 0; e < V; e++) {
                     if constexpr (GRAD) {
-                        const float g = gated<GATE>(dy[j].v[e], x[j].v[e], GATE == 1 ? gate[j].v[e] : 0.0f, mean,
+                        const float g = gated<GATE>(dy[j][e], x[j][e], GATE == 1 ? gate[j][e] : 0.0f, mean,
                                                     factor, bias);
                         first += (double)g;
-                        second = fma((double)g, (double)x[j].v[e] - (double)mean, second);
+                        second = fma((double)g, (double)x[j][e] - (double)mean, second);
                     } else {
-                        const double v = (double)x[j].v[e];
+                        const double v = (double)x[j][e];
                         first += v;
                         second = fma(v, v, second);
                     }
@@ -67,9 +68,9 @@ __device__ __forceinline__ void sums_of_planes(const Sources& s, double2* partia
 
 // The same for rows of channels [rows, channels]: V channels a thread, `lanes` threads along
 // them and THREADS / lanes along the rows. Block (group of lanes, part).
-template <u32 V, bool GRAD, u32 GATE>
-__device__ __forceinline__ void sums_of_rows(const Sources& s, double2* partial, u32 channels, u32 rows, u32 lanes) {
-    constexpr u32 I = DEPTH<V, GRAD>;
+template <u32 V, bool GRAD, u32 GATE, class T>
+__device__ __forceinline__ void sums_of_rows(const Sources<T>& s, double2* partial, u32 channels, u32 rows, u32 lanes) {
+    constexpr u32 I = DEPTH<T, V, GRAD>;
     __shared__ double2 parts[THREADS * V];
     const u32 tx = threadIdx.x % lanes, ty = threadIdx.x / lanes, height = THREADS / lanes;
     const u32 c = (blockIdx.x * lanes + tx) * V;
@@ -86,14 +87,14 @@ __device__ __forceinline__ void sums_of_rows(const Sources& s, double2* partial,
             bias = load<V>(s.bias + c);
         }
         for (u32 row = blockIdx.y * height * I + ty; row < rows; row += gridDim.y * height * I) {
-            Vec<V> x[I], dy[I], gate[I];
+            Pack<T, V> x[I], dy[I], gate[I];
 #pragma unroll
             for (u32 j = 0; j < I; j++) {
                 if (row + j * height < rows) {
                     const u64 i = (u64)(row + j * height) * channels + c;
-                    x[j] = load<V>(s.x + i);
-                    if constexpr (GRAD) dy[j] = load<V>(s.dy + i);
-                    if constexpr (GATE == 1) gate[j] = load<V>(s.gate + i);
+                    x[j] = fetch<V>(s.x + i);
+                    if constexpr (GRAD) dy[j] = fetch<V>(s.dy + i);
+                    if constexpr (GATE == 1) gate[j] = fetch<V>(s.gate + i);
                 }
             }
 #pragma unroll
@@ -102,13 +103,13 @@ __device__ __forceinline__ void sums_of_rows(const Sources& s, double2* partial,
 #pragma unroll
                     for (u32 e = 0; e < V; e++) {
                         if constexpr (GRAD) {
-                            const float g = gated<GATE>(dy[j].v[e], x[j].v[e], GATE == 1 ? gate[j].v[e] : 0.0f,
+                            const float g = gated<GATE>(dy[j][e], x[j][e], GATE == 1 ? gate[j][e] : 0.0f,
                                                         mean.v[e], GATE == 2 ? factor.v[e] : 0.0f,
                                                         GATE == 2 ? bias.v[e] : 0.0f);
                             first[e] += (double)g;
-                            second[e] = fma((double)g, (double)x[j].v[e] - (double)mean.v[e], second[e]);
+                            second[e] = fma((double)g, (double)x[j][e] - (double)mean.v[e], second[e]);
                         } else {
-                            const double v = (double)x[j].v[e];
+                            const double v = (double)x[j][e];
                             first[e] += v;
                             second[e] = fma(v, v, second[e]);
                         }
@@ -135,13 +136,13 @@ __device__ __forceinline__ void sums_of_rows(const Sources& s, double2* partial,
 }
 
 // Four blocks a multiprocessor, which the number of parts counts on.
-#define BN_SUMS_PLANES(NAME, V, GRAD, GATE)                                                       \
+#define BN_SUMS_PLANES(NAME, T, V, GRAD, GATE)                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                      \
-        NAME(const Sources s, double2* partial, u32 channels, Divisor plane, u32 units) {         \
+        NAME(const Sources<T> s, double2* partial, u32 channels, Divisor plane, u32 units) {         \
         sums_of_planes<V, GRAD, GATE>(s, partial, channels, plane, units);                        \
     }
-#define BN_SUMS_ROWS(NAME, V, GRAD, GATE)                                                         \
+#define BN_SUMS_ROWS(NAME, T, V, GRAD, GATE)                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                      \
-        NAME(const Sources s, double2* partial, u32 channels, u32 rows, u32 lanes) {              \
+        NAME(const Sources<T> s, double2* partial, u32 channels, u32 rows, u32 lanes) {              \
         sums_of_rows<V, GRAD, GATE>(s, partial, channels, rows, lanes);                           \
     }

@@ -112,21 +112,62 @@ __device__ __forceinline__ double group_reduce(double v) {
     }
 }
 
-// V consecutive floats.
+// bfloat16: the upper half of a float. All arithmetic on it is in float.
+struct bf16 {
+    u16 bits;
+};
+
+// The nearest bf16 of two floats, ties to even, as they lie in memory.
+__device__ __forceinline__ u32 narrow(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+#else
+    u32 bits[2] = {__float_as_uint(low), __float_as_uint(high)};
+    for (u32& b : bits) b = (b & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (b + 0x7fff + (b >> 16 & 1)) >> 16;
+    return bits[0] | bits[1] << 16;
+#endif
+}
+
+// One element.
+__device__ __forceinline__ float get(const float* p) { return *p; }
+__device__ __forceinline__ float get(const bf16* p) { return __uint_as_float((u32)p->bits << 16); }
+__device__ __forceinline__ void put(float* p, float v) { *p = v; }
+__device__ __forceinline__ void put(bf16* p, float v) { p->bits = (u16)narrow(v, 0.0f); }
+
+// Elements of a 16-byte access.
+template <class T>
+constexpr u32 WIDTH = 16 / sizeof(T);
+
+// V consecutive elements as they lie in memory, read as floats.
+template <class T, u32 V>
+struct Pack;
 template <u32 V>
-struct Vec {
+struct Pack<float, V> {
     float v[V];
+    __device__ __forceinline__ float operator[](u32 e) const { return v[e]; }
+};
+template <u32 V>
+struct Pack<bf16, V> {
+    u32 w[(V + 1) / 2];
+    __device__ __forceinline__ float operator[](u32 e) const {
+        return __uint_as_float(e % 2 ? w[e / 2] & 0xffff0000u : w[e / 2] << 16);
+    }
 };
 
 template <u32 V>
-__device__ __forceinline__ Vec<V> load(const float* p) {
-    Vec<V> r;
-    if constexpr (V == 4) {
-        const float4 t = *reinterpret_cast<const float4*>(p);
-        r.v[0] = t.x;
-        r.v[1] = t.y;
-        r.v[2] = t.z;
-        r.v[3] = t.w;
+__device__ __forceinline__ Pack<float, V> fetch(const float* p) {
+    Pack<float, V> r;
+    if constexpr (V % 4 == 0) {
+#pragma unroll
+        for (u32 i = 0; i < V; i += 4) {
+            const float4 t = *reinterpret_cast<const float4*>(p + i);
+            r.v[i] = t.x;
+            r.v[i + 1] = t.y;
+            r.v[i + 2] = t.z;
+            r.v[i + 3] = t.w;
+        }
     } else {
         r.v[0] = *p;
     }
@@ -134,10 +175,74 @@ __device__ __forceinline__ Vec<V> load(const float* p) {
 }
 
 template <u32 V>
+__device__ __forceinline__ Pack<bf16, V> fetch(const bf16* p) {
+    Pack<bf16, V> r;
+    if constexpr (V == 8) {
+        const uint4 t = *reinterpret_cast<const uint4*>(p);
+        r.w[0] = t.x;
+        r.w[1] = t.y;
+        r.w[2] = t.z;
+        r.w[3] = t.w;
+    } else if constexpr (V == 4) {
+        const uint2 t = *reinterpret_cast<const uint2*>(p);
+        r.w[0] = t.x;
+        r.w[1] = t.y;
+    } else {
+        r.w[0] = p->bits;
+    }
+    return r;
+}
+
+// One element V times.
+template <u32 V, class T>
+__device__ __forceinline__ Pack<T, V> splat(const T* p) {
+    Pack<T, V> r;
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (u32 e = 0; e < V; e++) r.v[e] = *p;
+    } else {
+#pragma unroll
+        for (u32 e = 0; e < (V + 1) / 2; e++) r.w[e] = p->bits * 0x10001u;
+    }
+    return r;
+}
+
+// V floats.
+template <u32 V>
+struct Vec {
+    float v[V];
+};
+
+// V consecutive elements.
+template <u32 V, class T>
+__device__ __forceinline__ Vec<V> load(const T* p) {
+    const Pack<T, V> from = fetch<V>(p);
+    Vec<V> r;
+#pragma unroll
+    for (u32 e = 0; e < V; e++) r.v[e] = from[e];
+    return r;
+}
+
+template <u32 V>
 __device__ __forceinline__ void store(float* p, const Vec<V>& r) {
-    if constexpr (V == 4) {
-        *reinterpret_cast<float4*>(p) = make_float4(r.v[0], r.v[1], r.v[2], r.v[3]);
+    if constexpr (V % 4 == 0) {
+#pragma unroll
+        for (u32 i = 0; i < V; i += 4) {
+            *reinterpret_cast<float4*>(p + i) = make_float4(r.v[i], r.v[i + 1], r.v[i + 2], r.v[i + 3]);
+        }
     } else {
         *p = r.v[0];
+    }
+}
+
+template <u32 V>
+__device__ __forceinline__ void store(bf16* p, const Vec<V>& r) {
+    if constexpr (V == 8) {
+        *reinterpret_cast<uint4*>(p) = make_uint4(narrow(r.v[0], r.v[1]), narrow(r.v[2], r.v[3]),
+                                                  narrow(r.v[4], r.v[5]), narrow(r.v[6], r.v[7]));
+    } else if constexpr (V == 4) {
+        *reinterpret_cast<uint2*>(p) = make_uint2(narrow(r.v[0], r.v[1]), narrow(r.v[2], r.v[3]));
+    } else {
+        put(p, r.v[0]);
     }
 }

@@ -9,11 +9,12 @@ struct Lrn {
     float slope;              // 2 * alpha * beta / size
 };
 
-__device__ __forceinline__ float base_at(const float* x, u64 column, u32 c, u64 step, const Lrn& p) {
+template <class T>
+__device__ __forceinline__ float base_at(const T* x, u64 column, u32 c, u64 step, const Lrn& p) {
     const u32 lo = c > p.before ? c - p.before : 0, hi = min(c + p.after + 1, p.channels.value);
     float sum = 0.0f;
     for (u32 j = lo; j < hi; j++) {
-        const float v = x[column + j * step];
+        const float v = get(x + column + j * step);
         sum = fmaf(v, v, sum);
     }
     return fmaf(p.factor, sum, p.bias);
@@ -36,17 +37,23 @@ __device__ __forceinline__ u32 locate(u32 i, const Lrn& p, u64& column) {
     return c;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) lrn(const float* x, float* y, u32 n, const Lrn p) {
+template <class T>
+__device__ __forceinline__ void lrn(const T* x, T* y, u32 n, const Lrn& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u64 column;
     const u32 c = locate(i, p, column);
-    y[i] = x[i] * scale_of(base_at(x, column, c, p.inner.value, p), p.beta);
+    put(y + i, get(x + i) * scale_of(base_at(x, column, c, p.inner.value, p), p.beta));
 }
 
+#define LRN(NAME, T)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const T* x, T* y, u32 n, const Lrn p) {         \
+        lrn(x, y, n, p);                                                                                       \
+    }
+
 // dx_i = dy_i base_i^-beta - slope x_i * sum over windows j holding i of dy_j y_j / base_j.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    lrn_grad(const float* dy, const float* x, const float* y, float* dx, u32 n, const Lrn p) {
+template <class T>
+__device__ __forceinline__ void lrn_grad(const T* dy, const T* x, const T* y, T* dx, u32 n, const Lrn& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u64 column;
@@ -57,8 +64,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (u32 j = lo; j < hi; j++) {
         const u64 at = column + j * step;
         const float base = base_at(x, column, j, step, p);
-        if (j == c) own = dy[at] * scale_of(base, p.beta);
-        sum += dy[at] * y[at] / base;
+        const float g = get(dy + at);
+        if (j == c) own = g * scale_of(base, p.beta);
+        sum += g * get(y + at) / base;
     }
-    dx[i] = own - p.slope * x[i] * sum;
+    put(dx + i, own - p.slope * get(x + i) * sum);
 }
+
+#define LRN_GRAD(NAME, T)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                      \
+        NAME(const T* dy, const T* x, const T* y, T* dx, u32 n, const Lrn p) {                                 \
+        lrn_grad(dy, x, y, dx, n, p);                                                                          \
+    }

@@ -1,5 +1,5 @@
 // Elementwise functions of one and two tensors and their gradients. Each instance is a line
-// such as `UNARY(unary_relu, Relu)` behind this text.
+// such as `UNARY(unary_float_relu, float, Relu)` behind this text.
 #include "common.cuh"
 
 #define FUNCTION(NAME, BODY)                                         \
@@ -55,59 +55,63 @@ FUNCTION(SquareSlope, return 2.0f * x;)
 __device__ __forceinline__ float through(float dy, float slope) { return slope == 0.0f ? 0.0f : dy * slope; }
 
 // y may be x: every thread reads its elements before it writes them.
-template <class F>
-__device__ __forceinline__ void map1(const float* x, float* y, u64 n, F f) {
-    const u64 vectors = n / 4, first = first_item();
-    Vec<4> v[ITEMS];
+template <class T, class F>
+__device__ __forceinline__ void map1(const T* x, T* y, u64 n, F f) {
+    constexpr u32 V = WIDTH<T>;
+    const u64 vectors = n / V, first = first_item();
+    Pack<T, V> v[ITEMS];
 #pragma unroll
     for (u32 k = 0; k < ITEMS; k++) {
         const u64 i = first + k * THREADS;
-        if (i < vectors) v[k] = load<4>(x + 4 * i);
+        if (i < vectors) v[k] = fetch<V>(x + V * i);
     }
 #pragma unroll
     for (u32 k = 0; k < ITEMS; k++) {
         const u64 i = first + k * THREADS;
         if (i < vectors) {
+            Vec<V> out;
 #pragma unroll
-            for (u32 j = 0; j < 4; j++) v[k].v[j] = f(v[k].v[j]);
-            store<4>(y + 4 * i, v[k]);
+            for (u32 j = 0; j < V; j++) out.v[j] = f(v[k][j]);
+            store<V>(y + V * i, out);
         }
     }
-    const u64 tail = 4 * vectors + first;
-    if (first < 4 && tail < n) y[tail] = f(x[tail]);
+    const u64 tail = V * vectors + first;
+    if (first < V && tail < n) put(y + tail, f(get(x + tail)));
 }
 
 // An operand of step 0 is one element. y may be a or b.
-template <class F>
-__device__ __forceinline__ void map2(const float* a, const float* b, float* y, u64 n, u32 step_a, u32 step_b, F f) {
-    const u64 vectors = n / 4, first = first_item();
-    Vec<4> v[ITEMS], w[ITEMS];
-    const float one_a = *a, one_b = *b;
+template <class T, class F>
+__device__ __forceinline__ void map2(const T* a, const T* b, T* y, u64 n, u32 step_a, u32 step_b, F f) {
+    constexpr u32 V = WIDTH<T>;
+    const u64 vectors = n / V, first = first_item();
+    Pack<T, V> v[ITEMS], w[ITEMS];
+    const Pack<T, V> one_a = splat<V>(a), one_b = splat<V>(b);
 #pragma unroll
     for (u32 k = 0; k < ITEMS; k++) {
         const u64 i = first + k * THREADS;
         if (i < vectors) {
-            v[k] = step_a ? load<4>(a + 4 * i) : Vec<4>{{one_a, one_a, one_a, one_a}};
-            w[k] = step_b ? load<4>(b + 4 * i) : Vec<4>{{one_b, one_b, one_b, one_b}};
+            v[k] = step_a ? fetch<V>(a + V * i) : one_a;
+            w[k] = step_b ? fetch<V>(b + V * i) : one_b;
         }
     }
 #pragma unroll
     for (u32 k = 0; k < ITEMS; k++) {
         const u64 i = first + k * THREADS;
         if (i < vectors) {
+            Vec<V> out;
 #pragma unroll
-            for (u32 j = 0; j < 4; j++) v[k].v[j] = f(v[k].v[j], w[k].v[j]);
-            store<4>(y + 4 * i, v[k]);
+            for (u32 j = 0; j < V; j++) out.v[j] = f(v[k][j], w[k][j]);
+            store<V>(y + V * i, out);
         }
     }
-    const u64 tail = 4 * vectors + first;
-    if (first < 4 && tail < n) y[tail] = f(a[tail * step_a], b[tail * step_b]);
+    const u64 tail = V * vectors + first;
+    if (first < V && tail < n) put(y + tail, f(get(a + tail * step_a), get(b + tail * step_b)));
 }
 
-#define UNARY(NAME, F)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const float* x, float* y, u64 n, float p, \
-                                                               float q) {                                \
-        map1(x, y, n, F{p, q});                                                                          \
+#define UNARY(NAME, T, F)                                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const T* x, T* y, u64 n, float p, \
+                                                               float q) {                        \
+        map1(x, y, n, F{p, q});                                                                  \
     }
 
 template <class F>
@@ -116,9 +120,9 @@ struct Gradient {
     __device__ __forceinline__ float operator()(float dy, float s) const { return through(dy, slope(s)); }
 };
 
-#define UNARY_GRAD(NAME, F)                                                                             \
+#define UNARY_GRAD(NAME, T, F)                                                                          \
     extern "C" __global__ void __launch_bounds__(THREADS)                                               \
-        NAME(const float* dy, const float* s, float* dx, u64 n, float p, float q) {                     \
+        NAME(const T* dy, const T* s, T* dx, u64 n, float p, float q) {                                 \
         map2(dy, s, dx, n, 1, 1, Gradient<F>{{p, q}});                                                  \
     }
 
@@ -229,53 +233,42 @@ struct Gate {
 
 // Broadcast operands: groups of V elements along the innermost axis, whose step is given in
 // the walk for a whole group; `single` operands have one element per group.
-template <u32 V, class F>
-__device__ __forceinline__ void map2_strided(const float* a, const float* b, float* y, u32 groups, const Walk& w,
-                                             u32 single_a, u32 single_b, F f) {
+template <u32 V, class T, class F>
+__device__ __forceinline__ void map2_strided(const T* a, const T* b, T* y, u32 groups, const Walk& w, u32 single_a,
+                                             u32 single_b, F f) {
     const u64 first = first_item();
-    Vec<V> v[ITEMS], u[ITEMS];
+    Pack<T, V> v[ITEMS], u[ITEMS];
 #pragma unroll
     for (u32 k = 0; k < ITEMS; k++) {
         const u64 i = first + k * THREADS;
         if (i < groups) {
             i64 at_a, at_b;
             offsets(w, (u32)i, at_a, at_b);
-            if (single_a) {
-                const float one = a[at_a];
-#pragma unroll
-                for (u32 j = 0; j < V; j++) v[k].v[j] = one;
-            } else {
-                v[k] = load<V>(a + at_a);
-            }
-            if (single_b) {
-                const float one = b[at_b];
-#pragma unroll
-                for (u32 j = 0; j < V; j++) u[k].v[j] = one;
-            } else {
-                u[k] = load<V>(b + at_b);
-            }
+            v[k] = single_a ? splat<V>(a + at_a) : fetch<V>(a + at_a);
+            u[k] = single_b ? splat<V>(b + at_b) : fetch<V>(b + at_b);
         }
     }
 #pragma unroll
     for (u32 k = 0; k < ITEMS; k++) {
         const u64 i = first + k * THREADS;
         if (i < groups) {
+            Vec<V> out;
 #pragma unroll
-            for (u32 j = 0; j < V; j++) v[k].v[j] = f(v[k].v[j], u[k].v[j]);
-            store<V>(y + V * i, v[k]);
+            for (u32 j = 0; j < V; j++) out.v[j] = f(v[k][j], u[k][j]);
+            store<V>(y + V * i, out);
         }
     }
 }
 
-#define BINARY(NAME, F)                                                                                    \
+#define BINARY(NAME, T, F)                                                                                 \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
-        NAME(const float* a, const float* b, float* y, u64 n, u32 step_a, u32 step_b) {                    \
+        NAME(const T* a, const T* b, T* y, u64 n, u32 step_a, u32 step_b) {                                \
         map2(a, b, y, n, step_a, step_b, F{});                                                             \
     }
 
-#define BINARY_STRIDED(NAME, F, V)                                                                         \
+#define BINARY_STRIDED(NAME, T, F, V)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
-        NAME(const float* a, const float* b, float* y, u32 groups, u32 single_a, u32 single_b,             \
+        NAME(const T* a, const T* b, T* y, u32 groups, u32 single_a, u32 single_b,                         \
              const __grid_constant__ Walk w) {                                                             \
         map2_strided<V>(a, b, y, groups, w, single_a, single_b, F{});                                      \
     }

@@ -21,16 +21,6 @@ __device__ __forceinline__ void covering(u32 i, u32 output, u32 kernel, u32 stri
     hi = min(at / stride + 1, output);
 }
 
-// Of the windows over a position, number j from the last: its output along one dimension and
-// the tap that lies on the position. False if there is no such window. Stride S, no dilation.
-template <u32 S>
-__device__ __forceinline__ bool window_over(u32 i, u32 j, u32 before, u32 kernel, u32 output, u32& o, u32& tap) {
-    const u32 at = i + before;
-    o = at / S - j;  // wraps around below zero
-    tap = at % S + j * S;
-    return o < output && tap < kernel;
-}
-
 // How many taps of output o count in an average along one dimension.
 __device__ __forceinline__ u32 taps(const Pool& p, u32 dim, u32 o) {
     const u32 start = o * p.stride[dim], d = p.dilation[dim];
@@ -54,12 +44,17 @@ __device__ __forceinline__ float average(const Pool& p, u32 d, u32 h, u32 w) {
 struct Best {
     float value;
     u32 tap;
-    bool any;
     __device__ __forceinline__ void offer(float v, u32 t) {
-        if (!any || v > value || (v != v && value == value)) {
+        if (!(v <= value) && value == value) {
             value = v;
             tap = t;
-            any = true;
         }
     }
 };
+
+// Nothing found yet in a window from h0, w0 on, both perhaps before the input; without dilation.
+// Where all is negative infinity, the window's first tap within the input stays the maximum.
+__device__ __forceinline__ Best no_best(u32 h0, u32 w0, u32 width) {
+    const u32 first_h = (i32)h0 < 0 ? 0u - h0 : 0, first_w = (i32)w0 < 0 ? 0u - w0 : 0;
+    return {-__int_as_float(0x7f800000), first_h * width + first_w};
+}

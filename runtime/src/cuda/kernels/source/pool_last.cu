@@ -37,44 +37,49 @@ __device__ __forceinline__ Taps<V, i32> load_taps(const i32* from) {
 }
 
 // p.channels counts groups of V channels. K > 0: a K by K window without dilation.
-template <u32 V, u32 K>
-__device__ __forceinline__ void max_pool_last(const float* x, float* y, u8* index8, i32* index32, u32 n,
+template <u32 V, u32 K, class T>
+__device__ __forceinline__ void max_pool_last(const T* x, T* y, u8* index8, i32* index32, u32 n,
                                               const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
     const u32 c = p.channels.take(image), ow = p.out_width.take(image), oh = p.out_height.take(image);
     const u32 row = p.channels.value * V;
-    const float* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
+    const T* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
+    const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
     Best best[V];
-#pragma unroll
-    for (u32 e = 0; e < V; e++) best[e] = {0.0f, 0, false};
     if constexpr (K > 0) {
-        const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
-        Vec<V> v[K * K];
+#pragma unroll
+        for (u32 e = 0; e < V; e++) best[e] = no_best(h0, w0, K);
+        Pack<T, V> v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
-            if (h < p.input[H] && w < p.input[W]) v[k] = load<V>(from + (u64)(h * p.input[W] + w) * row);
+            if (h < p.input[H] && w < p.input[W]) v[k] = fetch<V>(from + (u64)(h * p.input[W] + w) * row);
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
             if (h < p.input[H] && w < p.input[W]) {
 #pragma unroll
-                for (u32 e = 0; e < V; e++) best[e].offer(v[k].v[e], k);
+                for (u32 e = 0; e < V; e++) best[e].offer(v[k][e], k);
             }
         }
     } else {
+        bool any = false;
         u32 tap = 0;
         for (u32 kh = 0; kh < p.kernel[H]; kh++) {
-            const u32 h = oh * p.stride[H] + kh * p.dilation[H] - p.before[H];
+            const u32 h = h0 + kh * p.dilation[H];
             for (u32 kw = 0; kw < p.kernel[W]; kw++, tap++) {
-                const u32 w = ow * p.stride[W] + kw * p.dilation[W] - p.before[W];
+                const u32 w = w0 + kw * p.dilation[W];
                 if (h < p.input[H] && w < p.input[W]) {
                     const Vec<V> v = load<V>(from + ((u64)h * p.input[W] + w) * row);
 #pragma unroll
-                    for (u32 e = 0; e < V; e++) best[e].offer(v.v[e], tap);
+                    for (u32 e = 0; e < V; e++) {
+                        if (!any) best[e] = {v.v[e], tap};
+                        best[e].offer(v.v[e], tap);
+                    }
+                    any = true;
                 }
             }
         }
@@ -90,15 +95,14 @@ __device__ __forceinline__ void max_pool_last(const float* x, float* y, u8* inde
     }
 }
 
-#define MAX_POOL_LAST(NAME, V, K)                                                                             \
+#define MAX_POOL_LAST(NAME, T, V, K)                                                                          \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* x, float* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
+        NAME(const T* x, T* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
         max_pool_last<V, K>(x, y, index8, index32, n, p);                                                     \
     }
 
-// N > 0: stride S, no dilation, and at most N windows over a position in each dimension.
-template <u32 V, u32 S, u32 N, class I>
-__device__ __forceinline__ void max_pool_grad_last(const float* dy, const I* index, float* dx, u32 n, const Pool& p) {
+template <u32 V, class I, class T>
+__device__ __forceinline__ void max_pool_grad_last(const T* dy, const I* index, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
@@ -108,89 +112,59 @@ __device__ __forceinline__ void max_pool_grad_last(const float* dy, const I* ind
     Vec<V> sum;
 #pragma unroll
     for (u32 e = 0; e < V; e++) sum.v[e] = 0.0f;
-    if constexpr (N > 0) {
-        // A row of windows at a time, so that the registers suffice.
+    u32 h_lo, h_hi, w_lo, w_hi;
+    covering(h, p.output[H], p.kernel[H], p.stride[H], p.before[H], p.dilation[H], h_lo, h_hi);
+    covering(w, p.output[W], p.kernel[W], p.stride[W], p.before[W], p.dilation[W], w_lo, w_hi);
+    for (u32 oh = h_lo; oh < h_hi; oh++) {
+        const u32 th = h + p.before[H] - oh * p.stride[H];
+        if (th % p.dilation[H]) continue;
+        for (u32 ow = w_lo; ow < w_hi; ow++) {
+            const u32 tw = w + p.before[W] - ow * p.stride[W];
+            if (tw % p.dilation[W]) continue;
+            const u32 tap = th / p.dilation[H] * p.kernel[W] + tw / p.dilation[W];
+            const u64 o = base + (u64)(oh * p.output[W] + ow) * row;
+            const Taps<V, I> at = load_taps<V>(index + o);
+            const Vec<V> g = load<V>(dy + o);
 #pragma unroll
-        for (u32 jh = 0; jh < N; jh++) {
-            u32 oh, kh;
-            const bool in_h = window_over<S>(h, jh, p.before[H], p.kernel[H], p.output[H], oh, kh);
-            Vec<V> g[N];
-            Taps<V, I> at[N];
-            u32 wanted[N];
-            bool in[N];
-#pragma unroll
-            for (u32 j = 0; j < N; j++) {
-                u32 ow, kw;
-                in[j] = window_over<S>(w, j, p.before[W], p.kernel[W], p.output[W], ow, kw) && in_h;
-                wanted[j] = kh * p.kernel[W] + kw;
-                if (in[j]) {
-                    const u64 o = base + (u64)(oh * p.output[W] + ow) * row;
-                    at[j] = load_taps<V>(index + o);
-                    g[j] = load<V>(dy + o);
-                }
-            }
-#pragma unroll
-            for (u32 j = 0; j < N; j++) {
-#pragma unroll
-                for (u32 e = 0; e < V; e++) sum.v[e] += in[j] && (u32)at[j].v[e] == wanted[j] ? g[j].v[e] : 0.0f;
-            }
-        }
-    } else {
-        u32 h_lo, h_hi, w_lo, w_hi;
-        covering(h, p.output[H], p.kernel[H], p.stride[H], p.before[H], p.dilation[H], h_lo, h_hi);
-        covering(w, p.output[W], p.kernel[W], p.stride[W], p.before[W], p.dilation[W], w_lo, w_hi);
-        for (u32 oh = h_lo; oh < h_hi; oh++) {
-            const u32 th = h + p.before[H] - oh * p.stride[H];
-            if (th % p.dilation[H]) continue;
-            for (u32 ow = w_lo; ow < w_hi; ow++) {
-                const u32 tw = w + p.before[W] - ow * p.stride[W];
-                if (tw % p.dilation[W]) continue;
-                const u32 tap = th / p.dilation[H] * p.kernel[W] + tw / p.dilation[W];
-                const u64 o = base + (u64)(oh * p.output[W] + ow) * row;
-                const Taps<V, I> at = load_taps<V>(index + o);
-                const Vec<V> g = load<V>(dy + o);
-#pragma unroll
-                for (u32 e = 0; e < V; e++) sum.v[e] += (u32)at.v[e] == tap ? g.v[e] : 0.0f;
-            }
+            for (u32 e = 0; e < V; e++) sum.v[e] += (u32)at.v[e] == tap ? g.v[e] : 0.0f;
         }
     }
     store<V>(dx + (u64)i * V, sum);
 }
 
-#define MAX_POOL_GRAD_LAST(NAME, V, S, N, I)                                                                  \
+#define MAX_POOL_GRAD_LAST(NAME, T, V, I)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* dy, const I* index, float* dx, u32 n, const __grid_constant__ Pool p) {             \
-        max_pool_grad_last<V, S, N, I>(dy, index, dx, n, p);                                                  \
+        NAME(const T* dy, const I* index, T* dx, u32 n, const __grid_constant__ Pool p) {             \
+        max_pool_grad_last<V, I>(dy, index, dx, n, p);                                                        \
     }
 
-template <u32 V, u32 K>
-__device__ __forceinline__ void average_pool_last(const float* x, float* y, u32 n, const Pool& p) {
+template <u32 V, u32 K, class T>
+__device__ __forceinline__ void average_pool_last(const T* x, T* y, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
     const u32 c = p.channels.take(image), ow = p.out_width.take(image), oh = p.out_height.take(image);
     const u32 row = p.channels.value * V;
-    const float* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
+    const T* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
     Vec<V> sum;
 #pragma unroll
     for (u32 e = 0; e < V; e++) sum.v[e] = 0.0f;
     if constexpr (K > 0) {
         const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
-        Vec<V> v[K * K];
+        Pack<T, V> v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
             if (h < p.input[H] && w < p.input[W]) {
-                v[k] = load<V>(from + (u64)(h * p.input[W] + w) * row);
+                v[k] = fetch<V>(from + (u64)(h * p.input[W] + w) * row);
             } else {
-#pragma unroll
-                for (u32 e = 0; e < V; e++) v[k].v[e] = 0.0f;
+                v[k] = Pack<T, V>{};
             }
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
 #pragma unroll
-            for (u32 e = 0; e < V; e++) sum.v[e] += v[k].v[e];
+            for (u32 e = 0; e < V; e++) sum.v[e] += v[k][e];
         }
     } else {
         for (u32 kh = 0; kh < p.kernel[H]; kh++) {
@@ -216,15 +190,14 @@ __device__ __forceinline__ void average_pool_last(const float* x, float* y, u32 
     store<V>(y + (u64)i * V, sum);
 }
 
-#define AVERAGE_POOL_LAST(NAME, V, K)                                                                         \
+#define AVERAGE_POOL_LAST(NAME, T, V, K)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* x, float* y, u32 n, const __grid_constant__ Pool p) {                               \
+        NAME(const T* x, T* y, u32 n, const __grid_constant__ Pool p) {                               \
         average_pool_last<V, K>(x, y, n, p);                                                                  \
     }
 
-// N as above.
-template <u32 V, u32 S, u32 N>
-__device__ __forceinline__ void average_pool_grad_last(const float* dy, float* dx, u32 n, const Pool& p) {
+template <u32 V, class T>
+__device__ __forceinline__ void average_pool_grad_last(const T* dy, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 image = i;
@@ -234,51 +207,24 @@ __device__ __forceinline__ void average_pool_grad_last(const float* dy, float* d
     Vec<V> sum;
 #pragma unroll
     for (u32 e = 0; e < V; e++) sum.v[e] = 0.0f;
-    if constexpr (N > 0) {
+    u32 h_lo, h_hi, w_lo, w_hi;
+    covering(h, p.output[H], p.kernel[H], p.stride[H], p.before[H], p.dilation[H], h_lo, h_hi);
+    covering(w, p.output[W], p.kernel[W], p.stride[W], p.before[W], p.dilation[W], w_lo, w_hi);
+    for (u32 oh = h_lo; oh < h_hi; oh++) {
+        if ((h + p.before[H] - oh * p.stride[H]) % p.dilation[H]) continue;
+        for (u32 ow = w_lo; ow < w_hi; ow++) {
+            if ((w + p.before[W] - ow * p.stride[W]) % p.dilation[W]) continue;
+            const Vec<V> g = load<V>(dy + base + (u64)(oh * p.output[W] + ow) * row);
+            const float factor = average(p, 0, oh, ow);
 #pragma unroll
-        for (u32 jh = 0; jh < N; jh++) {
-            u32 oh, kh;
-            const bool in_h = window_over<S>(h, jh, p.before[H], p.kernel[H], p.output[H], oh, kh);
-            Vec<V> g[N];
-            float factor[N];
-#pragma unroll
-            for (u32 j = 0; j < N; j++) {
-                u32 ow, kw;
-                const bool in = window_over<S>(w, j, p.before[W], p.kernel[W], p.output[W], ow, kw) && in_h;
-#pragma unroll
-                for (u32 e = 0; e < V; e++) g[j].v[e] = 0.0f;
-                factor[j] = 0.0f;
-                if (in) {
-                    g[j] = load<V>(dy + base + (u64)(oh * p.output[W] + ow) * row);
-                    factor[j] = average(p, 0, oh, ow);
-                }
-            }
-#pragma unroll
-            for (u32 j = 0; j < N; j++) {
-#pragma unroll
-                for (u32 e = 0; e < V; e++) sum.v[e] = fmaf(g[j].v[e], factor[j], sum.v[e]);
-            }
-        }
-    } else {
-        u32 h_lo, h_hi, w_lo, w_hi;
-        covering(h, p.output[H], p.kernel[H], p.stride[H], p.before[H], p.dilation[H], h_lo, h_hi);
-        covering(w, p.output[W], p.kernel[W], p.stride[W], p.before[W], p.dilation[W], w_lo, w_hi);
-        for (u32 oh = h_lo; oh < h_hi; oh++) {
-            if ((h + p.before[H] - oh * p.stride[H]) % p.dilation[H]) continue;
-            for (u32 ow = w_lo; ow < w_hi; ow++) {
-                if ((w + p.before[W] - ow * p.stride[W]) % p.dilation[W]) continue;
-                const Vec<V> g = load<V>(dy + base + (u64)(oh * p.output[W] + ow) * row);
-                const float factor = average(p, 0, oh, ow);
-#pragma unroll
-                for (u32 e = 0; e < V; e++) sum.v[e] = fmaf(g.v[e], factor, sum.v[e]);
-            }
+            for (u32 e = 0; e < V; e++) sum.v[e] = fmaf(g.v[e], factor, sum.v[e]);
         }
     }
     store<V>(dx + (u64)i * V, sum);
 }
 
-#define AVERAGE_POOL_GRAD_LAST(NAME, V, S, N)                                                                 \
+#define AVERAGE_POOL_GRAD_LAST(NAME, T, V)                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const float* dy, float* dx, u32 n, const __grid_constant__ Pool p) {                             \
-        average_pool_grad_last<V, S, N>(dy, dx, n, p);                                                        \
+        NAME(const T* dy, T* dx, u32 n, const __grid_constant__ Pool p) {                             \
+        average_pool_grad_last<V>(dy, dx, n, p);                                                              \
     }

@@ -2,23 +2,24 @@
 #include "pool.cuh"
 
 // K > 0: a K by K window in two dimensions without dilation.
-template <u32 K>
-__device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* index8, i32* index32, u32 n,
+template <u32 K, class T>
+__device__ __forceinline__ void max_pool_planes(const T* x, T* y, u8* index8, i32* index32, u32 n,
                                                 const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
     const u32 ow = p.out_width.take(plane), oh = p.out_height.take(plane);
-    Best best = {0.0f, 0, false};
+    Best best = {0.0f, 0};
     if constexpr (K > 0) {
-        const float* from = x + (u64)plane * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[H] * p.input[W];
         const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
+        best = no_best(h0, w0, K);
         float v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             // Positions before the input wrap around to large numbers.
             const u32 h = h0 + k / K, w = w0 + k % K;
-            if (h < p.input[H] && w < p.input[W]) v[k] = from[h * p.input[W] + w];
+            if (h < p.input[H] && w < p.input[W]) v[k] = get(from + h * p.input[W] + w);
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
@@ -27,7 +28,8 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
         }
     } else {
         const u32 od = p.out_depth.take(plane);
-        const float* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
+        bool any = false;
         u32 tap = 0;
         for (u32 kd = 0; kd < p.kernel[D]; kd++) {
             const u32 d = od * p.stride[D] + kd * p.dilation[D] - p.before[D];
@@ -36,84 +38,66 @@ __device__ __forceinline__ void max_pool_planes(const float* x, float* y, u8* in
                 for (u32 kw = 0; kw < p.kernel[W]; kw++, tap++) {
                     const u32 w = ow * p.stride[W] + kw * p.dilation[W] - p.before[W];
                     if (d < p.input[D] && h < p.input[H] && w < p.input[W]) {
-                        best.offer(from[((u64)d * p.input[H] + h) * p.input[W] + w], tap);
+                        const float v = get(from + ((u64)d * p.input[H] + h) * p.input[W] + w);
+                        if (!any) best = {v, tap};
+                        best.offer(v, tap);
+                        any = true;
                     }
                 }
             }
         }
     }
-    y[i] = best.value;
+    put(y + i, best.value);
     if (index8) index8[i] = (u8)best.tap;
     if (index32) index32[i] = (i32)best.tap;
 }
 
-#define MAX_POOL_PLANES(NAME, K)                                                                              \
+#define MAX_POOL_PLANES(NAME, T, K)                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* x, float* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
+        NAME(const T* x, T* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
         max_pool_planes<K>(x, y, index8, index32, n, p);                                                      \
     }
 
-// One thread an input element. N > 0: two dimensions, stride S, no dilation, and at most N
-// windows over an element in each dimension.
-template <u32 S, u32 N, class I>
-__device__ __forceinline__ void max_pool_grad_planes(const float* dy, const I* index, float* dx, u32 n, const Pool& p) {
+// One thread an input element.
+template <class I, class T>
+__device__ __forceinline__ void max_pool_grad_planes(const T* dy, const I* index, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
     const u32 w = p.in_width.take(plane), h = p.in_height.take(plane);
     float sum = 0.0f;
-    if constexpr (N > 0) {
-        const u64 base = (u64)plane * p.output[H] * p.output[W];
-        float g[N * N];
-        u32 at[N * N], wanted[N * N];
-#pragma unroll
-        for (u32 j = 0; j < N * N; j++) {
-            u32 oh, ow, kh, kw;
-            const bool in_h = window_over<S>(h, j / N, p.before[H], p.kernel[H], p.output[H], oh, kh);
-            const bool in_w = window_over<S>(w, j % N, p.before[W], p.kernel[W], p.output[W], ow, kw);
-            wanted[j] = kh * p.kernel[W] + kw;
-            at[j] = ~wanted[j];
-            if (in_h && in_w) {
-                at[j] = (u32)index[base + oh * p.output[W] + ow];
-                g[j] = dy[base + oh * p.output[W] + ow];
-            }
-        }
-#pragma unroll
-        for (u32 j = 0; j < N * N; j++) sum += at[j] == wanted[j] ? g[j] : 0.0f;
-    } else {
-        const u32 d = p.in_depth.take(plane);
-        u32 d_lo, d_hi, h_lo, h_hi, w_lo, w_hi;
-        covering(d, p.output[D], p.kernel[D], p.stride[D], p.before[D], p.dilation[D], d_lo, d_hi);
-        covering(h, p.output[H], p.kernel[H], p.stride[H], p.before[H], p.dilation[H], h_lo, h_hi);
-        covering(w, p.output[W], p.kernel[W], p.stride[W], p.before[W], p.dilation[W], w_lo, w_hi);
-        for (u32 od = d_lo; od < d_hi; od++) {
-            const u32 td = d + p.before[D] - od * p.stride[D];
-            if (td % p.dilation[D]) continue;
-            for (u32 oh = h_lo; oh < h_hi; oh++) {
-                const u32 th = h + p.before[H] - oh * p.stride[H];
-                if (th % p.dilation[H]) continue;
-                for (u32 ow = w_lo; ow < w_hi; ow++) {
-                    const u32 tw = w + p.before[W] - ow * p.stride[W];
-                    if (tw % p.dilation[W]) continue;
-                    const u32 tap = (td / p.dilation[D] * p.kernel[H] + th / p.dilation[H]) * p.kernel[W] +
-                                    tw / p.dilation[W];
-                    const u64 o = (((u64)plane * p.output[D] + od) * p.output[H] + oh) * p.output[W] + ow;
-                    if ((u32)index[o] == tap) sum += dy[o];
-                }
+    const u32 d = p.in_depth.take(plane);
+    u32 d_lo, d_hi, h_lo, h_hi, w_lo, w_hi;
+    covering(d, p.output[D], p.kernel[D], p.stride[D], p.before[D], p.dilation[D], d_lo, d_hi);
+    covering(h, p.output[H], p.kernel[H], p.stride[H], p.before[H], p.dilation[H], h_lo, h_hi);
+    covering(w, p.output[W], p.kernel[W], p.stride[W], p.before[W], p.dilation[W], w_lo, w_hi);
+    for (u32 od = d_lo; od < d_hi; od++) {
+        const u32 td = d + p.before[D] - od * p.stride[D];
+        if (td % p.dilation[D]) continue;
+        for (u32 oh = h_lo; oh < h_hi; oh++) {
+            const u32 th = h + p.before[H] - oh * p.stride[H];
+            if (th % p.dilation[H]) continue;
+            for (u32 ow = w_lo; ow < w_hi; ow++) {
+                const u32 tw = w + p.before[W] - ow * p.stride[W];
+                if (tw % p.dilation[W]) continue;
+                const u32 tap = (td / p.dilation[D] * p.kernel[H] + th / p.dilation[H]) * p.kernel[W] +
+                                tw / p.dilation[W];
+                const u64 o = (((u64)plane * p.output[D] + od) * p.output[H] + oh) * p.output[W] + ow;
+                if ((u32)index[o] == tap) sum += get(dy + o);
             }
         }
     }
-    dx[i] = sum;
+    put(dx + i, sum);
 }
 
-#define MAX_POOL_GRAD_PLANES(NAME, S, N, I)                                                                   \
+#define MAX_POOL_GRAD_PLANES(NAME, T, I)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* dy, const I* index, float* dx, u32 n, const __grid_constant__ Pool p) {             \
-        max_pool_grad_planes<S, N, I>(dy, index, dx, n, p);                                                   \
+        NAME(const T* dy, const I* index, T* dx, u32 n, const __grid_constant__ Pool p) {             \
+        max_pool_grad_planes<I>(dy, index, dx, n, p);                                                         \
     }
 
-template <u32 K>
-__device__ __forceinline__ void average_pool_planes(const float* x, float* y, u32 n, const Pool& p) {
+template <u32 K, class T>
+__device__ __forceinline__ void average_pool_planes(const T* x, T* y, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
@@ -121,19 +105,19 @@ __device__ __forceinline__ void average_pool_planes(const float* x, float* y, u3
     float sum = 0.0f;
     u32 od = 0;
     if constexpr (K > 0) {
-        const float* from = x + (u64)plane * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[H] * p.input[W];
         const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
         float v[K * K];
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) {
             const u32 h = h0 + k / K, w = w0 + k % K;
-            v[k] = h < p.input[H] && w < p.input[W] ? from[h * p.input[W] + w] : 0.0f;
+            v[k] = h < p.input[H] && w < p.input[W] ? get(from + h * p.input[W] + w) : 0.0f;
         }
 #pragma unroll
         for (u32 k = 0; k < K * K; k++) sum += v[k];
     } else {
         od = p.out_depth.take(plane);
-        const float* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
+        const T* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
         for (u32 kd = 0; kd < p.kernel[D]; kd++) {
             const u32 d = od * p.stride[D] + kd * p.dilation[D] - p.before[D];
             if (d >= p.input[D]) continue;
@@ -143,64 +127,49 @@ __device__ __forceinline__ void average_pool_planes(const float* x, float* y, u3
                 float row = 0.0f;
                 for (u32 kw = 0; kw < p.kernel[W]; kw++) {
                     const u32 w = ow * p.stride[W] + kw * p.dilation[W] - p.before[W];
-                    if (w < p.input[W]) row += from[((u64)d * p.input[H] + h) * p.input[W] + w];
+                    if (w < p.input[W]) row += get(from + ((u64)d * p.input[H] + h) * p.input[W] + w);
                 }
                 sum += row;
             }
         }
     }
-    y[i] = sum * average(p, od, oh, ow);
+    put(y + i, sum * average(p, od, oh, ow));
 }
 
-#define AVERAGE_POOL_PLANES(NAME, K)                                                                          \
+#define AVERAGE_POOL_PLANES(NAME, T, K)                                                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* x, float* y, u32 n, const __grid_constant__ Pool p) {                               \
+        NAME(const T* x, T* y, u32 n, const __grid_constant__ Pool p) {                               \
         average_pool_planes<K>(x, y, n, p);                                                                   \
     }
 
-// N as above.
-template <u32 S, u32 N>
-__device__ __forceinline__ void average_pool_grad_planes(const float* dy, float* dx, u32 n, const Pool& p) {
+template <class T>
+__device__ __forceinline__ void average_grad_planes(const T* dy, T* dx, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
     const u32 w = p.in_width.take(plane), h = p.in_height.take(plane);
     float sum = 0.0f;
-    if constexpr (N > 0) {
-        const u64 base = (u64)plane * p.output[H] * p.output[W];
-        float g[N * N];
-#pragma unroll
-        for (u32 j = 0; j < N * N; j++) {
-            u32 oh, ow, kh, kw;
-            const bool in_h = window_over<S>(h, j / N, p.before[H], p.kernel[H], p.output[H], oh, kh);
-            const bool in_w = window_over<S>(w, j % N, p.before[W], p.kernel[W], p.output[W], ow, kw);
-            g[j] = in_h && in_w ? dy[base + oh * p.output[W] + ow] * average(p, 0, oh, ow) : 0.0f;
-        }
-#pragma unroll
-        for (u32 j = 0; j < N * N; j++) sum += g[j];
-    } else {
-        const u32 d = p.in_depth.take(plane);
-        u32 d_lo, d_hi, h_lo, h_hi, w_lo, w_hi;
-        covering(d, p.output[D], p.kernel[D], p.stride[D], p.before[D], p.dilation[D], d_lo, d_hi);
-        covering(h, p.output[H], p.kernel[H], p.stride[H], p.before[H], p.dilation[H], h_lo, h_hi);
-        covering(w, p.output[W], p.kernel[W], p.stride[W], p.before[W], p.dilation[W], w_lo, w_hi);
-        for (u32 od = d_lo; od < d_hi; od++) {
-            if ((d + p.before[D] - od * p.stride[D]) % p.dilation[D]) continue;
-            for (u32 oh = h_lo; oh < h_hi; oh++) {
-                if ((h + p.before[H] - oh * p.stride[H]) % p.dilation[H]) continue;
-                for (u32 ow = w_lo; ow < w_hi; ow++) {
-                    if ((w + p.before[W] - ow * p.stride[W]) % p.dilation[W]) continue;
-                    const u64 o = (((u64)plane * p.output[D] + od) * p.output[H] + oh) * p.output[W] + ow;
-                    sum += dy[o] * average(p, od, oh, ow);
-                }
+    const u32 d = p.in_depth.take(plane);
+    u32 d_lo, d_hi, h_lo, h_hi, w_lo, w_hi;
+    covering(d, p.output[D], p.kernel[D], p.stride[D], p.before[D], p.dilation[D], d_lo, d_hi);
+    covering(h, p.output[H], p.kernel[H], p.stride[H], p.before[H], p.dilation[H], h_lo, h_hi);
+    covering(w, p.output[W], p.kernel[W], p.stride[W], p.before[W], p.dilation[W], w_lo, w_hi);
+    for (u32 od = d_lo; od < d_hi; od++) {
+        if ((d + p.before[D] - od * p.stride[D]) % p.dilation[D]) continue;
+        for (u32 oh = h_lo; oh < h_hi; oh++) {
+            if ((h + p.before[H] - oh * p.stride[H]) % p.dilation[H]) continue;
+            for (u32 ow = w_lo; ow < w_hi; ow++) {
+                if ((w + p.before[W] - ow * p.stride[W]) % p.dilation[W]) continue;
+                const u64 o = (((u64)plane * p.output[D] + od) * p.output[H] + oh) * p.output[W] + ow;
+                sum += get(dy + o) * average(p, od, oh, ow);
             }
         }
     }
-    dx[i] = sum;
+    put(dx + i, sum);
 }
 
-#define AVERAGE_POOL_GRAD_PLANES(NAME, S, N)                                                                  \
+#define AVERAGE_POOL_GRAD_PLANES(NAME, T)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
-        NAME(const float* dy, float* dx, u32 n, const __grid_constant__ Pool p) {                             \
-        average_pool_grad_planes<S, N>(dy, dx, n, p);                                                         \
+        NAME(const T* dy, T* dx, u32 n, const __grid_constant__ Pool p) {                             \
+        average_grad_planes(dy, dx, n, p);                                                               \
     }

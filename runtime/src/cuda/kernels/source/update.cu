@@ -1,44 +1,5 @@
-// Dropout, the optimizer step, constants and plain copies.
+// The optimizer step, constants and plain copies.
 #include "common.cuh"
-
-// Output i of the splitmix64 generator started at seed (Steele, Lea and Flood, "Fast
-// splittable pseudorandom number generators", OOPSLA 2014).
-__device__ __forceinline__ u64 splitmix64(u64 seed, u64 i) {
-    u64 z = seed + (i + 1) * 0x9E3779B97F4A7C15ull;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    return z ^ (z >> 31);
-}
-
-// Element i of the tensor in row-major order is kept if its number in [0, 1) is at least the
-// ratio; scale is 1 / (1 - ratio).
-__device__ __forceinline__ float drop(float x, u64 stream, u64 i, float ratio, double scale) {
-    const float u = (float)(u32)(splitmix64(stream, i) >> 40) * (1.0f / 16777216.0f);
-    return u >= ratio ? (float)((double)x * scale) : 0.0f;
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    dropout(const float* x, const i64* step, float* y, u64 n, u64 seed, double scale, float ratio) {
-    const u64 stream = splitmix64(seed, (u64)*step);
-    const u64 vectors = n / 4, first = first_item();
-    Vec<4> v[ITEMS];
-#pragma unroll
-    for (u32 k = 0; k < ITEMS; k++) {
-        const u64 i = first + k * THREADS;
-        if (i < vectors) v[k] = load<4>(x + 4 * i);
-    }
-#pragma unroll
-    for (u32 k = 0; k < ITEMS; k++) {
-        const u64 i = first + k * THREADS;
-        if (i < vectors) {
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) v[k].v[j] = drop(v[k].v[j], stream, 4 * i + j, ratio, scale);
-            store<4>(y + 4 * i, v[k]);
-        }
-    }
-    const u64 tail = 4 * vectors + first;
-    if (first < 4 && tail < n) y[tail] = drop(x[tail], stream, tail, ratio, scale);
-}
 
 // v = momentum*v + (g + decay*w); w -= lr*v, with the rounded v.
 __device__ __forceinline__ void sgd_step(float& w, float& v, float g, float lr, float momentum, float decay) {
@@ -46,11 +7,11 @@ __device__ __forceinline__ void sgd_step(float& w, float& v, float g, float lr, 
     w = fmaf(-lr, v, w);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    sgd(const float* w_in, const float* v_in, const float* g_in, const float* hyper, float* w_out, float* v_out,
-        u64 n) {
+// The elements of one block, ITEMS vectors a thread; the first block takes what no vector holds.
+__device__ __forceinline__ void sgd_block(const float* w_in, const float* v_in, const float* g_in, const float* hyper,
+                                          float* w_out, float* v_out, u64 n, u64 first) {
     const float lr = hyper[0], momentum = hyper[1], decay = hyper[2];
-    const u64 vectors = n / 4, first = first_item();
+    const u64 vectors = n / 4;
     Vec<4> w[ITEMS], v[ITEMS], g[ITEMS];
 #pragma unroll
     for (u32 k = 0; k < ITEMS; k++) {
@@ -78,6 +39,31 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         w_out[tail] = w1;
         v_out[tail] = v1;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    sgd(const float* w_in, const float* v_in, const float* g_in, const float* hyper, float* w_out, float* v_out,
+        u64 n) {
+    sgd_block(w_in, v_in, g_in, hyper, w_out, v_out, n, first_item());
+}
+
+// A weight has its blocks from first_block on to the next one's.
+struct Weight {
+    const float *w_in, *v_in, *g;
+    float *w_out, *v_out;
+    u32 n, first_block;
+};
+struct Weights {
+    Weight all[64];
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    sgd_many(const float* hyper, u32 count, const __grid_constant__ Weights weights) {
+    u32 i = 0;
+    while (i + 1 < count && weights.all[i + 1].first_block <= blockIdx.x) i++;
+    const Weight& x = weights.all[i];
+    const u64 first = (u64)(blockIdx.x - x.first_block) * (THREADS * ITEMS) + threadIdx.x;
+    sgd_block(x.w_in, x.v_in, x.g, hyper, x.w_out, x.v_out, x.n, first);
 }
 
 // n words of 32 bits at a 16-byte boundary.

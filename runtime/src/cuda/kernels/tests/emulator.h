@@ -25,6 +25,7 @@
 
 struct float4 { float x, y, z, w; } __attribute__((aligned(16)));
 struct uint4 { unsigned x, y, z, w; } __attribute__((aligned(16)));
+struct uint2 { unsigned x, y; } __attribute__((aligned(8)));
 struct uchar4 { unsigned char x, y, z, w; } __attribute__((aligned(4)));
 struct float2 { float x, y; } __attribute__((aligned(8)));
 struct uchar2 { unsigned char x, y; } __attribute__((aligned(2)));
@@ -32,6 +33,7 @@ struct double2 { double x, y; } __attribute__((aligned(16)));
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uchar4 make_uchar4(unsigned x, unsigned y, unsigned z, unsigned w) {
     return {(unsigned char)x, (unsigned char)y, (unsigned char)z, (unsigned char)w};
 }
@@ -53,6 +55,8 @@ T __shfl_xor_sync(unsigned, T value, unsigned mask) {
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((uint64_t)a * b) >> 32); }
 inline double __longlong_as_double(long long bits) { double d; memcpy(&d, &bits, 8); return d; }
 inline float __int_as_float(int bits) { float f; memcpy(&f, &bits, 4); return f; }
+inline float __uint_as_float(unsigned bits) { float f; memcpy(&f, &bits, 4); return f; }
+inline unsigned __float_as_uint(float f) { unsigned bits; memcpy(&bits, &f, 4); return bits; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 

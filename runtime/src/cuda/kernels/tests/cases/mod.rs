@@ -190,11 +190,25 @@ fn pointwise(rng: &mut Rng, out: &mut Vec<Case>) {
         // Channels-last tensors keep the row-major mask, which no kernel does yet.
         out.push(Case::new(op, vec![x, step], 1e-7));
     }
+    for dims in [&[5][..], &[8192], &[4099], &[2, 3, 5, 7]] {
+        for to in [DType::F32, DType::BF16] {
+            out.push(Case::new(Op::Cast { to }, vec![rng.special(dims)], 0.0));
+        }
+    }
     for n in [5, 4096, 4099] {
         let t = |rng: &mut Rng| rng.tensor(&[n], -1.0, 1.0);
         let hyper = Tensor::from_f32([3], &[0.1, 0.9, 0.01]);
         let inputs = vec![t(rng), t(rng), t(rng), hyper];
         out.push(Case { op: Op::SgdUpdate, inputs, outputs: 2, tolerance: 2e-7 });
+    }
+    // Several weights at once; an empty one, and one of several blocks.
+    for sizes in [&[5, 4096, 9001, 1][..], &[0, 7, 0], &[3; 64]] {
+        let mut inputs = Vec::new();
+        for &n in sizes {
+            inputs.extend([0; 3].map(|_: i32| rng.tensor(&[n], -1.0, 1.0)));
+        }
+        inputs.push(Tensor::from_f32([3], &[0.1, 0.9, 0.01]));
+        out.push(Case { op: Op::SgdUpdate, inputs, outputs: 2 * sizes.len(), tolerance: 2e-7 });
     }
     for dims in [&[3, 5][..], &[4099], &[0]] {
         out.push(Case::new(Op::Fill { value: Real(-1.5), dims: list(dims) }, vec![], 0.0));

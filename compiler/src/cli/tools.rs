@@ -1,0 +1,87 @@
+//! Options of the commands that look at files or make them: zoo, check, inspect, reproduce.
+
+use super::parse_dim;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// `vdnnc zoo`.
+#[derive(Debug, Args)]
+pub struct ZooArgs {
+    /// alexnet, alexnet-seed, overfeat, overfeat-fast, googlenet, googlenet-bn,
+    /// vgg11/13/16/19, vgg116/216/316/416, resnet18/34/50/101/152, densenet121/161/169/201
+    /// or lenet.
+    pub name: String,
+    /// Fixes the batch dimension; symbolic `N` if absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub batch: Option<u64>,
+    /// Number of classes.
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
+    pub classes: Option<u64>,
+    /// Seed of the He-initialised weights.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where to write it.
+    #[arg(short = 'o', value_name = "m.onnx")]
+    pub output: PathBuf,
+}
+
+/// `vdnnc check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The plan.
+    pub plan: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `vdnnc reproduce`.
+#[derive(Debug, Args)]
+pub struct ReproduceArgs {
+    /// vdnn: the figures of the vDNN paper (MICRO 2016). vdnn-seed: the memory of its open
+    /// implementation.
+    #[arg(value_name = "vdnn|vdnn-seed")]
+    pub what: Artefact,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Write each figure as bars into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub svg: Option<PathBuf>,
+}
+
+/// What can be reproduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Artefact {
+    /// Rhu et al., vDNN, MICRO 2016.
+    Vdnn,
+    /// `james98kr/vDNN_Implementation`.
+    VdnnSeed,
+}
+
+impl Artefact {
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vdnn => "vdnn",
+            Self::VdnnSeed => "vdnn-seed",
+        }
+    }
+}
+
+/// `vdnnc inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// An ONNX model or a plan.
+    #[arg(value_name = "MODEL|PLAN")]
+    pub target: PathBuf,
+    /// Batch size for a symbolic batch dimension.
+    #[arg(long, value_name = "N")]
+    pub batch: Option<u64>,
+    /// Binds a symbolic dimension; may be repeated.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
+    pub dims: Vec<(String, u64)>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
