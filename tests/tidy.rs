@@ -65,6 +65,7 @@ fn crates_depend_only_on_what_the_architecture_allows() {
     let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
         ("vdnn-ir", &[][..]),
         ("vdnn-cost", &["vdnn-ir"]),
+        ("vdnn-benchdb", &["vdnn-cost", "vdnn-ir"]),
         ("vdnn-interp", &["vdnn-ir"]),
         ("vdnn-plan", &["vdnn-ir"]),
         ("vdnn-frontends", &["vdnn-ir"]),

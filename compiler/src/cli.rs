@@ -4,7 +4,9 @@ mod gpu;
 mod micro;
 mod tools;
 
-pub use gpu::{BackendName, BenchArgs, ComputeBackend, CudaArgs, DevicesArgs, ProfileArgs};
+pub use gpu::{
+    BackendName, BenchArgs, ComputeBackend, CudaArgs, DeviceName, DevicesArgs, GpuArgs, ProfileArgs,
+};
 pub use micro::{MicroArgs, WorkspaceMode};
 pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
 
@@ -15,6 +17,7 @@ use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
 use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
+use vdnn_runtime::cuda::DeviceSelector;
 
 /// Compiles a convolutional network into a plan of GPU memory, kernels and transfers.
 ///
@@ -100,12 +103,13 @@ pub struct SharedArgs {
     /// Binds a symbolic dimension; may be repeated.
     #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
     pub dims: Vec<(String, u64)>,
-    /// Device profile to plan and predict for: h200, titan-x-maxwell, p100, v100,
-    /// rtx-2080-ti or cpu.
-    #[arg(long, value_name = "NAME", default_value = "h200")]
-    pub device: String,
-    /// Hard limit on device memory, such as 12GiB: of the device arena, and where a GPU runs
-    /// the plan of everything the process takes there. Default: the device's capacity.
+    /// What to plan and predict for: a profile (h200, titan-x-maxwell, p100, v100, rtx-2080-ti,
+    /// cpu, or a file as `vdnnc calibrate` writes it), or the GPU at hand as cuda:N or cuda:UUID,
+    /// which is measured where it was not yet, and runs the plan.
+    #[arg(long, value_name = "NAME|FILE.toml|cuda:N", default_value = "h200")]
+    pub device: DeviceName,
+    /// Hard limit on device memory, such as 12GiB: of all that the process takes on the device;
+    /// where the CPU runs the plan, of the device arena. Default: the device's capacity.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
     /// When compute waits for copies: event (as late as the data allows) or layer (at the
@@ -135,6 +139,9 @@ pub struct SharedArgs {
     /// Switch an elision off: waits (implied by other waits) or copies (already there).
     #[arg(long, value_name = "waits|copies")]
     pub no_elide: Vec<Elision>,
+    /// Libraries and measured times.
+    #[command(flatten)]
+    pub gpu: GpuArgs,
     /// Micro-batches and workspaces.
     #[command(flatten)]
     pub micro: MicroArgs,
@@ -205,9 +212,10 @@ pub struct RunArgs {
     /// Write the last step's gradients, keyed by initializer name.
     #[arg(long, value_name = "g.safetensors")]
     pub save_gradients: Option<PathBuf>,
-    /// Executor: cpu and cuda compute, sim predicts.
-    #[arg(long, value_name = "cpu|cuda|sim", default_value = "cpu")]
-    pub backend: BackendName,
+    /// Executor: cpu and cuda compute, sim predicts. Default: cpu, and cuda with --device
+    /// cuda:N.
+    #[arg(long, value_name = "cpu|cuda|sim")]
+    pub backend: Option<BackendName>,
     /// Options of the CUDA backend.
     #[command(flatten)]
     pub cuda: CudaArgs,
@@ -282,9 +290,9 @@ pub struct TrainArgs {
     /// Continue from the checkpoint folder.
     #[arg(long, requires = "checkpoint")]
     pub resume: bool,
-    /// Executor.
-    #[arg(long, value_name = "cpu|cuda", default_value = "cpu")]
-    pub backend: ComputeBackend,
+    /// Executor. Default: cpu, and cuda with --device cuda:N.
+    #[arg(long, value_name = "cpu|cuda")]
+    pub backend: Option<ComputeBackend>,
     /// Options of the CUDA backend.
     #[command(flatten)]
     pub cuda: CudaArgs,
@@ -311,6 +319,23 @@ pub enum LrSchedule {
     Cosine,
 }
 
+impl RunArgs {
+    /// The executor asked for.
+    pub fn backend(&self) -> BackendName {
+        let own = if self.shared.gpu_at_hand().is_some() { BackendName::Cuda } else { BackendName::Cpu };
+        self.backend.unwrap_or(own)
+    }
+}
+
+impl TrainArgs {
+    /// The executor asked for.
+    pub fn backend(&self) -> ComputeBackend {
+        let own =
+            if self.shared.gpu_at_hand().is_some() { ComputeBackend::Cuda } else { ComputeBackend::Cpu };
+        self.backend.unwrap_or(own)
+    }
+}
+
 impl SharedArgs {
     /// The typed options.
     pub fn options(&self, mode: Mode) -> CompileOptions {
@@ -320,7 +345,7 @@ impl SharedArgs {
             algo: self.algo.unwrap_or(AlgoMode::Dynamic),
             batch: self.batch,
             dims: self.dims.iter().cloned().collect(),
-            device: self.device.clone(),
+            device: self.device.to_string(),
             memory: self.memory,
             overhead: Bytes::ZERO,
             deterministic: self.deterministic,
@@ -338,6 +363,14 @@ impl SharedArgs {
 }
 
 impl SharedArgs {
+    /// The GPU at hand that the plan is for, if it is for one.
+    pub fn gpu_at_hand(&self) -> Option<&DeviceSelector> {
+        match &self.device {
+            DeviceName::Gpu(selector) => Some(selector),
+            DeviceName::Profile(_) | DeviceName::File(_) => None,
+        }
+    }
+
     /// The same where the CPU is to run the plan: its kernels need no workspace.
     pub fn options_on_cpu(&self, mode: Mode) -> CompileOptions {
         CompileOptions { algo: self.algo.unwrap_or(AlgoMode::Memory), ..self.options(mode) }
@@ -348,15 +381,10 @@ impl SharedArgs {
         CompileOptions {
             precision: self.precision.unwrap_or(Precision::Tf32),
             fuse: self.fuse.unwrap_or(Fuse::Epilogue),
-            overhead: GPU_OVERHEAD,
             ..self.options(mode)
         }
     }
 }
-
-/// Device memory a process takes besides its arena, as the driver counts it: measured 650 MB
-/// on an H200 (CUDA 13.0, cuDNN 9.19) with ResNet-50 loaded, 2026-11-21.
-const GPU_OVERHEAD: Bytes = Bytes(700_000_000);
 
 fn parse_dim(text: &str) -> Result<(String, u64), String> {
     let error = || format!("`{text}` is not NAME=N with a positive N");

@@ -43,6 +43,10 @@ pub struct Summary {
     pub chosen_policy: Policy,
     /// Limit of the device arena.
     pub budget: Bytes,
+    /// Limit of all the process takes on the device.
+    pub limit: Bytes,
+    /// What of it is not the arena's.
+    pub overhead: Bytes,
     /// True if the arena is within the budget.
     pub fits: bool,
     /// Whole device arena.
@@ -264,6 +268,8 @@ pub fn plan_joint(
         batch,
         chosen_policy: chosen.policy,
         budget,
+        limit: options.memory.unwrap_or(cost.capacity()),
+        overhead: options.overhead,
         fits,
         peak: chosen.layout.device_bytes,
         average: sim.average_live,

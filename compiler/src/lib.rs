@@ -6,6 +6,7 @@ pub mod driver;
 pub mod emit;
 pub mod error;
 pub mod html;
+pub mod measuring;
 pub mod options;
 pub mod pipeline;
 pub mod progress;

@@ -5,7 +5,7 @@
 //! strict f32 is 1e-6, or what our CPU kernels reach where cancellation leaves them more.
 
 use crate::Row;
-use crate::device::{Device, POISONED};
+use crate::device::{Device, PLAIN, POISONED};
 use std::collections::BTreeMap;
 use std::time::Instant;
 use vdnn_cost::Precision;
@@ -52,7 +52,7 @@ const VARIANTS: [(Precision, Layout); 3] = [
 ];
 
 /// Runs every op.
-pub fn run(device: Device, wanted: &dyn Fn(&str) -> bool, report: &mut dyn FnMut(Row)) {
+pub fn run(device: Device, poison: bool, wanted: &dyn Fn(&str) -> bool, report: &mut dyn FnMut(Row)) {
     let mut by_op: BTreeMap<String, Vec<Case>> = BTreeMap::new();
     for case in op_cases::all(5).into_iter().chain(op_cases::layers()) {
         let kind = match &case.op {
@@ -69,7 +69,7 @@ pub fn run(device: Device, wanted: &dyn Fn(&str) -> bool, report: &mut dyn FnMut
                 let every = if device == Device::Cuda && name == "conv" { CONVOLUTIONS } else { 1 };
                 let cases: Vec<&Case> = cases.iter().rev().step_by(every).collect();
                 let group = group(name, &cases, precision);
-                report(judge(device, suite, &group, precision, layout));
+                report(judge(device, suite, &group, precision, layout, poison));
             }
         }
     }
@@ -215,11 +215,19 @@ fn error(x: &[f32], reference: &[f64]) -> f64 {
     if difference == 0.0 { 0.0 } else { (difference / size.max(f64::MIN_POSITIVE)).sqrt() }
 }
 
-fn judge(device: Device, suite: String, group: &Group, precision: Precision, layout: Layout) -> Row {
+fn judge(
+    device: Device,
+    suite: String,
+    group: &Group,
+    precision: Precision,
+    layout: Layout,
+    poison: bool,
+) -> Row {
     let mut row = Row { suite, checks: 0, worst: 0.0, limit: 0.0, failures: Vec::new() };
+    let how = if poison { POISONED } else { PLAIN };
     let run = |device: Device, precision, layout| {
         let plan = group.plan(precision, layout)?;
-        let outcome = device.run(plan, &BTreeMap::new(), std::slice::from_ref(&group.inputs), POISONED)?;
+        let outcome = device.run(plan, &BTreeMap::new(), std::slice::from_ref(&group.inputs), how)?;
         Ok::<_, String>(outcome.steps.into_iter().next().expect("one step"))
     };
     let (found, peer) =

@@ -9,6 +9,7 @@ mod conv;
 mod division;
 pub mod measured;
 mod profile;
+mod rates;
 mod roofline;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ mod tests;
 pub use conv::ConvDir;
 pub use measured::{Measured, MeasuredError, MeasuredKernel, MeasuredOn, MeasuredRow};
 pub use profile::ProfileError;
+pub use rates::DeviceRates;
 pub use vdnn_ir::Precision;
 
 use conv::ConvShape;
@@ -55,6 +57,7 @@ pub struct CostModel {
     profile: Profile,
     precision: Precision,
     capacity: Bytes,
+    overhead: Bytes,
     roofline: Roofline,
     /// Times that take precedence over the roofline.
     measured: Arc<Measured>,
@@ -78,7 +81,7 @@ impl CostModel {
     pub fn named(device: &str, precision: Precision) -> Option<Self> {
         let (_, text) = profile::SHIPPED.iter().find(|(name, _)| *name == device)?;
         let model = Self::from_toml(text, precision).expect("shipped profiles are valid");
-        Some(if device == "h200" { model.with_measured(h200_times()) } else { model })
+        Some(model.with_shipped_times())
     }
 
     /// The model of a profile in the format of the shipped ones.
@@ -87,14 +90,14 @@ impl CostModel {
     /// If the text is not TOML, a field is missing or unknown, or a number is out of range.
     pub fn from_toml(text: &str, precision: Precision) -> Result<Self, ProfileError> {
         let profile = Profile::parse(text)?;
-        let capacity = profile
-            .memory
-            .capacity
-            .parse()
-            .map_err(|error| ProfileError::Capacity { profile: profile.name.clone(), error })?;
+        let capacity = profile.size("memory.capacity", &profile.memory.capacity)?;
+        let overhead = match &profile.memory.overhead {
+            Some(text) => profile.size("memory.overhead", text)?,
+            None => Bytes::ZERO,
+        };
         let roofline = Roofline::new(&profile, precision);
         let measured = Arc::default();
-        Ok(Self { profile, precision, capacity, roofline, measured, deterministic: false })
+        Ok(Self { profile, precision, capacity, overhead, roofline, measured, deterministic: false })
     }
 
     /// The same model with measured times, which it prefers to its own wherever it has them.
@@ -102,6 +105,13 @@ impl CostModel {
     #[must_use]
     pub fn with_measured(self, measured: impl Into<Arc<Measured>>) -> Self {
         Self { measured: measured.into(), ..self }
+    }
+
+    /// The same model with the times shipped for its GPU, if there are any.
+    #[must_use]
+    pub fn with_shipped_times(self) -> Self {
+        let times = h200_times();
+        if self.profile.gpu.as_ref() == Some(&times.on.device) { self.with_measured(times) } else { self }
     }
 
     /// The same model, offering measured convolution algorithms only if their results do not
@@ -141,9 +151,26 @@ impl CostModel {
         self.roofline.layout()
     }
 
-    /// Device memory a plan may use.
+    /// Device memory a process may use.
     pub fn capacity(&self) -> Bytes {
         self.capacity
+    }
+
+    /// What of a process's device memory is not its arena: context, libraries, their kernels.
+    pub fn overhead(&self) -> Bytes {
+        self.overhead
+    }
+
+    /// Name of the shipped profile that was measured on this GPU, by the driver's name of it.
+    pub fn shipped_for(gpu: &str) -> Option<&'static str> {
+        let is = |text: &str| Profile::parse(text).is_ok_and(|p| p.gpu.as_deref() == Some(gpu));
+        profile::SHIPPED.iter().find(|(_, text)| is(text)).map(|(name, _)| *name)
+    }
+
+    /// The shipped times, if any were taken on this device with these libraries.
+    pub fn shipped_times(on: &MeasuredOn) -> Option<Arc<Measured>> {
+        let times = h200_times();
+        times.on.is_same(on).then_some(times)
     }
 
     /// Time of one kernel, measured if it was; `algo` must be one of [`Self::conv_options`]

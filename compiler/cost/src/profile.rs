@@ -6,8 +6,8 @@
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use vdnn_ir::Layout;
 use vdnn_ir::graph::ConvAlgo;
+use vdnn_ir::{Bytes, Layout};
 
 /// The shipped profiles: name and text.
 pub(crate) const SHIPPED: [(&str, &str); 6] = [
@@ -37,11 +37,13 @@ pub enum ProfileError {
         /// What it may be.
         must: &'static str,
     },
-    /// The capacity is not a size.
-    #[error("device profile `{profile}`: memory.capacity: {error}")]
-    Capacity {
+    /// A size that is none.
+    #[error("device profile `{profile}`: {field}: {error}")]
+    Size {
         /// The profile's name.
         profile: String,
+        /// Path of the field.
+        field: &'static str,
         /// What the size parser said.
         error: vdnn_ir::units::ParseBytesError,
     },
@@ -73,6 +75,8 @@ pub enum ProfileError {
 pub(crate) struct Profile {
     /// Name on the command line.
     pub name: String,
+    /// What the driver calls the device, if it is a GPU this profile was measured on.
+    pub gpu: Option<String>,
     /// Memory.
     pub memory: Memory,
     /// Peak rates of the arithmetic units.
@@ -93,6 +97,9 @@ pub(crate) struct Profile {
 pub(crate) struct Memory {
     /// What a plan may use, as a size such as `12GiB`.
     pub capacity: String,
+    /// What of it a process takes besides its arena (context, libraries, their kernels), as a
+    /// size; nothing if absent.
+    pub overhead: Option<String>,
     /// Achieved rate of a streaming kernel, read plus written.
     pub bandwidth_gbps: f64,
 }
@@ -188,6 +195,11 @@ impl Profile {
         let profile: Self = toml::from_str(text).map_err(|e| ProfileError::Syntax(e.to_string()))?;
         profile.validate()?;
         Ok(profile)
+    }
+
+    /// Reads a size of the profile.
+    pub(crate) fn size(&self, field: &'static str, text: &str) -> Result<Bytes, ProfileError> {
+        text.parse().map_err(|error| ProfileError::Size { profile: self.name.clone(), field, error })
     }
 
     fn check(&self, field: &str, value: f64, ok: bool, must: &'static str) -> Result<(), ProfileError> {

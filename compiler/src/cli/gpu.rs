@@ -1,8 +1,10 @@
-//! Options of executors and of the commands that need a GPU.
+//! Options of executors, and of the commands that need a GPU or its measured times.
 
 use super::SharedArgs;
 use clap::{Args, ValueEnum};
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use vdnn_ir::Mode;
 use vdnn_runtime::cuda::DeviceSelector;
 
@@ -15,6 +17,57 @@ pub enum BackendName {
     Cuda,
     /// Discrete-event prediction.
     Sim,
+}
+
+/// What a plan is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceName {
+    /// A shipped profile.
+    Profile(String),
+    /// A profile in a file.
+    File(PathBuf),
+    /// The GPU at hand, as it was measured.
+    Gpu(DeviceSelector),
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let lower = s.to_ascii_lowercase();
+        Ok(if lower.starts_with("cuda:") || lower.starts_with("gpu-") {
+            Self::Gpu(s.parse()?)
+        } else if lower.ends_with(".toml") {
+            Self::File(s.into())
+        } else {
+            Self::Profile(s.to_owned())
+        })
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Profile(name) => f.write_str(name),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Gpu(selector) => write!(f, "cuda:{selector}"),
+        }
+    }
+}
+
+/// Where CUDA's libraries and the measured times are.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "CUDA")]
+pub struct GpuArgs {
+    /// Folders with the CUDA libraries, searched first; several are separated by `:`.
+    #[arg(long, value_name = "DIR", env = "VDNNC_CUDA_LIBS", value_delimiter = ':')]
+    pub cuda_libs: Vec<PathBuf>,
+    /// The database of measured kernel times. Default: vdnnc/bench.sqlite in the user's cache
+    /// folder.
+    #[arg(long, value_name = "FILE", env = "VDNNC_DB")]
+    pub db: Option<PathBuf>,
+    /// A device profile, as `vdnnc calibrate` writes it, instead of the shipped one.
+    #[arg(long, value_name = "FILE.toml")]
+    pub device_profile: Option<PathBuf>,
 }
 
 /// Executors that compute.
@@ -40,12 +93,10 @@ impl ComputeBackend {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "CUDA")]
 pub struct CudaArgs {
-    /// The GPU, by number or UUID as `vdnnc devices` prints them.
-    #[arg(long, value_name = "N|UUID", default_value = "0")]
-    pub cuda_device: DeviceSelector,
-    /// Folders with the CUDA libraries, searched first; several are separated by `:`.
-    #[arg(long, value_name = "DIR", env = "VDNNC_CUDA_LIBS", value_delimiter = ':')]
-    pub cuda_libs: Vec<PathBuf>,
+    /// The GPU that runs, by number or UUID as `vdnnc devices` prints them. Default: that of
+    /// --device cuda:N, else 0.
+    #[arg(long, value_name = "N|UUID")]
+    pub cuda_device: Option<DeviceSelector>,
     /// Queue every command of every step instead of replaying a captured CUDA graph.
     #[arg(long)]
     pub no_graph: bool,
@@ -72,21 +123,38 @@ pub struct DevicesArgs {
 #[derive(Debug, Args)]
 pub struct ProfileArgs {
     /// ONNX models, or names of the zoo's networks.
-    #[arg(value_name = "MODEL|NAME", num_args = 1.., required = true)]
+    #[arg(value_name = "MODEL|NAME", num_args = 1.., required_unless_present_any = ["import", "export"])]
     pub targets: Vec<String>,
-    /// The table; one that exists is added to.
-    #[arg(short = 'o', value_name = "FILE", required = true)]
-    pub output: PathBuf,
+    /// Also write the models' times as a table for --times; one that exists is added to.
+    #[arg(short = 'o', value_name = "TABLE", requires = "targets")]
+    pub output: Option<PathBuf>,
+    /// First put tables into the database.
+    #[arg(long, value_name = "TABLE", num_args = 1)]
+    pub import: Vec<PathBuf>,
+    /// At the end write everything the database has of one device as a table.
+    #[arg(long, value_name = "TABLE")]
+    pub export: Option<PathBuf>,
+    /// What --export or --replay is to take, where the database has times of several devices,
+    /// drivers or libraries: a part of its description.
+    #[arg(long, value_name = "TEXT")]
+    pub select: Option<String>,
+    /// Instead of measuring, take the times from a table or another database, and say what
+    /// the models need that it lacks. Needs no GPU.
+    #[arg(long, value_name = "TABLE|DB", requires = "targets")]
+    pub replay: Option<PathBuf>,
     /// Training steps or inference.
     #[arg(long, value_name = "train|infer", default_value = "train")]
     pub mode: Mode,
     /// Try only the few engines that the library recommends first.
     #[arg(long)]
     pub quick: bool,
+    /// Measure also what was measured before.
+    #[arg(long, conflicts_with = "replay")]
+    pub again: bool,
     /// Seed of the weights of zoo networks.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// The day to note in the table.
+    /// The day to note with the times.
     #[arg(long, value_name = "YYYY-MM-DD", default_value = "unknown")]
     pub date: String,
     /// Options of the CUDA backend.

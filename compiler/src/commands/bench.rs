@@ -6,6 +6,7 @@ mod report;
 use super::backend::{Choice, cuda};
 use super::load::{self, FromWeights};
 use super::synthetic;
+use super::target::{Runner, Target};
 use crate::cli::{BenchArgs, ComputeBackend};
 use crate::driver;
 use crate::error::Failure;
@@ -68,7 +69,7 @@ fn choice(args: &BenchArgs) -> Choice<'_> {
         threads: args.threads,
         poison: false,
         cuda: &args.cuda,
-        deterministic: args.shared.deterministic,
+        shared: &args.shared,
     }
 }
 
@@ -103,8 +104,12 @@ fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
         ComputeBackend::Cuda => args.shared.options_on_gpu(args.mode),
         ComputeBackend::Cpu => args.shared.options_on_cpu(args.mode),
     };
-    let cost = load::prepare(&mut options, &args.shared)?;
+    let runner = if args.backend == ComputeBackend::Cpu { Runner::Host } else { Runner::Device };
+    let mut made_for = Target::open(&mut options, &args.shared, runner)?;
     let model = open(target, args.mode, args.seed, &options)?;
+    let cost = made_for.cost(&model.imported.graph, &options)?;
+    // Measuring holds memory of the device.
+    drop(made_for);
     let compiled = driver::compile(model.imported.graph.clone(), model.imported.batch, None, &options, &cost)
         .map_err(load::over_budget)?;
     let report = Report {
@@ -199,8 +204,8 @@ fn on_gpu(
     if let Some(seeds) = &args.delay_seeds {
         settings.delay_seed = Some(seeds.start);
     }
-    let mut executor = Executor::load(plan, source, cuda(&settings, false, args.shared.deterministic)?)
-        .map_err(Failure::user)?;
+    let mut executor =
+        Executor::load(plan, source, cuda(&settings, &args.shared, false)?).map_err(Failure::user)?;
     // What is taken and in use; it grows as code is loaded, and building kernels may have
     // needed more for a while.
     let (mut taken, mut used) = (Bytes::ZERO, Bytes::ZERO);

@@ -1,6 +1,7 @@
 //! `vdnnc MODEL.onnx`: compile, report, write.
 
 use super::load;
+use super::target::{Runner, Target};
 use crate::cli::{CompileCommand, Emit};
 use crate::driver::{self, NoPlan, Summary};
 use crate::error::Failure;
@@ -17,9 +18,13 @@ use vdnn_plan::Plan;
 /// What the user should read.
 pub fn run(args: &CompileCommand) -> Result<(), Failure> {
     let path = args.model.as_deref().ok_or_else(|| Failure::user("no model given"))?;
-    let mut options = args.shared.options(args.mode);
-    let cost = load::prepare(&mut options, &args.shared)?;
+    let mut options = match args.shared.gpu_at_hand() {
+        Some(_) => args.shared.options_on_gpu(args.mode),
+        None => args.shared.options(args.mode),
+    };
+    let mut target = Target::open(&mut options, &args.shared, Runner::Device)?;
     let model = load::model(path, options.batch, &options.dims, args.mode == Mode::Train)?;
+    let cost = target.cost(&model.imported.graph, &options)?;
     if let Some(what @ (Emit::Graph | Emit::Dot)) = args.emit {
         let phase = args.stop_after.unwrap_or(Phase::Scheduled);
         let graph = driver::stop_after(model.imported.graph, phase, &options, &cost)?;

@@ -1,6 +1,5 @@
 //! Models and plans from files, and parameters for executors.
 
-use crate::cli::SharedArgs;
 use crate::driver::{self, Compiled, NoPlan};
 use crate::error::Failure;
 use crate::options::CompileOptions;
@@ -9,8 +8,8 @@ use std::path::{Path, PathBuf};
 use vdnn_cost::{CostModel, Measured, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Tensor, TensorType, Weights};
+use vdnn_plan::Plan;
 use vdnn_plan::plan::ModelRef;
-use vdnn_plan::{Command, Plan};
 use vdnn_runtime::executor::{LoadParamError, ParamLoader};
 
 /// A model file imported.
@@ -76,26 +75,6 @@ pub fn cost_model(device: &str, precision: Precision) -> Result<CostModel, Failu
     })
 }
 
-/// The cost model the options ask for, with the files they name: a table of measured times,
-/// and a plan whose convolution algorithms are put into the options.
-///
-/// # Errors
-/// If there is no such profile, or a file is not what it should be.
-pub fn prepare(options: &mut CompileOptions, shared: &SharedArgs) -> Result<CostModel, Failure> {
-    let mut cost = cost_model(&options.device, options.precision)?.with_deterministic(options.deterministic);
-    if let Some(path) = &shared.times {
-        cost = cost.with_measured(times(path)?);
-    }
-    if let Some(path) = &shared.kernels_from {
-        let algos = plan(path)?.commands.into_iter().filter_map(|c| match c {
-            Command::Launch { node, algo, .. } => Some((node, algo?)),
-            _ => None,
-        });
-        options.kernels = algos.collect();
-    }
-    Ok(cost)
-}
-
 /// Reads a table of measured times.
 ///
 /// # Errors
@@ -111,10 +90,16 @@ pub fn over_budget(no_plan: NoPlan) -> Failure {
     match no_plan {
         NoPlan::Failed(f) => f,
         NoPlan::TooLarge { summary, smallest: (bytes, policy) } => {
+            let whole = |arena: Bytes| arena.saturating_add(summary.overhead);
+            let (need, least) = (whole(summary.peak), whole(bytes));
+            let libraries = match summary.overhead {
+                Bytes::ZERO => String::new(),
+                overhead => format!(", {overhead} of it for the context and libraries"),
+            };
             let mut f = Failure::user(format!(
-                "the plan needs {} ({} bytes) of device memory, the limit is {} ({} bytes); the smallest that \
-                 fits is {} ({} bytes), with --policy {policy} --algo memory",
-                summary.peak, summary.peak.0, summary.budget, summary.budget.0, bytes, bytes.0
+                "the plan needs {need} ({} bytes) of device memory{libraries}, the limit is {} ({} bytes); the \
+                 smallest that fits is {least} ({} bytes), with --policy {policy} --algo memory",
+                need.0, summary.limit, summary.limit.0, least.0
             ));
             f.hint = Some(if bytes <= summary.budget {
                 format!("use --policy {policy} --algo memory, or --policy dyn")

@@ -13,6 +13,7 @@ pub mod profile;
 pub mod reproduce;
 pub mod run;
 pub mod synthetic;
+pub mod target;
 pub mod train;
 pub mod zoo;
 
@@ -47,6 +48,12 @@ pub(crate) fn print(text: &str) {
         let _ = out.write_all(b"\n");
     }
     let _ = out.flush();
+}
+
+/// Writes what was done besides the result to stderr.
+#[expect(clippy::print_stderr, reason = "remarks go to stderr; stdout is data")]
+pub(crate) fn note(text: &str) {
+    eprintln!("{}", crate::error::visible(text));
 }
 
 /// Writes a remark to stderr.

@@ -1,119 +1,251 @@
-//! `vdnnc profile MODEL…`: times every kernel the models need on the GPU at hand.
+//! `vdnnc profile MODEL…`: every kernel the models need gets its times, measured on the GPU at
+//! hand or replayed from a table; and the database's tables come in and go out.
 
-use super::backend;
+use super::backend::{self, LazyTimer};
 use super::bench::open;
-use super::load;
-use crate::cli::ProfileArgs;
+use super::target;
+use super::{load, print};
+use crate::cli::{DeviceName, ProfileArgs};
 use crate::error::Failure;
-use crate::pipeline;
+use crate::measuring::{self, Kernel, KernelTimer, TimerError};
 use crate::progress::Progress;
-use crate::timing::Timings;
 use std::io::Write;
 use std::path::Path;
-use vdnn_cost::Measured;
+use vdnn_benchdb::{BenchDb, looks_like_database};
+use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_frontends::safe_file::write_atomic;
-use vdnn_ir::{Graph, Op, Stage, TensorType};
-use vdnn_runtime::cuda::MeasureLimits;
 
-/// One kernel to time.
-struct Kernel {
-    op: Op,
-    inputs: Vec<TensorType>,
-    outputs: Vec<TensorType>,
-}
-
-impl Kernel {
-    fn types(&self) -> (Vec<&TensorType>, Vec<&TensorType>) {
-        (self.inputs.iter().collect(), self.outputs.iter().collect())
-    }
-}
-
-/// Runs the command. What was measured is written after every model, so that an interrupted
-/// run can be taken up again.
+/// Runs the command: import, then models, then export.
 ///
 /// # Errors
 /// What the user should read.
 pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
-    let mut measurer = backend::measurer(&args.cuda)?;
-    let limits = if args.quick {
-        MeasureLimits { ranked: 5, fallback: 1, others: 0, repeats: 8, ..MeasureLimits::default() }
-    } else {
-        MeasureLimits::default()
-    };
-    let on = measurer.on(&args.date);
-    let mut table = match load::times(&args.output) {
-        Ok(table) if table.on.device == on.device && table.on.cudnn == on.cudnn => table,
-        Ok(other) => {
-            return Err(Failure::user(format!(
-                "{} holds times of {} with cuDNN {}; this is {} with {}",
-                args.output.display(),
-                other.on.device,
-                other.on.cudnn,
-                on.device,
-                on.cudnn
-            ))
-            .hint("give another -o file"));
-        }
-        Err(_) if !args.output.exists() => Measured::new(on),
-        Err(e) => return Err(e),
-    };
-    for target in &args.targets {
-        let options = args.shared.options_on_gpu(args.mode);
-        let cost = load::cost_model(&options.device, options.precision)?;
-        let model = open(target, args.mode, args.seed, &options)?;
-        let mut graph = model.imported.graph.clone();
-        pipeline::to_joint(
-            &mut graph,
-            args.mode,
-            options.keep_gradients,
-            options.fuse,
-            &cost,
-            &mut Timings::default(),
-        )?;
-        let kernels = kernels(&graph);
-        let progress = Progress::new(kernels.len() as u64, target);
-        let mut skipped = Vec::new();
-        for kernel in &kernels {
-            let (inputs, outputs) = kernel.types();
-            if table.rows(&kernel.op, &inputs, &outputs, options.precision).is_none() {
-                match measurer.measure(&kernel.op, &inputs, &outputs, options.precision, &limits) {
-                    Ok(rows) => {
-                        for row in rows {
-                            table.insert(&kernel.op, &inputs, &outputs, options.precision, row);
-                        }
-                    }
-                    Err(e) => skipped.push(format!("{}: {e}", kernel.op.name())),
-                }
+    let path = target::database(&args.shared)?;
+    if !args.import.is_empty() {
+        import(args, &path)?;
+    }
+    match &args.replay {
+        _ if args.targets.is_empty() => {}
+        Some(source) => replay(args, source)?,
+        None => measure(args, &path)?,
+    }
+    match &args.export {
+        Some(table) => export(args, &path, table),
+        None => Ok(()),
+    }
+}
+
+/// All tables are read before the first is put in.
+fn import(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
+    let mut tables = Vec::new();
+    for file in &args.import {
+        let table = load::times(file)?;
+        let on = &table.on;
+        for (what, value) in [
+            ("device", &on.device),
+            ("capability", &on.capability),
+            ("driver", &on.driver),
+            ("cudnn", &on.cudnn),
+        ] {
+            if value.is_empty() {
+                return Err(Failure::user(format!("{}: the table does not say its {what}", file.display()))
+                    .hint(format!("add `; {what}=…` to its first line")));
             }
-            progress.tick(kernel.op.name());
         }
+        tables.push((file, table));
+    }
+    let mut db = BenchDb::open(path).map_err(Failure::user)?;
+    for (file, table) in tables {
+        db.add(&table).map_err(Failure::user)?;
+        print(&format!(
+            "{}: {} rows of {} put into {}",
+            file.display(),
+            table.len(),
+            table.on,
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+fn export(args: &ProfileArgs, path: &Path, to: &Path) -> Result<(), Failure> {
+    let db = BenchDb::open_to_read(path).map_err(Failure::user)?;
+    let on = only_source(&db, args.select.as_deref())?;
+    let table = db.times(&on).map_err(Failure::user)?;
+    write(to, &table)?;
+    print(&format!("{}: {} rows of {on}", to.display(), table.len()));
+    Ok(())
+}
+
+/// The one source of a database whose description contains a text.
+fn only_source(db: &BenchDb, part: Option<&str>) -> Result<MeasuredOn, Failure> {
+    let all = db.sources().map_err(Failure::user)?;
+    let list = |of: &[&(MeasuredOn, u64)]| {
+        let lines: Vec<String> = of.iter().map(|(on, n)| format!("  {on}: {n} rows")).collect();
+        lines.join("\n")
+    };
+    let fits: Vec<_> = all.iter().filter(|(on, _)| on.to_string().contains(part.unwrap_or(""))).collect();
+    match (fits.as_slice(), all.as_slice()) {
+        ([(on, _)], _) => Ok(on.clone()),
+        (_, []) => Err(Failure::user(format!("{}: the database is empty", db.path().display()))),
+        ([], _) => Err(Failure::user(format!(
+            "{}: none of these is `{}`:\n{}",
+            db.path().display(),
+            part.unwrap_or(""),
+            list(&all.iter().collect::<Vec<_>>())
+        ))),
+        (several, _) => Err(Failure::user(format!(
+            "{}: the database has times of\n{}",
+            db.path().display(),
+            list(several)
+        ))
+        .hint("choose one with --select, such as --select 'cuDNN 9.19.0'")),
+    }
+}
+
+/// What was measured is in the database after every kernel, and in the table after every
+/// model, so that an interrupted run can be taken up again.
+fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
+    let shared = &args.shared;
+    let gpu = backend::selector(&args.cuda, shared);
+    let (facts, on) = backend::identify(shared, &gpu, &args.date)?;
+    let mut timer =
+        if args.quick { LazyTimer::quick(shared, &gpu) } else { LazyTimer::thorough(shared, &gpu) };
+    let mut table = started(args, &on)?;
+    let mut db = BenchDb::open(path).map_err(Failure::user)?;
+    let precision = shared.options_on_gpu(args.mode).precision;
+    let cost = target::gpu_profile(&facts, &shared.gpu.device_profile, precision)?;
+    for name in &args.targets {
+        let kernels = kernels(args, name, &cost)?;
+        let stored = db.times(&on).map_err(Failure::user)?;
+        let known: &[&Measured] = if args.again { &[] } else { &[&table, &stored] };
+        let progress = Progress::new(kernels.len() as u64, name);
+        let filled = measuring::fill(
+            (&kernels, precision),
+            known,
+            &on,
+            &mut timer,
+            &mut |rows| db.add(rows).map_err(Failure::user),
+            &progress,
+        )?;
         progress.finish();
-        write(&args.output, &table)?;
-        super::print(&format!("{target}: {} kernels, {} rows in the table", kernels.len(), table.len()));
-        for text in skipped {
-            super::print(&format!("  not measured: {text}"));
+        table.merge(&filled.table);
+        if let Some(output) = &args.output {
+            write(output, &table)?;
+        }
+        print(&format!(
+            "{name}: {} kernels, {} measured now, {} rows; {}",
+            kernels.len(),
+            filled.timed,
+            filled.table.len(),
+            path.display()
+        ));
+        for text in filled.skipped {
+            print(&format!("  not measured: {text}"));
         }
     }
     Ok(())
 }
 
-/// Every kernel of a joint graph, each once.
-fn kernels(graph: &Graph) -> Vec<Kernel> {
-    let mut all: Vec<Kernel> = Vec::new();
-    for (_, node) in graph.nodes() {
-        if node.stage == Stage::Setup || node.op.is_transfer() || !node.op.views().is_empty() {
-            continue;
-        }
-        let types = |list: &[vdnn_ir::ValueId]| list.iter().map(|&v| graph.ty(v).clone()).collect();
-        let kernel =
-            Kernel { op: node.op.clone(), inputs: types(&node.inputs), outputs: types(&node.outputs) };
-        let known =
-            all.iter().any(|k| k.op == kernel.op && k.inputs == kernel.inputs && k.outputs == kernel.outputs);
-        if !known {
-            all.push(kernel);
-        }
+/// The kernels of a model, in the layout that `cost` wants.
+fn kernels(args: &ProfileArgs, name: &str, cost: &CostModel) -> Result<Vec<Kernel>, Failure> {
+    let options = args.shared.options_on_gpu(args.mode);
+    let model = open(name, args.mode, args.seed, &options)?;
+    measuring::kernels_of(&model.imported.graph, &options, cost)
+}
+
+/// The `-o` table as it stands, or an empty one.
+fn started(args: &ProfileArgs, on: &MeasuredOn) -> Result<Measured, Failure> {
+    let Some(output) = args.output.as_deref().filter(|p| p.exists()) else {
+        return Ok(Measured::new(on.clone()));
+    };
+    let table = load::times(output)?;
+    if !table.on.is_same(on) {
+        return Err(Failure::user(format!(
+            "{} holds times of {}; these are of {on}",
+            output.display(),
+            table.on
+        ))
+        .hint("give another -o file"));
     }
-    all
+    let mut fresh = Measured::new(on.clone());
+    fresh.merge(&table);
+    Ok(fresh)
+}
+
+/// A timer that has nothing.
+struct Nobody;
+
+impl KernelTimer for Nobody {
+    fn time(&mut self, _: &Kernel, _: Precision) -> Result<Vec<MeasuredRow>, TimerError> {
+        Err(TimerError::Kernel("missing".to_owned()))
+    }
+}
+
+/// Kernel by kernel what a table or database has of the models.
+fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
+    let stored = if looks_like_database(source) {
+        let db = BenchDb::open_to_read(source).map_err(Failure::user)?;
+        let on = only_source(&db, args.select.as_deref())?;
+        db.times(&on).map_err(Failure::user)?
+    } else {
+        load::times(source)?
+    };
+    let precision = args.shared.options_on_gpu(args.mode).precision;
+    let own = CostModel::shipped_for(&stored.on.device).map(str::to_owned);
+    let cost = match (own, &args.shared.device, &args.shared.gpu.device_profile) {
+        (Some(name), DeviceName::Profile(_), None) => load::cost_model(&name, precision)?,
+        _ => target::profile(&args.shared, precision)?,
+    };
+    let mut table = started(args, &stored.on)?;
+    let mut missing = 0;
+    print(&format!("{}: {} rows of {}", source.display(), stored.len(), stored.on));
+    for name in &args.targets {
+        let kernels = kernels(args, name, &cost)?;
+        let progress = Progress::new(kernels.len() as u64, name);
+        let filled = measuring::fill(
+            (&kernels, precision),
+            &[&stored],
+            &stored.on,
+            &mut Nobody,
+            &mut |_| Ok(()),
+            &progress,
+        )?;
+        progress.finish();
+        let lacking = filled.skipped.len();
+        print(&format!("{name}: {} kernels, {} rows, {lacking} missing", kernels.len(), filled.table.len()));
+        for kernel in &kernels {
+            print(&format!("  {}", line(kernel, precision, &filled.table)));
+        }
+        missing += lacking;
+        table.merge(&filled.table);
+    }
+    if let Some(output) = &args.output {
+        write(output, &table)?;
+    }
+    if missing > 0 {
+        return Err(Failure::user(format!("{}: times of {missing} kernels are missing", source.display()))
+            .hint("measure them with `vdnnc profile` on that GPU, and --import or --replay the result"));
+    }
+    Ok(())
+}
+
+/// One kernel of the report: how many ways, how many run, and the fastest.
+fn line(kernel: &Kernel, precision: Precision, table: &Measured) -> String {
+    let (inputs, outputs) = kernel.types();
+    let what = kernel.describe();
+    let Some(rows) = table.rows(&kernel.op, &inputs, &outputs, precision) else {
+        return format!("missing  {what}");
+    };
+    let best =
+        rows.iter().filter_map(|r| Some((r.time?, r))).min_by_key(|(time, row)| (*time, row.workspace));
+    match best {
+        Some((time, row)) => {
+            let algo = row.algo.map(|a| format!(" by {a} with {}", row.workspace)).unwrap_or_default();
+            format!("{:>2} rows  {what}: {time}{algo}", rows.len())
+        }
+        None => format!("{:>2} rows  {what}: none runs", rows.len()),
+    }
 }
 
 fn write(path: &Path, table: &Measured) -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 
 use super::backend::Choice;
 use super::load::{self, FromWeights};
+use super::target::{Runner, Target};
 use crate::cli::{BackendName, ComputeBackend, RunArgs};
 use crate::error::Failure;
 use crate::options::CompileOptions;
@@ -60,7 +61,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         let weights = load::model_of_plan(&plan, &args.target)?;
         return execute(args, plan, &weights, given, labels);
     }
-    let mut options = match args.backend {
+    let mut options = match args.backend() {
         BackendName::Cuda => args.shared.options_on_gpu(args.mode),
         BackendName::Cpu => args.shared.options_on_cpu(args.mode),
         BackendName::Sim => args.shared.options(args.mode),
@@ -69,7 +70,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if options.batch.is_none() {
         options.batch = batch_of(&args.target, &given, &options);
     }
-    let cost = load::prepare(&mut options, &args.shared)?;
+    let runner = if args.backend() == BackendName::Cpu { Runner::Host } else { Runner::Device };
+    let mut target = Target::open(&mut options, &args.shared, runner)?;
     let model = load::model(&args.target, options.batch, &options.dims, args.mode == Mode::Train)?;
     if args.plain {
         let mut graph = model.imported.graph.clone();
@@ -79,13 +81,16 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
                 Mode::Train,
                 options.keep_gradients,
                 options.fuse,
-                &cost,
+                target.base(),
                 &mut Timings::default(),
             )?;
         }
         let produced = interpret_steps(args, &graph, &model.imported.weights, given, labels)?;
         return deliver(args, &produced);
     }
+    let cost = target.cost(&model.imported.graph, &options)?;
+    // Measuring holds memory of the device.
+    drop(target);
     let compiled = model.compile(None, &options, &cost).map_err(load::over_budget)?;
     execute(args, compiled.plan, &model.imported.weights, given, labels)
 }
@@ -277,7 +282,7 @@ fn execute(
     labels: Option<Tensor>,
 ) -> Result<(), Failure> {
     let mode = plan.header.mode;
-    if args.backend == BackendName::Sim {
+    if args.backend() == BackendName::Sim {
         let cost = load::cost_model(&plan.header.device, plan.header.precision)?;
         let sim = vdnn_runtime::sim::simulate(&plan, &cost).map_err(Failure::internal)?;
         super::print(
@@ -326,7 +331,7 @@ fn execute(
 
 /// The executor asked for, if it is one that computes.
 fn choice(args: &RunArgs) -> Option<Choice<'_>> {
-    let backend = match args.backend {
+    let backend = match args.backend() {
         BackendName::Cpu => ComputeBackend::Cpu,
         BackendName::Cuda => ComputeBackend::Cuda,
         BackendName::Sim => return None,
@@ -336,7 +341,7 @@ fn choice(args: &RunArgs) -> Option<Choice<'_>> {
         threads: args.threads,
         poison: args.poison,
         cuda: &args.cuda,
-        deterministic: args.shared.deterministic,
+        shared: &args.shared,
     })
 }
 

@@ -4,6 +4,7 @@ use super::backend::Choice;
 use super::dataset::Dataset;
 use super::evaluate;
 use super::load::{self, FromTensors};
+use super::target::{Runner, Target};
 use crate::cli::{ComputeBackend, LrSchedule, TrainArgs};
 use crate::error::Failure;
 use crate::progress::Progress;
@@ -45,28 +46,32 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         return Err(Failure::user("--validation must be at least 0 and below 1"));
     }
     let choice = Choice {
-        backend: args.backend,
+        backend: args.backend(),
         threads: args.threads,
         poison: args.poison,
         cuda: &args.cuda,
-        deterministic: args.shared.deterministic,
+        shared: &args.shared,
     };
     choice.probe()?;
     let data = Dataset::read(&args.data, args.mean, args.std)?;
     let held_out = (data.len() as f64 * args.validation).round() as usize;
     let (train_len, total) = (data.len() - held_out, data.len());
 
-    let mut options = match args.backend {
+    let mut options = match args.backend() {
         ComputeBackend::Cuda => args.shared.options_on_gpu(Mode::Train),
         ComputeBackend::Cpu => args.shared.options_on_cpu(Mode::Train),
     };
-    let cost = load::prepare(&mut options, &args.shared)?;
+    let runner = if args.backend() == ComputeBackend::Cpu { Runner::Host } else { Runner::Device };
+    let mut target = Target::open(&mut options, &args.shared, runner)?;
     let model = open_model(args, &mut options.batch, &options.dims, true)?;
+    let cost = target.cost(&model.imported.graph, &options)?;
     let compiled = model.compile(None, &options, &cost).map_err(load::over_budget)?;
     let plan = compiled.plan;
     let batch = usize::try_from(plan.header.batch).map_err(Failure::user)?;
     check_data(&plan, &data, train_len, batch)?;
-    let evaluation = evaluation_plan(args, &options, &cost)?;
+    let evaluation = evaluation_plan(args, &options, &mut target)?;
+    // Measuring holds memory of the device.
+    drop(target);
 
     let mut params = load::tensors(&model.imported.weights);
     let mut at = Position { epoch: 0, step: 0, seed: args.seed };
@@ -206,7 +211,7 @@ fn open_model(
 fn evaluation_plan(
     args: &TrainArgs,
     train: &crate::options::CompileOptions,
-    cost: &vdnn_cost::CostModel,
+    target: &mut Target,
 ) -> Result<Plan, Failure> {
     let model = load::model(&args.model, train.batch, &train.dims, false)?;
     let options = crate::options::CompileOptions {
@@ -216,7 +221,8 @@ fn evaluation_plan(
         memory: None,
         ..train.clone()
     };
-    Ok(model.compile(None, &options, cost).map_err(load::over_budget)?.plan)
+    let cost = target.cost(&model.imported.graph, &options)?;
+    Ok(model.compile(None, &options, &cost).map_err(load::over_budget)?.plan)
 }
 
 fn check_data(plan: &Plan, data: &Dataset, train_len: usize, batch: usize) -> Result<(), Failure> {

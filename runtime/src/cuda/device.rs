@@ -25,6 +25,11 @@ pub struct DeviceFacts {
     pub total_memory: Bytes,
     /// Second-level cache.
     pub l2: Bytes,
+    /// Highest clock of the multiprocessors in MHz; 0 if the driver does not tell.
+    pub clock_mhz: u32,
+    /// Highest rate of the memory's interface: clock, both edges, width of the bus. 0 if the
+    /// driver does not tell. Bytes per microsecond.
+    pub memory_rate: u64,
     /// Newest CUDA version the driver supports: 1000 × major + 10 × minor.
     pub driver_version: i32,
 }
@@ -56,11 +61,12 @@ impl fmt::Display for DeviceSelector {
 impl FromStr for DeviceSelector {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        if let Ok(n) = s.strip_prefix("cuda:").unwrap_or(s).parse() {
+        let lower = s.to_ascii_lowercase();
+        let lower = lower.strip_prefix("cuda:").unwrap_or(&lower);
+        if let Ok(n) = lower.parse() {
             return Ok(Self::Ordinal(n));
         }
-        let lower = s.to_ascii_lowercase();
-        let digits = lower.strip_prefix("gpu-").unwrap_or(&lower);
+        let digits = lower.strip_prefix("gpu-").unwrap_or(lower);
         let groups: Vec<usize> = digits.split('-').map(str::len).collect();
         if groups == [8, 4, 4, 4, 12] && digits.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit()) {
             return Ok(Self::Uuid(format!("GPU-{digits}")));
@@ -137,6 +143,9 @@ fn facts(device: sys::CUdevice) -> Result<DeviceFacts, CudaError> {
             .map(|v| u32::try_from(v).unwrap_or(0))
             .map_err(CudaError::of("cuDeviceGetAttribute"))
     };
+    // What newer drivers stop telling is no reason to fail.
+    let khz = |which| u64::from(attribute(which).unwrap_or(0));
+    let bus = khz(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH) / 8;
     let uuid = result::device::get_uuid(device).map_err(CudaError::of("cuDeviceGetUuid"))?;
     // SAFETY: `device` comes from the driver.
     let total = unsafe { result::device::total_mem(device) }.map_err(CudaError::of("cuDeviceTotalMem"))?;
@@ -150,6 +159,8 @@ fn facts(device: sys::CUdevice) -> Result<DeviceFacts, CudaError> {
         multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         total_memory: Bytes(total as u64),
         l2: Bytes(u64::from(attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?)),
+        clock_mhz: u32::try_from(khz(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE) / 1000).unwrap_or(0),
+        memory_rate: 2 * khz(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE) * bus / 1000,
         driver_version: libs::driver_version()?,
     })
 }
@@ -243,10 +254,14 @@ mod tests {
         assert_eq!("cuda:3".parse(), Ok(DeviceSelector::Ordinal(3)));
         let uuid = uuid_text([0xab, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff]);
         assert_eq!(uuid, "GPU-ab010203-0405-0607-0809-0a0b0c0d0eff");
-        for text in [uuid.clone(), uuid.to_ascii_uppercase(), uuid["GPU-".len()..].to_owned()] {
+        for text in
+            [uuid.clone(), uuid.to_ascii_uppercase(), uuid["GPU-".len()..].to_owned(), format!("cuda:{uuid}")]
+        {
             assert_eq!(text.parse(), Ok(DeviceSelector::Uuid(uuid.clone())), "{text}");
         }
-        for text in ["", "-1", "gpu0", "GPU-ab01", "GPU-zb010203-0405-0607-0809-0a0b0c0d0eff"] {
+        for text in
+            ["", "-1", "gpu0", "cuda:", "cuda:x", "GPU-ab01", "GPU-zb010203-0405-0607-0809-0a0b0c0d0eff"]
+        {
             assert!(text.parse::<DeviceSelector>().is_err(), "{text}");
         }
     }

@@ -406,15 +406,17 @@ fn measured_on(facts: &DeviceFacts, cudnn: String, date: &str) -> MeasuredOn {
     }
 }
 
-/// What a [`Measurer`] of these options would take its times on, without a context.
+/// The device of these options, and what a [`Measurer`] would take its times on; makes no
+/// context.
 ///
 /// # Errors
 /// If a library or the device is missing, or too old.
-pub fn identify(options: &CudaOptions, date: &str) -> Result<MeasuredOn, CudaError> {
+pub fn identify(options: &CudaOptions, date: &str) -> Result<(DeviceFacts, MeasuredOn), CudaError> {
     let loaded = libs::load_all(&options.libs)?;
     let (_, facts) = device::find(&options.device)?;
     let cudnn = loaded.into_iter().find(|l| l.library == libs::Library::Cudnn);
-    Ok(measured_on(&facts, cudnn.map(|l| l.version).unwrap_or_default(), date))
+    let on = measured_on(&facts, cudnn.map(|l| l.version).unwrap_or_default(), date);
+    Ok((facts, on))
 }
 
 /// What is measured.

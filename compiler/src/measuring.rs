@@ -1,0 +1,140 @@
+//! Which kernels a model needs, and filling a table with their times: from what is known, and
+//! from whoever can time the rest.
+
+use crate::error::Failure;
+use crate::options::CompileOptions;
+use crate::pipeline;
+use crate::progress::Progress;
+use crate::timing::Timings;
+use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
+use vdnn_ir::{Graph, Op, Stage, TensorType, ValueId};
+
+/// One kernel to time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// What is computed.
+    pub op: Op,
+    /// Types of the operands.
+    pub inputs: Vec<TensorType>,
+    /// Types of the results.
+    pub outputs: Vec<TensorType>,
+}
+
+impl Kernel {
+    /// The types as tables take them.
+    pub fn types(&self) -> (Vec<&TensorType>, Vec<&TensorType>) {
+        (self.inputs.iter().collect(), self.outputs.iter().collect())
+    }
+
+    /// For people: the op's name and the operands.
+    pub fn describe(&self) -> String {
+        let list = |types: &[TensorType]| types.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        format!("{} {} -> {}", self.op.name(), list(&self.inputs), list(&self.outputs))
+    }
+}
+
+/// Every kernel of a joint graph, each once, in the order of the graph.
+pub fn kernels(graph: &Graph) -> Vec<Kernel> {
+    let mut all: Vec<Kernel> = Vec::new();
+    for (_, node) in graph.nodes() {
+        if node.stage == Stage::Setup || node.op.is_transfer() || !node.op.views().is_empty() {
+            continue;
+        }
+        let types = |list: &[ValueId]| list.iter().map(|&v| graph.ty(v).clone()).collect();
+        let kernel =
+            Kernel { op: node.op.clone(), inputs: types(&node.inputs), outputs: types(&node.outputs) };
+        if !all.contains(&kernel) {
+            all.push(kernel);
+        }
+    }
+    all
+}
+
+/// Every kernel that compiling an imported graph with these options needs. They depend on the
+/// cost model only by the layout it wants.
+///
+/// # Errors
+/// Those of the passes.
+pub fn kernels_of(
+    imported: &Graph,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<Vec<Kernel>, Failure> {
+    let mut graph = imported.clone();
+    let keep = options.keep_gradients;
+    pipeline::to_joint(&mut graph, options.mode, keep, options.fuse, cost, &mut Timings::default())?;
+    Ok(kernels(&graph))
+}
+
+/// Why a kernel was not timed.
+#[derive(Debug)]
+pub enum TimerError {
+    /// There is none, or not at this size; others can still be timed.
+    Kernel(String),
+    /// Nothing more can be timed.
+    Device(Failure),
+}
+
+/// Who can time kernels: a GPU, or in tests something that makes times up.
+pub trait KernelTimer {
+    /// One row per way to run the kernel, also of ways that turn out not to run.
+    ///
+    /// # Errors
+    /// See [`TimerError`].
+    fn time(&mut self, kernel: &Kernel, precision: Precision) -> Result<Vec<MeasuredRow>, TimerError>;
+}
+
+/// What filling came to.
+#[derive(Debug)]
+pub struct Filled {
+    /// The rows of the kernels, and no others.
+    pub table: Measured,
+    /// Kernels that were timed now.
+    pub timed: usize,
+    /// What could not be timed, and why.
+    pub skipped: Vec<String>,
+}
+
+/// Gives every kernel its rows: those of the first table in `known` that has some, else of
+/// the timer; new ones are handed to `keep` at once, so that an interrupted run can be taken
+/// up again.
+///
+/// # Errors
+/// If nothing more can be timed, or `keep` fails.
+pub fn fill(
+    (kernels, precision): (&[Kernel], Precision),
+    known: &[&Measured],
+    on: &MeasuredOn,
+    timer: &mut dyn KernelTimer,
+    keep: &mut dyn FnMut(&Measured) -> Result<(), Failure>,
+    progress: &Progress,
+) -> Result<Filled, Failure> {
+    let mut filled = Filled { table: Measured::new(on.clone()), timed: 0, skipped: Vec::new() };
+    for kernel in kernels {
+        let (inputs, outputs) = kernel.types();
+        let found = known.iter().find_map(|t| t.rows(&kernel.op, &inputs, &outputs, precision));
+        let (rows, new) = match found {
+            Some(rows) => (rows.to_vec(), false),
+            None => match timer.time(kernel, precision) {
+                Ok(rows) => (rows, true),
+                Err(TimerError::Kernel(why)) => {
+                    filled.skipped.push(format!("{}: {why}", kernel.describe()));
+                    progress.tick(kernel.op.name());
+                    continue;
+                }
+                Err(TimerError::Device(failure)) => return Err(failure),
+            },
+        };
+        let mut one = Measured::new(on.clone());
+        for row in rows {
+            one.insert(&kernel.op, &inputs, &outputs, precision, row);
+        }
+        if new {
+            filled.timed += 1;
+            keep(&one)?;
+        }
+        filled.table.merge(&one);
+        progress.tick(kernel.op.name());
+    }
+    Ok(filled)
+}

@@ -1,0 +1,253 @@
+//! Measured times as a user meets them: the database, its tables, replays, and plans for the
+//! GPU at hand, with a timer that makes times up in place of one.
+
+use assert_cmd::Command;
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use vdnn_benchdb::BenchDb;
+use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
+use vdnn_frontends::onnx::{self, ImportOptions, Imported};
+use vdnn_frontends::zoo::{self, ZooOptions};
+use vdnn_ir::graph::{ConvAlgo, EngineConfig};
+use vdnn_ir::random::splitmix64;
+use vdnn_ir::{Bytes, Mode, Nanos};
+use vdnn_passes::{AlgoMode, Fuse, Policy};
+use vdnn_tests::harness;
+use vdnnc::commands::target::Target;
+use vdnnc::driver;
+use vdnnc::error::Failure;
+use vdnnc::measuring::{Kernel, KernelTimer, TimerError};
+use vdnnc::options::CompileOptions;
+
+/// Makes times up from the kernel's text: convolutions have two engines that run and one that
+/// does not, anything else one kernel.
+struct Fake {
+    asked: Rc<Cell<usize>>,
+    /// Fails at this call, as a lost device does.
+    lost_at: usize,
+}
+
+impl KernelTimer for Fake {
+    fn time(&mut self, kernel: &Kernel, _: Precision) -> Result<Vec<MeasuredRow>, TimerError> {
+        self.asked.set(self.asked.get() + 1);
+        if self.asked.get() == self.lost_at {
+            return Err(TimerError::Device(Failure::user("the device is lost")));
+        }
+        let text = kernel.describe();
+        let time = |i: u64| {
+            let hash = text.bytes().fold(i, |h, b| splitmix64(h, u64::from(b)));
+            Some(Nanos(1_000 + hash % 100_000))
+        };
+        let row = |algo, workspace, time| MeasuredRow { algo, workspace, time, flags: Vec::new() };
+        if !kernel.op.is_conv() {
+            return Ok(vec![row(None, Bytes::ZERO, time(0))]);
+        }
+        let engine = |n| Some(ConvAlgo::Engine(EngineConfig::new(n, &[(2, 1)]).expect("one knob")));
+        Ok(vec![
+            row(engine(1), Bytes::ZERO, time(1)),
+            row(engine(2), Bytes(1 << 16), time(2)),
+            row(engine(3), Bytes::ZERO, None),
+        ])
+    }
+}
+
+fn on(cudnn: &str) -> MeasuredOn {
+    MeasuredOn {
+        device: "Made-up GPU".to_owned(),
+        capability: "9.0".to_owned(),
+        driver: "13.0".to_owned(),
+        cudnn: cudnn.to_owned(),
+        date: "2026-11-21".to_owned(),
+    }
+}
+
+fn resnet18() -> Imported {
+    let network =
+        zoo::build("resnet18", &ZooOptions { batch: None, classes: None, seed: 0 }).expect("a network");
+    let options = ImportOptions { batch: Some(4), training: true, ..ImportOptions::default() };
+    onnx::import_model(network, None, &options).expect("the zoo's networks import")
+}
+
+fn options(precision: Precision) -> CompileOptions {
+    CompileOptions {
+        precision,
+        fuse: Fuse::Epilogue,
+        ..harness::options(Mode::Train, Policy::Dyn, AlgoMode::Dynamic)
+    }
+}
+
+/// Compiles as `--device cuda:0` does; the plan and how many kernels were timed.
+fn compile(db: &Path, cudnn: &str, precision: Precision) -> (vdnn_plan::Plan, usize) {
+    let (model, options) = (resnet18(), options(precision));
+    let asked = Rc::new(Cell::new(0));
+    let cost = CostModel::named("h200", precision).expect("a shipped profile");
+    let timer = Box::new(Fake { asked: Rc::clone(&asked), lost_at: 0 });
+    let mut target = Target::measured(cost, on(cudnn), db.to_owned(), timer);
+    let cost = target.cost(&model.graph, &options).expect("times");
+    let compiled = driver::compile(model.graph, model.batch, None, &options, &cost).expect("a plan");
+    (compiled.plan, asked.get())
+}
+
+#[test]
+fn the_second_plan_for_a_gpu_measures_nothing_and_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("cache/bench.sqlite");
+    let (first, timed) = compile(&db, "9.19.0", Precision::Tf32);
+    assert!(timed > 20, "{timed}");
+    let engines = first.to_string().matches("algo=eng").count();
+    assert!(engines > 50, "every convolution runs by a measured engine: {engines}");
+    assert!(!first.to_string().contains("algo=eng3"), "one that does not run was chosen");
+    let (second, again) = compile(&db, "9.19.0", Precision::Tf32);
+    assert_eq!(again, 0, "everything was known");
+    assert_eq!(first.to_string(), second.to_string());
+    // What else the database holds does not show: another precision, another cuDNN.
+    let (_, products) = compile(&db, "9.19.0", Precision::F32);
+    assert!(products > 0);
+    assert_eq!(compile(&db, "9.20.0", Precision::Tf32).1, timed);
+    assert_eq!(compile(&db, "9.19.0", Precision::Tf32).0.to_string(), first.to_string());
+    // And a fresh database gives the same, too.
+    assert_eq!(
+        compile(&dir.path().join("other"), "9.19.0", Precision::Tf32).0.to_string(),
+        first.to_string()
+    );
+}
+
+#[test]
+fn what_was_measured_before_the_device_was_lost_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("bench.sqlite");
+    let (model, options) = (resnet18(), options(Precision::Tf32));
+    let cost = CostModel::named("h200", Precision::Tf32).expect("a shipped profile");
+    let timer = Box::new(Fake { asked: Rc::default(), lost_at: 11 });
+    let failure = Target::measured(cost, on("9.19.0"), db.clone(), timer)
+        .cost(&model.graph, &options)
+        .expect_err("the device is lost");
+    assert!(failure.message.contains("the device is lost"), "{failure}");
+    let all = compile(&dir.path().join("other"), "9.19.0", Precision::Tf32).1;
+    assert_eq!(compile(&db, "9.19.0", Precision::Tf32).1, all - 10);
+}
+
+fn vdnnc(args: &[&str]) -> std::process::Output {
+    Command::new(vdnn_tests::data::vdnnc_binary()).args(args).output().expect("the command runs")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a name in UTF-8")
+}
+
+/// Runs the command; its stdout.
+fn works(args: &[&str]) -> String {
+    let out = vdnnc(args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("text")
+}
+
+/// Runs the command, which must exit with 1; its stderr.
+fn fails(args: &[&str]) -> String {
+    let out = vdnnc(args);
+    let message = String::from_utf8(out.stderr).expect("text");
+    assert_eq!(out.status.code(), Some(1), "{args:?}: {message}");
+    message
+}
+
+/// A table of what ResNet-18 needs, made up.
+fn table(dir: &Path) -> PathBuf {
+    let db = dir.join("made-up.sqlite");
+    compile(&db, "9.19.0", Precision::Tf32);
+    let times = BenchDb::open_to_read(&db).expect("just made").times(&on("9.19.0")).expect("rows");
+    let path = dir.join("made-up.times");
+    std::fs::write(&path, times.to_string()).expect("a file");
+    path
+}
+
+fn read(path: &Path) -> Measured {
+    std::fs::read_to_string(path).expect("a table").parse().expect("a table")
+}
+
+#[test]
+fn tables_go_in_and_out_and_replay_without_a_gpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let (times, db, out) = (table(dir.path()), dir.path().join("db"), dir.path().join("out.times"));
+    let said = works(&["profile", "--db", text(&db), "--import", text(&times), "--export", text(&out)]);
+    assert!(said.contains("Made-up GPU (compute capability 9.0), driver 13.0, cuDNN 9.19.0"), "{said}");
+    assert_eq!(std::fs::read(&times).unwrap(), std::fs::read(&out).unwrap());
+    let replay = |source: &Path, more: &[&str]| {
+        let args = ["profile", "--db", text(&db), "--replay", text(source), "resnet18"];
+        [&args[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for source in [&times, &db] {
+        let pruned = dir.path().join("pruned.times");
+        let _ = std::fs::remove_file(&pruned);
+        let args = replay(source, &["--batch", "4", "-o", text(&pruned)]);
+        let said = works(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(said.contains(", 0 missing") && said.contains(" rows  conv"), "{said}");
+        assert!(!said.contains("missing  "), "{said}");
+        assert_eq!(read(&pruned), read(&times));
+    }
+    // Another batch needs other rows.
+    let args = replay(&times, &["--batch", "5"]);
+    let message = fails(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(message.contains("kernels are missing"), "{message}");
+}
+
+#[test]
+fn an_export_of_several_devices_asks_which() {
+    let dir = tempfile::tempdir().unwrap();
+    let (db, out) = (dir.path().join("db"), dir.path().join("out.times"));
+    compile(&db, "9.19.0", Precision::Tf32);
+    compile(&db, "9.20.0", Precision::Tf32);
+    let args = ["profile", "--db", text(&db), "--export", text(&out)];
+    let message = fails(&args);
+    assert!(message.contains("cuDNN 9.19.0: ") && message.contains("--select"), "{message}");
+    assert!(!out.exists());
+    works(&[&args[..], &["--select", "cuDNN 9.20"]].concat());
+    assert_eq!(read(&out).on.cudnn, "9.20.0");
+    assert!(fails(&[&args[..], &["--select", "P100"]].concat()).contains("none of these is `P100`"));
+}
+
+#[test]
+fn several_processes_fill_one_database() {
+    let dir = tempfile::tempdir().unwrap();
+    let (times, db) = (table(dir.path()), dir.path().join("new/db"));
+    let whole = std::fs::read_to_string(&times).expect("the table");
+    let (head, rows) = whole.split_once('\n').expect("a header");
+    let rows: Vec<&str> = rows.lines().collect();
+    // Parts that overlap, so that the same rows come from several processes.
+    let running: Vec<_> = (0..6)
+        .map(|part| {
+            let mine: Vec<&str> =
+                rows.iter().enumerate().filter(|(i, _)| i % 6 <= part).map(|r| *r.1).collect();
+            let file = dir.path().join(format!("part{part}"));
+            std::fs::write(&file, format!("{head}\n{}\n", mine.join("\n"))).expect("a file");
+            std::process::Command::new(vdnn_tests::data::vdnnc_binary())
+                .args(["profile", "--db", text(&db), "--import", text(&file)])
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .expect("the command starts")
+        })
+        .collect();
+    for mut child in running {
+        assert!(child.wait().expect("it ends").success());
+    }
+    let stored = BenchDb::open_to_read(&db).expect("the database").times(&on("9.19.0")).expect("rows");
+    assert_eq!(stored.to_string(), whole);
+}
+
+#[test]
+fn other_files_in_the_databases_place_are_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (times, db, out) = (table(dir.path()), dir.path().join("notes.txt"), dir.path().join("out.times"));
+    std::fs::write(&db, "not a database, but mine\n").expect("a file");
+    for args in [["--import", text(&times)], ["--export", text(&out)]] {
+        let message = fails(&[&["profile", "--db", text(&db)][..], &args].concat());
+        assert!(message.contains("notes.txt: not a database of kernel times"), "{message}");
+    }
+    assert_eq!(std::fs::read_to_string(&db).unwrap(), "not a database, but mine\n");
+    let message = fails(&["profile", "--db", text(&dir.path().join("none")), "--export", text(&out)]);
+    assert!(message.contains("there is no such database"), "{message}");
+    // A table that does not say what it is of.
+    std::fs::write(&times, "vdnnc-times 1; device=x; driver=13.0; cudnn=9.19.0\n").expect("a file");
+    let message = fails(&["profile", "--db", text(&out), "--import", text(&times)]);
+    assert!(message.contains("does not say its capability") && !out.exists(), "{message}");
+}
