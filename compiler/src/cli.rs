@@ -7,7 +7,7 @@ mod tools;
 pub use gpu::{
     BackendName, BenchArgs, ComputeBackend, CudaArgs, DeviceName, DevicesArgs, GpuArgs, ProfileArgs,
 };
-pub use micro::{MicroArgs, WorkspaceMode};
+pub use micro::{BenchConvArgs, MicroArgs, WorkspaceMode};
 pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
 
 use crate::options::CompileOptions;
@@ -165,6 +165,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Measure steps of models on synthetic data: time, memory, transfers, overlap.
     Bench(BenchArgs),
+    /// Tell what micro-batches gain for a list of single convolutions.
+    BenchConv(BenchConvArgs),
     /// List the CUDA GPUs and the libraries in use, or say what is missing.
     Devices(DevicesArgs),
     /// Time every kernel that models need on the GPU at hand, into a table for --times.

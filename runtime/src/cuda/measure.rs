@@ -6,6 +6,7 @@ use super::backend::CudaOptions;
 use super::blas::{self, Blas};
 use super::cudnn::{self, Candidate, Dnn, DnnOptions, Source};
 use super::device::{self, Device, DeviceFacts};
+use super::divided;
 use super::error::CudaError;
 use super::kernels::{self, Modules};
 use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared, SCRATCH};
@@ -16,7 +17,7 @@ use vdnn_cost::measured::{ACCUMULATES, NOT_CAPTURED};
 use vdnn_cost::{MeasuredOn, MeasuredRow};
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::random::splitmix64;
-use vdnn_ir::{Bytes, DType, Op, Precision, TensorType, bf16};
+use vdnn_ir::{Bytes, ConvSchedule, DType, Nanos, Op, Precision, TensorType, bf16};
 use vdnn_plan::plan::ALIGNMENT;
 
 /// Random numbers made on the host; longer tensors repeat them.
@@ -164,6 +165,55 @@ impl Measurer {
         let rows = if op.is_conv() { self.engines(kernel, limits) } else { self.only(kernel, limits) };
         self.dnn.forget_unused();
         rows
+    }
+
+    /// Time of a convolution as a schedule runs it in a workspace: all micro-batches one after
+    /// the other, as a plan launches them.
+    ///
+    /// # Errors
+    /// If it cannot run so, or the device fails or is too small.
+    #[expect(clippy::too_many_arguments, reason = "a launch: an op, its operands and how it runs")]
+    pub fn measure_schedule(
+        &mut self,
+        op: &Op,
+        inputs: &[&TensorType],
+        outputs: &[&TensorType],
+        precision: Precision,
+        schedule: &ConvSchedule,
+        workspace: Bytes,
+        limits: &MeasureLimits,
+    ) -> Result<Nanos, CudaError> {
+        let kernel = Kernel { op, inputs, outputs, precision };
+        let range = self.workspace.take(workspace)?;
+        let range = (workspace > Bytes::ZERO).then_some(DeviceRange { bytes: workspace, ..range });
+        let places = self.place(kernel)?;
+        let launch = match schedule {
+            ConvSchedule::Whole(algo) => self.prepare(kernel, &places, Some(*algo), false, range)?,
+            ConvSchedule::Divided(_) => {
+                let all = |types: &[&TensorType], ptrs: &[sys::CUdeviceptr]| -> Vec<(TensorType, _)> {
+                    types.iter().zip(ptrs).map(|(&ty, &ptr)| (ty.clone(), ptr)).collect()
+                };
+                let (i, o) = (all(inputs, &places.inputs), all(outputs, &places.outputs));
+                let i: Vec<Operand<'_>> = i.iter().map(|(ty, ptr)| Operand { ty, ptr: *ptr }).collect();
+                let o: Vec<Operand<'_>> = o.iter().map(|(ty, ptr)| Operand { ty, ptr: *ptr }).collect();
+                let spec = LaunchSpec {
+                    op,
+                    inputs: &i,
+                    outputs: &o,
+                    workspace: range,
+                    scratch: self.scratch.range(),
+                    algo: None,
+                    accumulate: false,
+                    precision,
+                    name: "measured",
+                };
+                divided::prepare(&spec, schedule, &self.dnn, &mut self.modules)?
+            }
+        };
+        let timing = self.meter.time(&*launch, limits.repeats)?;
+        drop(launch);
+        self.dnn.forget_unused();
+        Ok(timing.median())
     }
 
     /// The row of an op with one kernel.
