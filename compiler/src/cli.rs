@@ -1,11 +1,13 @@
 //! The command line.
 
 mod gpu;
+mod micro;
 mod tools;
 
 pub use gpu::{
     BackendName, BenchArgs, ComputeBackend, CudaArgs, DeviceName, DevicesArgs, GpuArgs, ProfileArgs,
 };
+pub use micro::{BenchConvArgs, MicroArgs, WorkspaceMode};
 pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
 
 use crate::options::CompileOptions;
@@ -146,6 +148,9 @@ pub struct SharedArgs {
     /// Libraries and measured times.
     #[command(flatten)]
     pub gpu: GpuArgs,
+    /// Micro-batches and workspaces.
+    #[command(flatten)]
+    pub micro: MicroArgs,
 }
 
 /// Optional clean-ups of the plan.
@@ -166,6 +171,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Measure steps of models on synthetic data: time, memory, transfers, overlap.
     Bench(BenchArgs),
+    /// Tell what micro-batches gain for a list of single convolutions.
+    BenchConv(BenchConvArgs),
     /// List the CUDA GPUs and the libraries in use, or say what is missing.
     Devices(DevicesArgs),
     /// Time every kernel that models need on the GPU at hand, into a table for --times.
@@ -351,6 +358,8 @@ impl SharedArgs {
             overhead: Bytes::ZERO,
             deterministic: self.deterministic,
             kernels: BTreeMap::new(),
+            micro_batch: self.micro.micro_batch,
+            workspace: self.micro.bound(),
             sync: self.sync,
             precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),

@@ -6,11 +6,13 @@ use crate::pipeline;
 use crate::search::{Candidate, Search, lay_out};
 use crate::slicing::{self, Slices};
 use crate::timing::Timings;
+use std::rc::Rc;
 use std::time::Instant;
 use vdnn_cost::{CopyDir, CostModel};
 use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
 use vdnn_passes::elide::{ElideOptions, elide};
 use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
+use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::{PassError, Policy, Stats};
 use vdnn_plan::plan::{Header, ModelRef};
 use vdnn_plan::{Plan, check::CheckStats};
@@ -134,6 +136,8 @@ pub fn stop_after(
         budget: options.budget(cost.capacity()),
         sync: options.sync,
         kernels: &options.kernels,
+        workspace: options.workspace,
+        menu: Rc::new(Menu::new(options.micro_batch)),
     };
     let candidate = choose(&search, options, &mut timings)?;
     if phase == Phase::Scheduled {
@@ -145,8 +149,10 @@ pub fn stop_after(
         overrides: candidate
             .graph
             .nodes()
-            .filter_map(|(id, n)| graph.get_node(id).and(n.algo).map(|a| (id, a)))
+            .filter_map(|(id, n)| graph.get_node(id).and(n.algo.clone()).map(|a| (id, a)))
             .collect(),
+        workspace: options.workspace,
+        menu: Rc::clone(&search.menu),
         sync: options.sync,
         lag: 1,
     };
@@ -206,14 +212,22 @@ pub fn plan_joint(
     // Before any placement decision, so that the checker's goal does not depend on one.
     let terms = expected_terms(graph);
     let budget = options.budget(cost.capacity());
-    let search = Search { joint: graph, cost, budget, sync: options.sync, kernels: &options.kernels };
+    let search = Search {
+        joint: graph,
+        cost,
+        budget,
+        sync: options.sync,
+        kernels: &options.kernels,
+        workspace: options.workspace,
+        menu: Rc::new(Menu::new(options.micro_batch)),
+    };
     let chosen = choose(&search, options, &mut timings)?;
     let baseline_peak = if chosen.policy == Policy::Baseline {
         chosen.layout.device_bytes
     } else {
         timings.step(
             "baseline",
-            || baseline_peak(graph, &chosen, cost, &mut Timings::default()),
+            || baseline_peak(graph, &chosen, &search, &mut Timings::default()),
             |b| Stats::from([("device_bytes", b.0)]),
         )?
     };
@@ -314,13 +328,13 @@ fn refuse_empty(graph: &Graph) -> Result<(), PassError> {
 fn baseline_peak(
     joint: &Graph,
     chosen: &Candidate,
-    cost: &CostModel,
+    search: &Search<'_>,
     timings: &mut Timings,
 ) -> Result<Bytes, PassError> {
     let overrides = chosen
         .graph
         .nodes()
-        .filter_map(|(id, n)| n.algo.map(|a| (id, a)))
+        .filter_map(|(id, n)| n.algo.clone().map(|a| (id, a)))
         .filter(|(id, _)| joint.get_node(*id).is_some())
         .collect();
     let mut graph = joint.clone();
@@ -328,9 +342,11 @@ fn baseline_peak(
         policy: Policy::Baseline,
         algo: vdnn_passes::AlgoMode::Performance,
         overrides,
+        workspace: search.workspace,
+        menu: Rc::clone(&search.menu),
         sync: vdnn_passes::SyncMode::Event,
         lag: 0,
     };
-    pipeline::to_phase(&mut graph, Phase::Scheduled, &attempt, cost, timings)?;
+    pipeline::to_phase(&mut graph, Phase::Scheduled, &attempt, search.cost, timings)?;
     Ok(lay_out(&graph, Policy::Baseline, timings)?.device_bytes)
 }

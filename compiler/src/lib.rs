@@ -7,6 +7,7 @@ pub mod emit;
 pub mod error;
 pub mod html;
 pub mod measuring;
+pub mod micro;
 pub mod options;
 pub mod pipeline;
 pub mod progress;

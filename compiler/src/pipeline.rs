@@ -11,21 +11,22 @@
 
 use crate::timing::Timings;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use vdnn_cost::CostModel;
-use vdnn_ir::graph::ConvAlgo;
-use vdnn_ir::{Graph, Layout, Mode, NodeId, Phase, Precision};
+use vdnn_ir::{ConvSchedule, Graph, Layout, Mode, NodeId, Phase, Precision};
 use vdnn_passes::autodiff::Autodiff;
 use vdnn_passes::channels_last::ChannelsLast;
 use vdnn_passes::fuse::FuseEpilogues;
 use vdnn_passes::group_updates::GroupUpdates;
 use vdnn_passes::inplace::Inplace;
+use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::mixed_precision::MixedPrecision;
 use vdnn_passes::offload::InsertOffload;
 use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
 use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use vdnn_passes::slice_batch::SliceBatch;
-use vdnn_passes::{AlgoMode, Fuse, PassCtx, PassError, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, PassCtx, PassError, Policy, SyncMode, Workspace};
 
 /// Passes up to the joint graph of the whole batch.
 ///
@@ -106,7 +107,11 @@ pub struct Attempt {
     /// Algorithm mode; `dynamic` here means: fastest, then `overrides`.
     pub algo: AlgoMode,
     /// Algorithms fixed by the search.
-    pub overrides: BTreeMap<NodeId, ConvAlgo>,
+    pub overrides: BTreeMap<NodeId, ConvSchedule>,
+    /// Bound of the workspaces.
+    pub workspace: Workspace,
+    /// The ways to run convolutions.
+    pub menu: Rc<Menu>,
     /// When compute waits for copies.
     pub sync: SyncMode,
     /// How many further offloads may start before an offload must be complete.
@@ -126,8 +131,12 @@ pub fn to_phase(
 ) -> Result<(), PassError> {
     let cx = PassCtx { cost };
     // Before anything that needs workspace sizes.
-    let select =
-        SelectConv { mode: attempt.algo, overrides: attempt.overrides.clone(), workspace_limit: None };
+    let select = SelectConv {
+        mode: attempt.algo,
+        overrides: attempt.overrides.clone(),
+        workspace: attempt.workspace,
+        menu: Rc::clone(&attempt.menu),
+    };
     timings.pass(&select, graph, &cx)?;
     if phase == Phase::Selected {
         return Ok(());

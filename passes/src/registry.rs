@@ -8,6 +8,7 @@ use crate::channels_last::ChannelsLast;
 use crate::fuse::FuseEpilogues;
 use crate::group_updates::GroupUpdates;
 use crate::inplace::Inplace;
+use crate::micro_batch::Menu;
 use crate::mixed_precision::MixedPrecision;
 use crate::offload::InsertOffload;
 use crate::pass::Pass;
@@ -15,9 +16,10 @@ use crate::schedule::Schedule;
 use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use crate::slice_batch::{SliceBatch, Slicing};
-use crate::{AlgoMode, Policy, SyncMode};
+use crate::{AlgoMode, BatchSizes, Policy, SyncMode, Workspace};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::str::FromStr;
 
 /// A registered pass.
@@ -53,8 +55,12 @@ pub const PASSES: &[Entry] = &[
     Entry {
         name: "select-conv",
         make: |o| {
-            let (mode, workspace_limit) = (o.or("mode", AlgoMode::Memory)?, o.get("workspace_limit")?);
-            Ok(Box::new(SelectConv { mode, overrides: BTreeMap::new(), workspace_limit }))
+            let mode = o.or("mode", AlgoMode::Memory)?;
+            let limit = o.get("workspace_limit")?.map(Workspace::Limit);
+            let total = o.get("workspace_total")?.map(Workspace::Total);
+            let workspace = limit.or(total).unwrap_or_default();
+            let menu = Rc::new(Menu::new(o.or("micro_batch", BatchSizes::Undivided)?));
+            Ok(Box::new(SelectConv { mode, overrides: BTreeMap::new(), workspace, menu }))
         },
     },
     Entry {

@@ -37,6 +37,8 @@ pub(super) struct Problem {
     pub residual: bool,
     /// Then negative elements become zero.
     pub relu: bool,
+    /// The result is added to what dw holds (beta is 1); for weight gradients only.
+    pub accumulate: bool,
     pub channels_last: bool,
     pub groups: i64,
     pub before: Vec<i64>,
@@ -103,6 +105,7 @@ impl Problem {
             bias: dir == Direction::Fprop && inputs.len() > 2,
             residual: dir == Direction::Fprop && inputs.len() > 3,
             relu: matches!(op, Op::ConvEpilogue { relu: true, .. }),
+            accumulate: false,
             channels_last,
             groups: attrs.groups as i64,
             before: flat(&attrs.before, 0),
@@ -149,6 +152,18 @@ impl Problem {
     /// True if something is done to the products before they are stored.
     pub(super) fn has_epilogue(&self) -> bool {
         self.bias || self.residual || self.relu
+    }
+
+    /// The problem of which the result is added to what dw holds.
+    ///
+    /// # Errors
+    /// [`CudaError::Unsupported`] if it is no weight gradient.
+    pub(super) fn accumulating(self) -> Result<Self, CudaError> {
+        if self.dir != Direction::Wgrad {
+            let why = "only weight gradients are added up over micro-batches".to_owned();
+            return Err(CudaError::Unsupported { op: format!("{:?}", self.dir), why });
+        }
+        Ok(Self { accumulate: true, ..self })
     }
 
     /// The same convolution without its epilogue.
