@@ -4,12 +4,15 @@ use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline;
 use crate::search::{Candidate, Search, lay_out};
+use crate::slicing::{self, Slices};
 use crate::timing::Timings;
+use std::rc::Rc;
 use std::time::Instant;
 use vdnn_cost::{CopyDir, CostModel};
 use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
 use vdnn_passes::elide::{ElideOptions, elide};
 use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
+use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::{PassError, Policy, Stats};
 use vdnn_plan::plan::{Header, ModelRef};
 use vdnn_plan::{Plan, check::CheckStats};
@@ -116,14 +119,13 @@ pub fn stop_after(
             timings.pass(&vdnn_passes::simplify::Simplify, &mut graph, &cx)?;
             return Ok(graph);
         }
-        pipeline::to_joint(
-            &mut graph,
-            options.mode,
-            options.keep_gradients,
-            options.fuse,
-            cost,
-            &mut timings,
-        )?;
+        let batch = graph.inputs().iter().find_map(|&v| graph.ty(v).dims.first().copied()).unwrap_or(1);
+        // A search has not been made yet; a number needs none.
+        let slices = match options.slices {
+            Slices::Count(_) => slicing::candidates(&graph, batch, options, cost)?.pop(),
+            _ => None,
+        };
+        graph = slicing::joint(&graph, options, slices, cost, &mut timings)?;
     }
     if phase <= Phase::Joint {
         return Ok(graph);
@@ -134,6 +136,8 @@ pub fn stop_after(
         budget: options.budget(cost.capacity()),
         sync: options.sync,
         kernels: &options.kernels,
+        workspace: options.workspace,
+        menu: Rc::new(Menu::new(options.micro_batch)),
     };
     let candidate = choose(&search, options, &mut timings)?;
     if phase == Phase::Scheduled {
@@ -145,8 +149,10 @@ pub fn stop_after(
         overrides: candidate
             .graph
             .nodes()
-            .filter_map(|(id, n)| graph.get_node(id).and(n.algo).map(|a| (id, a)))
+            .filter_map(|(id, n)| graph.get_node(id).and(n.algo.clone()).map(|a| (id, a)))
             .collect(),
+        workspace: options.workspace,
+        menu: Rc::clone(&search.menu),
         sync: options.sync,
         lag: 1,
     };
@@ -174,16 +180,18 @@ fn choose(
 /// # Errors
 /// [`NoPlan`]: over budget with figures, or a failure.
 pub fn compile(
-    mut graph: Graph,
+    graph: Graph,
     batch: u64,
     model: Option<ModelRef>,
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Compiled, NoPlan> {
     let start = Instant::now();
-    let mut timings = Timings::default();
-    pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, options.fuse, cost, &mut timings)?;
-    plan_joint(&graph, batch, model, options, cost, start, timings)
+    slicing::choose(&graph, batch, options, cost, &|slices| {
+        let mut timings = Timings::default();
+        let joint = slicing::joint(&graph, options, slices, cost, &mut timings)?;
+        plan_joint(&joint, batch, model.clone(), options, cost, start, timings)
+    })
 }
 
 /// The second half of [`compile`]: from the joint graph (any graph in that phase) to the
@@ -204,14 +212,22 @@ pub fn plan_joint(
     // Before any placement decision, so that the checker's goal does not depend on one.
     let terms = expected_terms(graph);
     let budget = options.budget(cost.capacity());
-    let search = Search { joint: graph, cost, budget, sync: options.sync, kernels: &options.kernels };
+    let search = Search {
+        joint: graph,
+        cost,
+        budget,
+        sync: options.sync,
+        kernels: &options.kernels,
+        workspace: options.workspace,
+        menu: Rc::new(Menu::new(options.micro_batch)),
+    };
     let chosen = choose(&search, options, &mut timings)?;
     let baseline_peak = if chosen.policy == Policy::Baseline {
         chosen.layout.device_bytes
     } else {
         timings.step(
             "baseline",
-            || baseline_peak(graph, &chosen, cost, &mut Timings::default()),
+            || baseline_peak(graph, &chosen, &search, &mut Timings::default()),
             |b| Stats::from([("device_bytes", b.0)]),
         )?
     };
@@ -312,13 +328,13 @@ fn refuse_empty(graph: &Graph) -> Result<(), PassError> {
 fn baseline_peak(
     joint: &Graph,
     chosen: &Candidate,
-    cost: &CostModel,
+    search: &Search<'_>,
     timings: &mut Timings,
 ) -> Result<Bytes, PassError> {
     let overrides = chosen
         .graph
         .nodes()
-        .filter_map(|(id, n)| n.algo.map(|a| (id, a)))
+        .filter_map(|(id, n)| n.algo.clone().map(|a| (id, a)))
         .filter(|(id, _)| joint.get_node(*id).is_some())
         .collect();
     let mut graph = joint.clone();
@@ -326,9 +342,11 @@ fn baseline_peak(
         policy: Policy::Baseline,
         algo: vdnn_passes::AlgoMode::Performance,
         overrides,
+        workspace: search.workspace,
+        menu: Rc::clone(&search.menu),
         sync: vdnn_passes::SyncMode::Event,
         lag: 0,
     };
-    pipeline::to_phase(&mut graph, Phase::Scheduled, &attempt, cost, timings)?;
+    pipeline::to_phase(&mut graph, Phase::Scheduled, &attempt, search.cost, timings)?;
     Ok(lay_out(&graph, Policy::Baseline, timings)?.device_bytes)
 }

@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod bench;
+mod bench_conv;
 pub mod check;
 pub mod compile;
 pub mod dataset;
@@ -30,6 +31,7 @@ pub fn dispatch(cli: Cli) -> Result<(), Failure> {
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Train(args)) => train::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::BenchConv(args)) => bench_conv::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Profile(args)) => profile::run(&args),
         Some(Command::Zoo(args)) => zoo::run(&args),

@@ -15,9 +15,9 @@
 use crate::sig::Sig;
 use smallvec::SmallVec;
 use std::fmt;
-use vdnn_ir::graph::{ConvAlgo, NodeId, Stage};
+use vdnn_ir::graph::{NodeId, Stage};
 use vdnn_ir::id::PrimaryMap;
-use vdnn_ir::{Bytes, Mode, Nanos, Op, ParamRole, Precision, Space, TensorType, define_id};
+use vdnn_ir::{Bytes, ConvSchedule, Mode, Nanos, Op, ParamRole, Precision, Space, TensorType, define_id};
 
 define_id!(
     /// A buffer: a typed byte range of one arena that holds one value for part of the step.
@@ -204,8 +204,9 @@ pub enum Command {
         outputs: SmallVec<[BufId; 2]>,
         /// Transient scratch; its content is undefined before and after.
         workspace: Option<BufId>,
-        /// Convolution algorithm.
-        algo: Option<ConvAlgo>,
+        /// Convolution algorithm, or those of the micro-batches that the batch is run in; the
+        /// result, and so the checker's term, is the same.
+        algo: Option<ConvSchedule>,
         /// Part of the step.
         stage: Stage,
         /// The graph node it came from, for reports.

@@ -10,6 +10,7 @@ pub(crate) mod blas;
 pub(crate) mod cudnn;
 mod delays;
 pub mod device;
+mod divided;
 pub mod error;
 pub(crate) mod kernels;
 mod lanes;
