@@ -110,6 +110,9 @@ pub struct SharedArgs {
     /// where the CPU runs the plan, of the device arena. Default: the device's capacity.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
+    /// Hard limit on the pinned host memory that offloaded tensors go to. Default: none.
+    #[arg(long, value_name = "SIZE")]
+    pub host_memory: Option<Bytes>,
     /// When compute waits for copies: event (as late as the data allows) or layer (at the
     /// end of the layer, as in the vDNN paper).
     #[arg(long, value_name = "event|layer", default_value = "event")]
@@ -226,7 +229,11 @@ pub struct RunArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
-    /// Compile options (ignored for a plan).
+    /// Where a plan was made for another GPU or cuDNN, plan its model anew for the GPU at hand,
+    /// by the same policy and within the same memory.
+    #[arg(long)]
+    pub replan: bool,
+    /// Compile options (ignored for a plan, but for --replan).
     #[command(flatten)]
     pub shared: SharedArgs,
 }
@@ -343,8 +350,10 @@ impl SharedArgs {
             device: self.device.to_string(),
             memory: self.memory,
             overhead: Bytes::ZERO,
+            host_memory: self.host_memory,
             deterministic: self.deterministic,
             kernels: BTreeMap::new(),
+            kernels_made_for: None,
             sync: self.sync,
             precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),

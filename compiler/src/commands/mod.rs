@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod inspect;
 pub mod load;
 pub mod profile;
+pub mod replan;
 pub mod reproduce;
 pub mod run;
 pub mod synthetic;

@@ -54,7 +54,7 @@ pub enum CudaError {
         /// What is missing.
         why: String,
     },
-    /// The device or the pinned host memory is too small.
+    /// The device is too small.
     #[error(
         "cannot allocate {bytes} for {what}{}; lower --memory or the batch",
         free.map(|f| format!(" ({f} free)")).unwrap_or_default()
@@ -66,6 +66,19 @@ pub enum CudaError {
         bytes: Bytes,
         /// What was free, if known.
         free: Option<Bytes>,
+    },
+    /// The host will not lock the plan's host arena in memory.
+    #[error(
+        "cannot pin {bytes} ({} bytes) of host memory for {what}: {why}; lower --host-memory or the batch, or raise \
+         the limit of locked memory (ulimit -l)", .bytes.0
+    )]
+    CannotPin {
+        /// What it was for.
+        what: String,
+        /// Its size.
+        bytes: Bytes,
+        /// What the driver says.
+        why: String,
     },
     /// The plan does not suit this device or these libraries.
     #[error("{why}")]
@@ -148,6 +161,10 @@ mod tests {
         let missing =
             CudaError::MissingLibrary { library: "cuDNN".into(), tried: vec!["/a".into(), "/b".into()] };
         assert_eq!(missing.to_string(), "cuDNN was not found; looked in: /a, /b");
+        let pinned =
+            CudaError::CannotPin { what: "it".into(), bytes: Bytes(3 << 30), why: "out of memory".into() };
+        let text = pinned.to_string();
+        assert!(text.contains("3.00GiB (3221225472 bytes)") && text.contains("--host-memory"), "{text}");
         let full =
             CudaError::OutOfMemory { what: "it".into(), bytes: Bytes(2 << 30), free: Some(Bytes(1 << 30)) };
         let text = full.to_string();
