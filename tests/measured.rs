@@ -222,7 +222,7 @@ fn engines_of_two_libraries_are_not_mixed() {
     let mut given = options(Precision::Tf32);
     let (path, plan) = lenet(dir.path(), "9.19.0", &given);
     let engines = plan.commands.iter().filter_map(|c| match c {
-        vdnn_plan::Command::Launch { node, algo: Some(algo), .. } => Some((*node, *algo)),
+        vdnn_plan::Command::Launch { node, algo: Some(algo), .. } => Some((*node, algo.clone())),
         _ => None,
     });
     given.kernels = engines.take(1).collect();

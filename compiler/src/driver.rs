@@ -4,13 +4,15 @@ use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline;
 use crate::search::{Candidate, Search, lay_out};
+use crate::slicing::{self, Slices};
 use crate::timing::Timings;
+use std::rc::Rc;
 use std::time::Instant;
 use vdnn_cost::{CopyDir, CostModel};
-use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
 use vdnn_passes::elide::{ElideOptions, elide};
 use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
+use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::{PassError, Policy, Stats};
 use vdnn_plan::plan::{EngineOrigin, Header, ModelRef};
 use vdnn_plan::{Command, Plan, check::CheckStats};
@@ -119,14 +121,13 @@ pub fn stop_after(
             timings.pass(&vdnn_passes::simplify::Simplify, &mut graph, &cx)?;
             return Ok(graph);
         }
-        pipeline::to_joint(
-            &mut graph,
-            options.mode,
-            options.keep_gradients,
-            options.fuse,
-            cost,
-            &mut timings,
-        )?;
+        let batch = graph.inputs().iter().find_map(|&v| graph.ty(v).dims.first().copied()).unwrap_or(1);
+        // A search has not been made yet; a number needs none.
+        let slices = match options.slices {
+            Slices::Count(_) => slicing::candidates(&graph, batch, options, cost)?.pop(),
+            _ => None,
+        };
+        graph = slicing::joint(&graph, options, slices, cost, &mut timings)?;
     }
     if phase <= Phase::Joint {
         return Ok(graph);
@@ -138,6 +139,8 @@ pub fn stop_after(
         host_budget: options.host_memory,
         sync: options.sync,
         kernels: &options.kernels,
+        workspace: options.workspace,
+        menu: Rc::new(Menu::new(options.micro_batch)),
     };
     let candidate = choose(&search, options, &mut timings)?;
     if phase == Phase::Scheduled {
@@ -149,8 +152,10 @@ pub fn stop_after(
         overrides: candidate
             .graph
             .nodes()
-            .filter_map(|(id, n)| graph.get_node(id).and(n.algo).map(|a| (id, a)))
+            .filter_map(|(id, n)| graph.get_node(id).and(n.algo.clone()).map(|a| (id, a)))
             .collect(),
+        workspace: options.workspace,
+        menu: Rc::clone(&search.menu),
         sync: options.sync,
         lag: 1,
     };
@@ -178,16 +183,18 @@ fn choose(
 /// # Errors
 /// [`NoPlan`]: over budget with figures, or a failure.
 pub fn compile(
-    mut graph: Graph,
+    graph: Graph,
     batch: u64,
     model: Option<ModelRef>,
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Compiled, NoPlan> {
     let start = Instant::now();
-    let mut timings = Timings::default();
-    pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, options.fuse, cost, &mut timings)?;
-    plan_joint(&graph, batch, model, options, cost, start, timings)
+    slicing::choose(&graph, batch, options, cost, &|slices| {
+        let mut timings = Timings::default();
+        let joint = slicing::joint(&graph, options, slices, cost, &mut timings)?;
+        plan_joint(&joint, batch, model.clone(), options, cost, start, timings)
+    })
 }
 
 /// The second half of [`compile`]: from the joint graph (any graph in that phase) to the
@@ -215,6 +222,8 @@ pub fn plan_joint(
         host_budget: options.host_memory,
         sync: options.sync,
         kernels: &options.kernels,
+        workspace: options.workspace,
+        menu: Rc::new(Menu::new(options.micro_batch)),
     };
     let chosen = choose(&search, options, &mut timings)?;
     let baseline_peak = if chosen.policy == Policy::Baseline {
@@ -222,7 +231,7 @@ pub fn plan_joint(
     } else {
         timings.step(
             "baseline",
-            || baseline_peak(graph, &chosen, cost, &mut Timings::default()),
+            || baseline_peak(graph, &chosen, &search, &mut Timings::default()),
             |b| Stats::from([("device_bytes", b.0)]),
         )?
     };
@@ -324,7 +333,10 @@ fn engine_origin(
         .then(|| EngineOrigin { device: on.device.clone(), cudnn: on.cudnn.clone() });
     let mut origin = None;
     for command in &plan.commands {
-        let Command::Launch { node, algo: Some(algo @ ConvAlgo::Engine(_)), .. } = command else { continue };
+        let Command::Launch { node, algo: Some(algo), .. } = command else { continue };
+        if !command.uses_engines() {
+            continue;
+        }
         let taken = options.kernels.get(node) == Some(algo);
         let Some(own) = (if taken { &options.kernels_made_for } else { &measured }) else { continue };
         match &origin {
@@ -357,13 +369,13 @@ fn refuse_empty(graph: &Graph) -> Result<(), PassError> {
 fn baseline_peak(
     joint: &Graph,
     chosen: &Candidate,
-    cost: &CostModel,
+    search: &Search<'_>,
     timings: &mut Timings,
 ) -> Result<Bytes, PassError> {
     let overrides = chosen
         .graph
         .nodes()
-        .filter_map(|(id, n)| n.algo.map(|a| (id, a)))
+        .filter_map(|(id, n)| n.algo.clone().map(|a| (id, a)))
         .filter(|(id, _)| joint.get_node(*id).is_some())
         .collect();
     let mut graph = joint.clone();
@@ -371,9 +383,11 @@ fn baseline_peak(
         policy: Policy::Baseline,
         algo: vdnn_passes::AlgoMode::Performance,
         overrides,
+        workspace: search.workspace,
+        menu: Rc::clone(&search.menu),
         sync: vdnn_passes::SyncMode::Event,
         lag: 0,
     };
-    pipeline::to_phase(&mut graph, Phase::Scheduled, &attempt, cost, timings)?;
+    pipeline::to_phase(&mut graph, Phase::Scheduled, &attempt, search.cost, timings)?;
     Ok(lay_out(&graph, Policy::Baseline, timings)?.device_bytes)
 }

@@ -3,7 +3,9 @@
 //! Run by `cargo test` on the CPU backend, and on the CUDA backend where there is a device.
 //! The program needs only itself and the CUDA libraries, so it can be carried to another
 //! machine; see CONTRIBUTING.md. Arguments are substrings of the suites to run; `--part=I/N`
-//! takes every Nth of these from the Ith on, counted from 0, so that several processes share them.
+//! takes every Nth of these from the Ith on, counted from 0, so that several processes share them;
+//! `--skip=TEXT` leaves out suites with that in their names; with `--no-poison` ops do not run on
+//! memory filled with NaN, so that a checker sees what is read uninitialised.
 
 mod device;
 mod golden;
@@ -44,6 +46,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let skipped: Vec<String> =
+        std::env::args().filter_map(|a| Some(a.strip_prefix("--skip=")?.to_owned())).collect();
+    let poison = !std::env::args().any(|a| a == "--no-poison");
     let counted = Cell::new(0usize);
     let mut failed = false;
     for device in Device::all() {
@@ -58,6 +63,9 @@ fn main() -> ExitCode {
             }
             // The CPU has tests of its own for these.
             if wanted.is_empty() && name.starts_with("cpu/golden") {
+                return false;
+            }
+            if skipped.iter().any(|s| name.contains(s.as_str())) {
                 return false;
             }
             counted.replace(counted.get() + 1) % parts == part
@@ -86,8 +94,9 @@ fn main() -> ExitCode {
             }
             failed |= !row.failures.is_empty();
         };
-        ops::run(device, &is_wanted, &mut report);
+        ops::run(device, poison, &is_wanted, &mut report);
         nets::run(device, &is_wanted, &mut report);
+        nets::run_controls(device, &is_wanted, &mut report);
         golden::run(device, &is_wanted, &mut report);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -10,7 +10,7 @@ use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{Graph, Mode, Tensor, TensorType};
 use vdnn_passes::{AlgoMode, Policy};
-use vdnn_plan::Plan;
+use vdnn_plan::{Command, Plan};
 use vdnn_tests::harness;
 use vdnnc::commands::synthetic;
 
@@ -27,6 +27,12 @@ const TF32_LOSS_LIMIT: f64 = 1e-3;
 const STEPS: usize = 3;
 /// Seeds of random delays tried per plan.
 const DELAYS: u64 = 3;
+
+/// Networks whose waits are left out one by one, with the waits tried and the seeds for each.
+const CONTROLS: [(&str, usize, u64); 2] = [("lenet", 12, 5), ("resnet18", 8, 2)];
+/// Waits that nothing notices the lack of, as a share of those left out: the moment in which one
+/// matters may be short.
+const UNNOTICED: f64 = 0.5;
 
 /// Networks, and the batch they are tried at.
 const NETS: [(&str, u64); 5] =
@@ -98,6 +104,51 @@ pub fn run(device: Device, wanted: &dyn Fn(&str) -> bool, report: &mut dyn FnMut
     }
 }
 
+/// Leaves waits out, which must be noticed: else the suites above prove nothing.
+pub fn run_controls(device: Device, wanted: &dyn Fn(&str) -> bool, report: &mut dyn FnMut(Row)) {
+    for (name, waits, seeds) in CONTROLS {
+        let suite = format!("control/{name}");
+        // The host's streams have no delays.
+        if device == Device::Cuda && wanted(&suite) {
+            let (_, batch) = NETS.into_iter().find(|n| n.0 == name).expect("one of the networks");
+            report(control(device, suite, &net(name, batch), waits, seeds));
+        }
+    }
+}
+
+fn control(device: Device, suite: String, net: &Net, waits: usize, seeds: u64) -> Row {
+    let mut row = Row { suite, checks: 0, worst: 0.0, limit: UNNOTICED, failures: Vec::new() };
+    let run = |how| net.run(device, Policy::All, Precision::F32, how);
+    let whole = match run(POISONED) {
+        Ok(whole) => whole,
+        Err(e) => {
+            row.failures.push(e);
+            return row;
+        }
+    };
+    let plan = net.plan(Policy::All, Precision::F32);
+    let present = plan.commands.iter().filter(|c| matches!(c, Command::Wait { .. })).count();
+    let mut unnoticed = Vec::new();
+    for i in 0..waits.min(present) {
+        // Evenly over the plan.
+        let wait = i * present / waits.min(present);
+        let differs = |seed| {
+            run(How { delay: Some(seed), drop_wait: Some(wait), ..POISONED })
+                .is_ok_and(|found| found != whole)
+        };
+        row.checks += 1;
+        if !(1..=seeds).any(differs) {
+            unnoticed.push(wait.to_string());
+        }
+    }
+    row.worst = unnoticed.len() as f64 / row.checks.max(1) as f64;
+    if row.checks == 0 || row.worst > row.limit {
+        row.failures
+            .push(format!("nothing noticed that these waits were left out: {}", unnoticed.join(", ")));
+    }
+    row
+}
+
 fn judge(device: Device, suite: String, net: &Net, precision: Precision) -> Row {
     let mut row = Row { suite, checks: 0, worst: 0.0, limit: LOSS_LIMIT, failures: Vec::new() };
     if precision != Precision::F32 {
@@ -125,7 +176,9 @@ fn judge(device: Device, suite: String, net: &Net, precision: Precision) -> Row 
         }
         Err(e) => row.failures.push(format!("on the CPU: {e}")),
     }
-    let delays = (1..=DELAYS).map(|seed| How { delay: Some(seed), ..POISONED });
+    // Some command by command and poisoned, some replayed from a graph.
+    let delays =
+        (1..=DELAYS).map(|seed| How { delay: Some(seed), ..if seed % 2 == 0 { PLAIN } else { POISONED } });
     for policy in harness::POLICIES {
         for how in [PLAIN, POISONED].into_iter().chain(delays.clone()) {
             let moves = matches!(policy, Policy::All | Policy::Conv);

@@ -4,100 +4,234 @@
 # usage: run.sh VDNNC BACKENDS OUT [PART ...]
 #   VDNNC     the release binary (`cargo build --release --bin vdnnc`)
 #   BACKENDS  the suites (`cargo test --release -p vdnn-tests --test backends --no-run`)
-#   OUT       a folder for results; a part that left OUT/PART.done is skipped
-#   PART      of: ops nets profile train infer capped f32 policies lenet sanitizer peers
-# The part lenet needs x.npy and y.npy in OUT, 1,600 MNIST images [1600,1,28,28] in 0..1 and
-# their labels; peers needs PyTorch. Prints a table per part.
+#   OUT       a folder for results; a part that left OUT/PART.pass is skipped
+#   PART      see `parts` below; `checks`, `times` and `peers` stand for several
+# Environment: DATA, a folder with golden/, onnx/ and mnist/ as tests/gpu/data.sh makes it, for the
+# parts golden and lenet; DELAY_EVERY, steps that a seed of delays serves in the part same (1).
+# Every part has a time limit, its output goes to OUT/PART.log, a table of all comes last. Peers
+# need PyTorch, sanitizers compute-sanitizer.
 set -u
 vdnnc=$1 backends=$2 out=$3
 shift 3
-parts=${*:-ops nets profile train infer capped f32 policies lenet sanitizer peers}
 here=$(cd "$(dirname "$0")" && pwd)
-times=$out/h200.times
-mkdir -p "$out"
+export PYTHONUNBUFFERED=1
 
-bench() { # name, arguments
+checks="devices ops nets golden control same dropped pair errors lenet"
+sanitizers="memcheck racecheck initcheck"
+times="profile train infer capped f32"
+peers="peers-vgg16 peers-resnet50 peers-densenet121 peers-googlenet peers-infer peers-f32 peers-offload peers-densenet121-compile"
+limit() { # of a part, in seconds
+  case $1 in
+  devices) echo 20 ;; ops | lenet | errors | dropped | f32 | peers-googlenet | peers-f32) echo 60 ;;
+  nets | golden | control | pair | train | infer | capped | racecheck | initcheck) echo 90 ;;
+  memcheck | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-infer | peers-offload) echo 120 ;;
+  profile) echo 200 ;; same | peers-densenet121-compile) echo 300 ;; *) echo 60 ;;
+  esac
+}
+
+mkdir -p "$out"
+table=()
+[ -e "$out/h200.times" ] && table=(--times "$out/h200.times")
+
+bench() { # name, arguments: one line of results, watched from outside
   local name=$1
   shift
-  "$vdnnc" bench "$@" --json >"$out/$name.json" 2>&1
-  tail -1 "$out/$name.json" | python3 -c "
-import json, sys
-text = sys.stdin.read()
-try:
-    r = json.loads(text)
-    print('%-28s %9.3f ms  predicted %9.3f  arena %d  device %d  offload %d  %s' % ('$name', r['step_ms']['median'],
-          r['predicted_step_ns'] / 1e6, r['device_arena_bytes'], r['used_device_bytes'], r['offload_bytes'],
-          (r.get('checksum') or '')[:12]))
-except Exception:
-    print('%-28s' % '$name', text[:300])"
+  python3 "$here/watch.py" "$vdnnc" bench "$@" --json >"$out/$name.json" 2>"$out/$name.err"
+  python3 "$here/checks.py" line "$out/$name.json"
+}
+
+shared() { # runs suites in four processes: arguments before and after the program
+  local before=$1 i
+  shift
+  for i in 0 1 2 3; do
+    $before "$backends" --part=$i/4 "$@" >"$out/$part-$i.txt" 2>&1 &
+  done
+  local status=0 job
+  for job in $(jobs -p); do wait "$job" || status=1; done
+  cat "$out/$part"-?.txt
+  rm "$out/$part"-?.txt
+  return $status
 }
 
 profile() { "$vdnnc" profile --date "$(date +%F)" "$@"; }
 
-for part in $parts; do
-  [ -e "$out/$part.done" ] && continue
-  echo "== $part"
+chain() { # net, precision: every policy after the same steps, and under delays
+  local net=$1 precision=$2 name=$1-$2
+  local plan=$out/$name.vplan
+  local fixed=("$net" --batch 32 --precision "$precision" --deterministic --algo memory --checksum --warmup 2 --steps 5
+    --delay-seeds 0..100 --delay-every "${DELAY_EVERY:-1}")
+  bench "same-$name-none" "${fixed[@]}" --policy none -o "$plan" || return 1
+  local p
+  for p in baseline all conv; do
+    bench "same-$name-$p" "${fixed[@]}" --policy $p --kernels-from "$plan"
+  done
+  # A budget that no offloading would break.
+  local memory
+  memory=$(python3 "$here/checks.py" between "$out/same-$name-none.json" "$out/same-$name-conv.json") || return 1
+  bench "same-$name-dyn" "${fixed[@]}" --policy dyn --memory "$memory" --kernels-from "$plan"
+}
+
+run() { # a part
+  local m n p net precision i
   case $part in
-  ops) "$backends" cuda/ops | tee "$out/ops.txt" ;;
-  nets) "$backends" cuda/nets | tee "$out/nets.txt" ;;
-  profile)
-    profile --quick -o "$times" resnet50 vgg16 densenet121 --batch 256
-    profile --quick -o "$times" googlenet-bn --batch 128
-    for n in 64 1; do profile --quick -o "$times" resnet50 vgg16 densenet121 --batch $n --mode infer; done
-    profile -o "$times" --precision f32 vgg16 resnet50 --batch 64
-    ;;
-  train)
-    for m in resnet50 vgg16 densenet121; do bench train-$m $m --batch 256 --policy none --times "$times"; done
-    bench train-googlenet-bn googlenet-bn --batch 128 --policy none --times "$times"
-    ;;
-  infer)
-    for m in resnet50 vgg16 densenet121; do
-      for n in 64 1; do bench infer-$m-$n $m --batch $n --mode infer --steps 50 --times "$times"; done
-    done
-    ;;
-  capped)
-    for p in conv all dyn; do bench vgg16-$p-12GiB vgg16 --batch 256 --policy $p --memory 12GiB --times "$times"; done
-    bench resnet50-conv-16GiB resnet50 --batch 256 --policy conv --memory 16GiB --times "$times"
-    bench resnet50-all-10GiB resnet50 --batch 256 --policy all --memory 10GiB --times "$times"
-    ;;
-  f32) for m in vgg16 resnet50; do bench f32-$m $m --batch 64 --policy none --precision f32 --times "$times"; done ;;
-  policies) # the same bytes, whatever moves when
-    for precision in tf32 f32; do
-      for m in resnet50 vgg16 densenet121; do
-        fixed="$m --batch 32 --precision $precision --deterministic --checksum --steps 2 --algo memory"
-        plan=$out/$m-$precision.vplan
-        bench same-$m-$precision-none $fixed --policy none -o "$plan"
-        for p in conv all; do bench same-$m-$precision-$p $fixed --policy $p --kernels-from "$plan"; done
+  devices) "$vdnnc" devices && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv ;;
+  ops) shared "" cuda/ops ;;
+  nets) shared "" cuda/nets ;;
+  golden) VDNNC_TEST_DATA=${DATA:?} shared "" cuda/golden ;;
+  control) shared "" cuda/control ;;
+  same) # the same bytes, whatever moves when
+    local running=0
+    for net in densenet121 resnet50 vgg16; do
+      for precision in tf32 f32; do
+        chain $net $precision &
+        running=$((running + 1))
+        [ $running -ge 3 ] && { wait -n; running=$((running - 1)); }
       done
     done
-    for seed in 1 2 3; do
-      bench delayed-$seed resnet50 --batch 32 --precision tf32 --deterministic --checksum --steps 2 --algo memory \
-        --policy all --kernels-from "$out/resnet50-tf32.vplan" --no-graph --delay-seed $seed
+    wait
+    python3 "$here/checks.py" same "$out"/same-*.json
+    ;;
+  dropped) # what part same is worth: without a wait other bytes come out
+    for i in 0 1 2 3 4 5 6 7; do
+      timeout 40 "$vdnnc" bench resnet50 --batch 32 --precision tf32 --deterministic --algo memory --warmup 2 --steps 5 \
+        --policy all --delay-seeds 0..100 --delay-every 1 --drop-wait $((40 * i + 7)) \
+        >"$out/dropped-$i.txt" 2>&1 &
+      [ $((i % 4)) = 3 ] && wait
     done
+    wait
+    local caught
+    caught=$(grep -l "lacks a wait" "$out"/dropped-?.txt | wc -l)
+    echo "$caught of 8 left-out waits noticed"
+    [ "$caught" -ge 4 ]
+    ;;
+  pair) # two processes, each within its own memory and with the results it has alone
+    local fixed="--deterministic --checksum --policy dyn --warmup 3"
+    local a="vgg16 --batch 64 --memory 4608MiB --steps 40 $fixed" b="resnet50 --batch 64 --memory 3GiB --steps 40 $fixed"
+    bench alone-a $a
+    bench alone-b $b
+    python3 "$here/watch.py" "$vdnnc" bench $a --json ++ "$vdnnc" bench $b --json >"$out/pair.json" 2>"$out/pair.err"
+    python3 "$here/checks.py" pair "$out/alone-a.json" "$out/alone-b.json" "$out/pair.json"
+    ;;
+  errors) # exit 1 and a message that says what to do
+    local text status=0
+    expect() { # wanted text, command
+      local wanted=$1
+      shift
+      text=$("$@" 2>&1 >/dev/null)
+      local rc=$?
+      if [ $rc = 1 ] && [[ $text == *$wanted* ]]; then echo "as it should: ${text%%$'\n'*}"; else
+        echo "exit $rc, wanted '$wanted': $text"
+        status=1
+      fi
+    }
+    expect "cannot allocate" "$vdnnc" bench vgg16 --mode infer --batch 2600 --policy baseline --memory 300GiB
+    expect "no CUDA device 7" "$vdnnc" bench resnet18 --batch 2 --cuda-device 7
+    "$vdnnc" zoo lenet -o "$out/lenet.onnx" && echo kept >"$out/kept.safetensors"
+    expect "the loss is" "$vdnnc" run "$out/lenet.onnx" --mode train --backend cuda --batch 8 --synthetic --steps 50 \
+      --lr 1e30 --save-weights "$out/kept.safetensors"
+    [ "$(cat "$out/kept.safetensors")" = kept ] || status=1
+    return $status
     ;;
   lenet)
     "$vdnnc" zoo lenet -o "$out/lenet.onnx"
-    for b in cuda cpu; do
+    python3 "$here/checks.py" mnist "${DATA:?}/mnist" "$out/x.npy" "$out/y.npy"
+    for p in cuda cpu; do
       "$vdnnc" run "$out/lenet.onnx" --mode train --batch 64 --input "$out/x.npy" --labels "$out/y.npy" --steps 100 \
-        --lr 0.01 --precision f32 --json --backend $b >"$out/lenet-$b.json"
+        --lr 0.01 --precision f32 --json --backend $p >"$out/lenet-$p.json"
     done
-    python3 -c "
-import json
-a, b = (json.load(open('$out/lenet-%s.json' % d))['loss'] for d in ('cuda', 'cpu'))
-print('100 losses, largest difference', max(abs(x - y) for x, y in zip(a, b)))"
+    python3 "$here/checks.py" losses "$out/lenet-cuda.json" "$out/lenet-cpu.json" 1e-3
     ;;
-  sanitizer)
-    compute-sanitizer --tool memcheck --error-exitcode 9 "$backends" cuda/ops | tail -1
-    compute-sanitizer --tool racecheck --error-exitcode 9 "$backends" cuda/ops/f32/nhwc/batch cuda/ops/f32/nchw/reduce \
-      cuda/ops/f32/nchw/softmax | tail -1
+  memcheck)
+    shared "compute-sanitizer --tool memcheck --error-exitcode 9" cuda/ops cuda/nets/f32/lenet cuda/nets/tf32/lenet \
+      cuda/nets/f32/resnet18
     ;;
-  peers)
-    python3 "$here/peers.py" train:vgg16:256:tf32:eager train:vgg16:256:tf32:compile train:resnet50:256:tf32:eager \
-      train:resnet50:256:tf32:compile train:densenet121:256:tf32:eager train:densenet121:256:tf32:compile \
-      train:googlenet:128:tf32:compile train:vgg16:64:f32:eager train:resnet50:64:f32:eager \
-      infer:resnet50:64:tf32:compile infer:resnet50:1:tf32:compile infer:vgg16:64:tf32:compile \
-      infer:densenet121:64:tf32:compile | tee "$out/peers.jsonl"
+  racecheck) # of our own kernels
+    shared "compute-sanitizer --tool racecheck --error-exitcode 9" cuda/ops --skip=conv --skip=gemm --skip=mat_mul
     ;;
-  *) echo "no part $part" ; exit 1 ;;
-  esac && touch "$out/$part.done"
+  initcheck)
+    shared "compute-sanitizer --tool initcheck --error-exitcode 9" cuda/ops --skip=conv --skip=gemm --skip=mat_mul \
+      --no-poison
+    ;;
+  profile)
+    local t=$out/h200.times
+    profile --quick -o "$t" resnet50 vgg16 densenet121 --batch 256 &&
+      profile --quick -o "$t" googlenet-bn --batch 128 &&
+      for n in 64 1; do profile --quick -o "$t" resnet50 vgg16 densenet121 --batch $n --mode infer; done &&
+      profile -o "$t" --precision f32 vgg16 resnet50 --batch 64
+    ;;
+  train)
+    for m in resnet50 vgg16 densenet121; do bench train-$m $m --batch 256 --policy none "${table[@]}"; done
+    bench train-googlenet-bn googlenet-bn --batch 128 --policy none "${table[@]}"
+    python3 "$here/checks.py" within "$out"/train-*.json
+    ;;
+  infer)
+    for m in resnet50 vgg16 densenet121; do
+      for n in 64 1; do bench infer-$m-$n $m --batch $n --mode infer --steps 50 "${table[@]}"; done
+    done
+    python3 "$here/checks.py" within "$out"/infer-*.json
+    ;;
+  capped)
+    for p in conv all dyn; do bench capped-vgg16-$p vgg16 --batch 256 --policy $p --memory 12GiB "${table[@]}"; done
+    bench capped-resnet50-conv resnet50 --batch 256 --policy conv --memory 16GiB "${table[@]}"
+    bench capped-resnet50-all resnet50 --batch 256 --policy all --memory 10GiB "${table[@]}"
+    python3 "$here/checks.py" within "$out"/capped-*.json
+    ;;
+  f32)
+    for m in vgg16 resnet50; do bench f32-$m $m --batch 64 --policy none --precision f32 "${table[@]}"; done
+    python3 "$here/checks.py" within "$out"/f32-*.json
+    ;;
+  peers-vgg16 | peers-resnet50) peer train:${part#peers-}:256:tf32:eager train:${part#peers-}:256:tf32:compile ;;
+  peers-densenet121) peer train:densenet121:256:tf32:eager ;;
+  peers-densenet121-compile) peer train:densenet121:256:tf32:compile ;;
+  peers-googlenet) peer train:googlenet-bn:128:tf32:eager train:googlenet-bn:128:tf32:compile ;;
+  peers-offload) peer train:vgg16:256:tf32:offload train:resnet50:256:tf32:offload ;;
+  peers-infer)
+    local specs=""
+    for m in resnet50 vgg16 densenet121; do
+      for n in 64 1; do specs="$specs infer:$m:$n:tf32:eager infer:$m:$n:tf32:compile"; done
+    done
+    peer $specs
+    ;;
+  peers-f32) peer train:vgg16:64:f32:eager train:resnet50:64:f32:eager ;;
+  *) echo "no such part" && return 1 ;;
+  esac
+}
+
+peer() {
+  set -o pipefail
+  python3 "$here/peers.py" "$@" 2>"$out/$part.err" | tee "$out/$part.jsonl"
+}
+
+if [ "${1:-}" = --alone ]; then # one part, in a process of its own that can be stopped
+  part=$2
+  run
+  exit
+fi
+
+wanted=${*:-$checks $sanitizers $times $peers}
+rows=()
+status=0
+for name in $wanted; do
+  case $name in
+  checks) list="$checks $sanitizers" ;; times) list=$times ;; peers) list=$peers ;; *) list=$name ;;
+  esac
+  for part in $list; do
+    if [ -e "$out/$part.pass" ]; then
+      rows+=("$part  PASS  (earlier)")
+      continue
+    fi
+    began=$SECONDS
+    timeout -k 5 "$(limit "$part")" bash "$0" "$vdnnc" "$backends" "$out" --alone "$part" >"$out/$part.log" 2>&1
+    rc=$?
+    verdict=PASS
+    [ $rc = 0 ] && touch "$out/$part.pass"
+    [ $rc != 0 ] && verdict="FAIL ($rc)" && status=1
+    [ $rc = 124 ] && verdict="FAIL (time)"
+    rows+=("$part  $verdict  $((SECONDS - began)) s")
+    echo "== ${rows[-1]}"
+    grep -v -e "^==*$" -e COMPUTE-SANITIZER "$out/$part.log" | tail -n "${TAIL:-40}" | cut -c1-220
+  done
 done
+echo
+printf '%s\n' "${rows[@]}"
+exit $status

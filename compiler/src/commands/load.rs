@@ -193,6 +193,9 @@ pub fn referenced(
     Ok(Model { imported, path })
 }
 
+/// Bytes of a weight that are copied before the pages they come from are given back.
+const PIECE: usize = 4 << 20;
+
 /// Parameters from the model's initializers.
 #[derive(Debug)]
 pub struct FromWeights<'a>(pub &'a Weights);
@@ -211,7 +214,11 @@ impl ParamLoader for FromWeights<'_> {
         if &w.ty != ty {
             return Err(LoadParamError::wrong_type(name, ty, &w.ty));
         }
-        take(&w.data);
+        // Copied out for good: the mapped file need not stay in memory beside the arena.
+        for piece in w.data.chunks(PIECE) {
+            take(piece);
+            onnx::mmap::release(piece);
+        }
         Ok(())
     }
 }
@@ -235,6 +242,10 @@ pub fn tensors(weights: &Weights) -> BTreeMap<String, Tensor> {
     weights
         .tensors
         .iter()
-        .filter_map(|(n, w)| Some((n.clone(), Tensor::from_bytes(w.ty.clone(), &w.data)?)))
+        .filter_map(|(n, w)| {
+            let tensor = Tensor::from_bytes(w.ty.clone(), &w.data)?;
+            onnx::mmap::release(&w.data);
+            Some((n.clone(), tensor))
+        })
         .collect()
 }

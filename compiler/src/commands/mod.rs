@@ -2,6 +2,8 @@
 
 pub mod backend;
 pub mod bench;
+mod bench_conv;
+pub mod calibrate;
 pub mod check;
 pub mod compile;
 pub mod dataset;
@@ -31,8 +33,10 @@ pub fn dispatch(cli: Cli) -> Result<(), Failure> {
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Train(args)) => train::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::BenchConv(args)) => bench_conv::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Profile(args)) => profile::run(&args),
+        Some(Command::Calibrate(args)) => calibrate::run(&args),
         Some(Command::Zoo(args)) => zoo::run(&args),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),

@@ -270,7 +270,7 @@ pub(crate) fn selected(mut graph: Graph, train: bool, fastest: bool) -> Graph {
                 *all.iter().find(|o| o.workspace.0 == 0).expect("one without workspace")
             };
             let notes = graph.annotate(id);
-            *notes.algo = Some(pick.algo);
+            *notes.algo = Some(pick.algo.into());
             *notes.workspace = pick.workspace;
         }
     }

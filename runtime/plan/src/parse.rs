@@ -10,9 +10,8 @@ use crate::plan::{
 use crate::sig::Sig;
 use smallvec::SmallVec;
 use std::collections::HashMap;
-use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::id::PrimaryMap;
-use vdnn_ir::{Bytes, Mode, Nanos, NodeId, Op, Precision, Space, TensorType};
+use vdnn_ir::{Bytes, ConvSchedule, Mode, Nanos, NodeId, Op, Precision, Space, TensorType};
 
 /// Where and why a text is not a plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,7 +107,7 @@ fn source(c: &mut Cursor<'_>) -> Result<ParamSource, Fail> {
 }
 
 /// An engine's text has `=` inside, where a word would end.
-fn algo(c: &mut Cursor<'_>) -> Result<ConvAlgo, Fail> {
+fn algo(c: &mut Cursor<'_>) -> Result<ConvSchedule, Fail> {
     let mut text = c.word()?.to_owned();
     let at = c.at();
     while c.eat("=") {
@@ -375,7 +374,7 @@ mod tests {
             *op = "conv(kernel:[3,3],strides:[1,1],before:[1,1],after:[1,1],dilations:[1,1],groups:1)"
                 .parse()
                 .unwrap();
-            *algo = Some(vdnn_ir::graph::ConvAlgo::WinogradNonfused);
+            *algo = Some("winograd_nonfused@3x2+fft@1".parse().expect("a division"));
             *name = "ws=b9 \"".into();
         }
         p

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use std::fmt;
 use vdnn_ir::graph::{ConvAlgo, NodeId, Stage};
 use vdnn_ir::id::PrimaryMap;
-use vdnn_ir::{Bytes, Mode, Nanos, Op, ParamRole, Precision, Space, TensorType, define_id};
+use vdnn_ir::{Bytes, ConvSchedule, Mode, Nanos, Op, ParamRole, Precision, Space, TensorType, define_id};
 
 define_id!(
     /// A buffer: a typed byte range of one arena that holds one value for part of the step.
@@ -222,8 +222,9 @@ pub enum Command {
         outputs: SmallVec<[BufId; 2]>,
         /// Transient scratch; its content is undefined before and after.
         workspace: Option<BufId>,
-        /// Convolution algorithm.
-        algo: Option<ConvAlgo>,
+        /// Convolution algorithm, or those of the micro-batches that the batch is run in; the
+        /// result, and so the checker's term, is the same.
+        algo: Option<ConvSchedule>,
         /// Part of the step.
         stage: Stage,
         /// The graph node it came from, for reports.
@@ -265,6 +266,12 @@ pub enum Command {
 }
 
 impl Command {
+    /// True for a convolution that runs by an engine's number, or a part of whose batch does.
+    pub fn uses_engines(&self) -> bool {
+        let Self::Launch { algo: Some(schedule), .. } = self else { return false };
+        schedule.runs(1).iter().any(|run| matches!(run.algo, ConvAlgo::Engine(_)))
+    }
+
     /// The queue the command is in.
     pub fn stream(&self) -> StreamId {
         match self {
@@ -280,7 +287,7 @@ impl Command {
 impl Plan {
     /// True if a convolution runs by an engine's number.
     pub fn uses_engines(&self) -> bool {
-        self.commands.iter().any(|c| matches!(c, Command::Launch { algo: Some(ConvAlgo::Engine(_)), .. }))
+        self.commands.iter().any(Command::uses_engines)
     }
 
     /// Why the plan's engines are not those of the device and libraries at hand, if they are
@@ -359,10 +366,12 @@ mod tests {
             let Some(Command::Launch { algo, .. }) = plan.commands.first_mut() else {
                 panic!("a launch first")
             };
-            *algo = Some(chosen.parse().expect("an algorithm"));
+            *algo = Some(chosen.parse().expect("a schedule"));
         };
         with(&mut plan, "fft");
         assert_eq!(plan.engines_differ(&here), None, "classic algorithms have names");
+        with(&mut plan, "fft@3+eng5_k2=7@1");
+        assert!(plan.uses_engines(), "a part of the batch");
         with(&mut plan, "eng5_k2=7");
         for (engines, says) in [
             (Some(here.clone()), None),

@@ -76,8 +76,8 @@ impl PinnedArena {
         match unsafe { result::malloc_host(size(bytes, what)?, sys::CU_MEMHOSTALLOC_PORTABLE) } {
             Ok(start) => Ok(Self { start: start.cast(), bytes }),
             Err(e) => {
-                let why = CudaError::driver("cuMemHostAlloc", e.0).to_string();
-                Err(CudaError::CannotPin { what: what.to_owned(), bytes, why })
+                let text = CudaError::driver("cuMemHostAlloc", e.0).text();
+                Err(CudaError::CannotPin { what: what.to_owned(), bytes, text })
             }
         }
     }

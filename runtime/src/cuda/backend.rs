@@ -383,3 +383,31 @@ impl fmt::Debug for CudaBackend {
         f.debug_struct("CudaBackend").field("options", &self.options).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program() -> Program {
+        let text = "vplan 1\nmodel \"m\"\nmode infer\nbatch 1\npolicy \"all\"\nalgo \"memory\"\ndevice \"d\"\n\
+                    predicted step=0 compute=0 stall=0 lower_bound=0\narena device 512\narena host 256\n\
+                    stream s0 compute\nstream s1 d2h\nevents 0\nbuffer b0 device 0 f32[1] \"features.3\"\n\
+                    buffer b1 host 0 f32[1] \"features.3.host\"\ninput \"x\" b0\nc0 s1 copy b0 -> b1\n";
+        Program::unchecked(vdnn_plan::parse_plan(text).expect("a plan")).expect("it runs")
+    }
+
+    #[test]
+    fn what_a_call_refuses_names_the_command_and_what_shows_late_says_how_to_find_it() {
+        let failed = |text: &str| {
+            let error = CudaError::Driver { call: "cuMemcpyDtoHAsync", text: text.to_owned() };
+            command_error(&program(), CmdId::from_index(0), error).to_string()
+        };
+        let refused = failed("invalid argument (CUDA_ERROR_INVALID_VALUE)");
+        assert!(
+            refused.starts_with("c0") && refused.contains("copy") && refused.contains("cuMemcpy"),
+            "{refused}"
+        );
+        let late = failed("an illegal memory access was encountered (CUDA_ERROR_ILLEGAL_ADDRESS)");
+        assert!(!late.contains("c0") && late.contains("CUDA_LAUNCH_BLOCKING"), "{late}");
+    }
+}

@@ -29,7 +29,7 @@ pub(super) struct Problem {
     pub x: Shape,
     pub w: Shape,
     pub y: Shape,
-    /// x, w and y are bf16, but for the gradient of w.
+    /// Every tensor is bf16; else every one is f32.
     pub narrow: bool,
     /// A bias per channel is added to y.
     pub bias: bool,
@@ -37,6 +37,8 @@ pub(super) struct Problem {
     pub residual: bool,
     /// Then negative elements become zero.
     pub relu: bool,
+    /// The result is added to what dw holds (beta is 1); for weight gradients only.
+    pub accumulate: bool,
     pub channels_last: bool,
     pub groups: i64,
     pub before: Vec<i64>,
@@ -73,8 +75,10 @@ impl Problem {
         if let Some(t) = all.clone().find(|t| !matches!(t.dtype, DType::F32 | DType::BF16)) {
             return Err(unsupported(format!("cuDNN is given f32 and bf16 tensors only, and one is {t}")));
         }
-        // Two of x, w and y are operands, and of one type.
-        let narrow = inputs.first().is_some_and(|t| t.dtype == DType::BF16);
+        let narrow = x.dtype == DType::BF16;
+        if let Some(t) = all.clone().find(|t| t.dtype != x.dtype) {
+            return Err(unsupported(format!("its operands are of types {} and {}", x.dtype, t.dtype)));
+        }
         if let Some(t) = all.clone().find(|t| t.elements() == 0) {
             return Err(unsupported(format!("{t} is empty")));
         }
@@ -101,6 +105,7 @@ impl Problem {
             bias: dir == Direction::Fprop && inputs.len() > 2,
             residual: dir == Direction::Fprop && inputs.len() > 3,
             relu: matches!(op, Op::ConvEpilogue { relu: true, .. }),
+            accumulate: false,
             channels_last,
             groups: attrs.groups as i64,
             before: flat(&attrs.before, 0),
@@ -132,11 +137,6 @@ impl Problem {
         self.before == self.after
     }
 
-    /// True if w, or the gradient of it, is bf16.
-    pub(super) fn narrow_w(&self) -> bool {
-        self.narrow && self.dir != Direction::Wgrad
-    }
-
     /// Extents and strides of the bias as a tensor that broadcasts to y.
     pub(super) fn bias_shape(&self) -> Shape {
         let rank = self.y.dims.len();
@@ -152,6 +152,18 @@ impl Problem {
     /// True if something is done to the products before they are stored.
     pub(super) fn has_epilogue(&self) -> bool {
         self.bias || self.residual || self.relu
+    }
+
+    /// The problem of which the result is added to what dw holds.
+    ///
+    /// # Errors
+    /// [`CudaError::Unsupported`] if it is no weight gradient.
+    pub(super) fn accumulating(self) -> Result<Self, CudaError> {
+        if self.dir != Direction::Wgrad {
+            let why = "only weight gradients are added up over micro-batches".to_owned();
+            return Err(CudaError::Unsupported { op: format!("{:?}", self.dir), why });
+        }
+        Ok(Self { accumulate: true, ..self })
     }
 
     /// The same convolution without its epilogue.

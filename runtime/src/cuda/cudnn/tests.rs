@@ -56,8 +56,7 @@ fn cases(
     };
     let ty = |dims: [u64; 4]| TensorType::new(element, dims).in_layout(layout);
     let (x, w, y) = (ty([n, c, hw, hw]), ty([k, c, kernel, kernel]), ty([n, k, hw, hw]));
-    let dw = TensorType { dtype: DType::F32, ..w.clone() };
-    let bias = TensorType::f32([k]);
+    let bias = TensorType::new(element, [k]);
     let dgrad = Op::ConvDgrad { conv: attrs.clone(), x_dims: x.dims.clone() };
     let wgrad = Op::ConvWgrad { conv: attrs.clone(), w_dims: w.dims.clone() };
     let conv = Op::Conv(attrs);
@@ -70,7 +69,7 @@ fn cases(
         case(&conv, &[&x, &w], &y),
         case(&conv, &[&x, &w, &bias], &y),
         case(&dgrad, &[&y, &w], &x),
-        case(&wgrad, &[&x, &y], &dw),
+        case(&wgrad, &[&x, &y], &w),
     ]
 }
 
@@ -179,6 +178,7 @@ fn try_prepare(
         workspace: (workspace > 0).then(|| range(16, workspace)),
         scratch: range(17, SCRATCH.0),
         algo,
+        accumulate: false,
         precision,
         name: "c",
     };
@@ -249,11 +249,11 @@ fn odd(
     let y = ty([n, k], (0..extents.len()).map(out).collect());
     let dgrad = Op::ConvDgrad { conv: conv.clone(), x_dims: x.dims.clone() };
     let wgrad = Op::ConvWgrad { conv: conv.clone(), w_dims: w.dims.clone() };
-    let bias = TensorType::f32([k]);
+    let bias = TensorType::new(element(precision), [k]);
     vec![
         Case { op: Op::Conv(conv), inputs: vec![x.clone(), w.clone(), bias], outputs: vec![y.clone()] },
         Case { op: dgrad, inputs: vec![y.clone(), w.clone()], outputs: vec![x.clone()] },
-        Case { op: wgrad, inputs: vec![x, y], outputs: vec![TensorType { dtype: DType::F32, ..w }] },
+        Case { op: wgrad, inputs: vec![x, y], outputs: vec![w] },
     ]
 }
 
@@ -306,5 +306,25 @@ fn epilogues_are_fused_at_every_precision() {
             let prepared = try_prepare(&case, &dnn, algo, fused[0].workspace.0, precision);
             assert!(prepared.is_ok(), "{precision} {}: {prepared:?}", case.op);
         }
+    }
+}
+
+#[test]
+fn weight_gradients_can_be_added_to_what_is_there() {
+    let Some(dnn) = h200(DnnOptions::default()) else { return };
+    for setting @ (_, precision) in [STRICT, TF32, BF16] {
+        let [fprop, _, _, wgrad] = cases(32, 64, 128, 56, 3, setting);
+        let problem = |case: &Case| {
+            let inputs: Vec<_> = case.inputs.iter().collect();
+            Problem::of(&case.op, &inputs, &[&case.outputs[0]]).unwrap()
+        };
+        assert!(problem(&fprop).accumulating().is_err());
+        let adding = problem(&wgrad).accumulating().unwrap();
+        let found = wgrad.candidates(precision, &dnn).unwrap();
+        let builds =
+            |c: &&Candidate| dnn.build(&adding, c.config).is_ok_and(|plan| plan.workspace <= c.workspace);
+        let adds: Vec<_> = found.iter().filter(builds).map(|c| c.config.to_string()).collect();
+        assert!(!adds.is_empty(), "{precision}: none of {found:?}");
+        assert_ne!(dnn.graph(&adding).unwrap().desc.raw(), dnn.graph(&problem(&wgrad)).unwrap().desc.raw());
     }
 }

@@ -131,7 +131,7 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::Transpose { perm } => movement::permute(cx, perm),
         Op::Expand { .. } => movement::expand(cx),
         Op::Relayout { .. } => movement::relayout(cx),
-        Op::Dropout { ratio, seed } => convert::dropout(cx, ratio.0, *seed),
+        Op::Dropout { ratio, seed, first } => convert::dropout(cx, ratio.0, *seed, *first),
         Op::Cast { .. } => convert::cast(cx),
         Op::SgdUpdate => update::sgd(cx),
         Op::Fill { value, .. } => update::fill(cx, value.0),

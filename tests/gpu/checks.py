@@ -1,0 +1,144 @@
+"""Reads what `vdnnc bench --json` printed under watch.py, and judges it. Exit status 1 for a no.
+
+usage: checks.py line|within|same FILE ...          one line of figures; memory kept; same bytes
+       checks.py between NONE CONV                  a --memory that conv fits and none does not
+       checks.py pair ALONE-A ALONE-B BOTH          two processes at once
+       checks.py losses A B LIMIT                   two courses of training
+       checks.py mnist FOLDER X.npy Y.npy           1,600 images as arrays
+"""
+import json
+import sys
+
+# Device memory that a process is planned to take besides its arena.
+OVERHEAD = 700_000_000
+
+
+def rows(path):
+    found = []
+    for line in open(path):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            pass
+    return found
+
+
+def read(path):
+    """Results and what was seen of their processes, in order."""
+    all_rows = rows(path)
+    results = [r for r in all_rows if r.get("kind") in ("result", "error")]
+    return list(zip(results, [r for r in all_rows if r.get("kind") == "watched"]))
+
+
+def line(path):
+    good = True
+    for result, seen in read(path) or [(None, None)]:
+        name = path.split("/")[-1].removesuffix(".json")
+        if result is None or result["kind"] == "error":
+            error = open(path.removesuffix("json") + "err").read().strip()
+            print(f"{name:28} failed: {(result or {}).get('message') or error}"[:300])
+            good = False
+            continue
+        delayed = f"  {result['delay_seeds']} seeds {result['delayed_step_ns'] / 1e6:.2f} ms" if "delay_seeds" in result else ""
+        print(
+            f"{name:28} {result['step_ms']['median']:9.3f} ms  predicted {result['predicted_step_ns'] / 1e6:9.3f}"
+            f"  arena {result['device_arena_bytes']}  process {seen['peak_bytes']}  out {result['offload_bytes']}"
+            f"  {(result.get('checksum') or '')[:12]}{delayed}"
+        )
+    return good
+
+
+def within(path):
+    good = True
+    for result, seen in read(path) or [({"kind": "error"}, {})]:
+        if result["kind"] == "error":
+            print(f"{path}: no result")
+            good = False
+            continue
+        limit, peak, arena = result["memory_limit_bytes"], seen["peak_bytes"], result["device_arena_bytes"]
+        print(f"{path.split('/')[-1]:32} arena + {(peak or 0) - arena} bytes, limit {limit}")
+        if peak is None or (limit is not None and peak > limit) or peak - arena > OVERHEAD:
+            print("  FAILED: more than promised, or not seen")
+            good = False
+    return good
+
+
+def same(paths):
+    hashes, good = {}, len(paths) == 30
+    if not good:
+        print(f"{len(paths)} results, not 30")
+    for path in paths:
+        name = path.split("same-")[-1].removesuffix(".json")
+        net, policy = name.rsplit("-", 1)
+        for result, _ in read(path) or [({"kind": "error"}, None)]:
+            if result["kind"] == "error" or result.get("delay_seeds") != 100:
+                print(f"{name}: no result")
+                good = False
+                continue
+            hashes.setdefault(net, {})[policy] = result["checksum"]
+            if policy in ("all", "conv", "dyn") and result["offload_bytes"] == 0:
+                print(f"{name}: nothing moves")
+                good = False
+    for net, by_policy in sorted(hashes.items()):
+        one = len(set(by_policy.values())) == 1 and len(by_policy) == 5
+        good &= one
+        print(f"{net:20} {'the same' if one else by_policy}  {sorted(by_policy)}")
+    return good
+
+
+def between(none, conv):
+    a, b = (read(p)[0][0]["device_arena_bytes"] for p in (none, conv))
+    if b >= a:
+        print("conv needs no less than none", file=sys.stderr)
+        return False
+    print((a + b) // 2 + OVERHEAD)
+    return True
+
+
+def pair(a, b, both):
+    alone, together = read(a) + read(b), read(both)
+    good = len(alone) == 2 and len(together) == 2
+    for (x, seen_x), (y, seen_y) in zip(alone, together):
+        print(
+            f"{x['model']}: limit {x['memory_limit_bytes']}, alone {seen_x['peak_bytes']}, together "
+            f"{seen_y['peak_bytes']}; loss {x['loss']} and {y['loss']}; parameters {x['checksum'][:12]} and "
+            f"{y['checksum'][:12]}; {x['step_ms']['median']:.2f} ms and {y['step_ms']['median']:.2f} ms a step"
+        )
+        good &= seen_y["per_process"] and max(seen_x["peak_bytes"], seen_y["peak_bytes"]) <= x["memory_limit_bytes"]
+        good &= x["loss"] == y["loss"] and x["checksum"] == y["checksum"]
+    return good
+
+
+def losses(a, b, limit):
+    x, y = (json.load(open(p))["loss"] for p in (a, b))
+    worst = max(abs(p - q) for p, q in zip(x, y))
+    print(f"{len(x)} losses, largest difference {worst:.3g}, from {x[0]:.4f} to {x[-1]:.4f}")
+    return len(x) == len(y) == 100 and worst <= float(limit)
+
+
+def mnist(folder, x, y):
+    import gzip
+
+    import numpy as np
+
+    images = gzip.open(f"{folder}/t10k-images-idx3-ubyte.gz").read()[16:]
+    labels = gzip.open(f"{folder}/t10k-labels-idx1-ubyte.gz").read()[8:]
+    pixels = np.frombuffer(images, np.uint8)[: 1600 * 784].reshape(1600, 1, 28, 28)
+    np.save(x, (pixels / np.float32(255)).astype(np.float32))
+    np.save(y, np.frombuffer(labels, np.uint8)[:1600].astype(np.int64))
+    return True
+
+
+def main():
+    what, *args = sys.argv[1:]
+    each = {"line": line, "within": within}
+    if what in each:
+        good = all([each[what](path) for path in args])
+    elif what == "same":
+        good = same(args)
+    else:
+        good = {"between": between, "pair": pair, "losses": losses, "mnist": mnist}[what](*args)
+    sys.exit(0 if good else 1)
+
+
+main()
