@@ -5,7 +5,8 @@ mod micro;
 mod tools;
 
 pub use gpu::{
-    BackendName, BenchArgs, ComputeBackend, CudaArgs, DeviceName, DevicesArgs, GpuArgs, ProfileArgs,
+    BackendName, BenchArgs, CalibrateArgs, ComputeBackend, CudaArgs, DeviceName, DevicesArgs, GpuArgs,
+    ProfileArgs,
 };
 pub use micro::{BenchConvArgs, MicroArgs, WorkspaceMode};
 pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
@@ -113,6 +114,9 @@ pub struct SharedArgs {
     /// where the CPU runs the plan, of the device arena. Default: the device's capacity.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
+    /// Hard limit on the pinned host memory that offloaded tensors go to. Default: none.
+    #[arg(long, value_name = "SIZE")]
+    pub host_memory: Option<Bytes>,
     /// When compute waits for copies: event (as late as the data allows) or layer (at the
     /// end of the layer, as in the vDNN paper).
     #[arg(long, value_name = "event|layer", default_value = "event")]
@@ -177,6 +181,8 @@ pub enum Command {
     Devices(DevicesArgs),
     /// Time every kernel that models need on the GPU at hand, into a table for --times.
     Profile(ProfileArgs),
+    /// Measure the GPU at hand and write its device profile, for --device-profile.
+    Calibrate(CalibrateArgs),
     /// Write a model of the zoo as ONNX, with seeded random weights.
     Zoo(ZooArgs),
     /// Prove a plan: bounds, races, contents, budget.
@@ -239,7 +245,11 @@ pub struct RunArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
-    /// Compile options (ignored for a plan).
+    /// Where a plan was made for another GPU or cuDNN, plan its model anew for the GPU at hand,
+    /// by the same policy and within the same memory.
+    #[arg(long)]
+    pub replan: bool,
+    /// Compile options (ignored for a plan, but for --replan).
     #[command(flatten)]
     pub shared: SharedArgs,
 }
@@ -356,8 +366,10 @@ impl SharedArgs {
             device: self.device.to_string(),
             memory: self.memory,
             overhead: Bytes::ZERO,
+            host_memory: self.host_memory,
             deterministic: self.deterministic,
             kernels: BTreeMap::new(),
+            kernels_made_for: None,
             micro_batch: self.micro.micro_batch,
             workspace: self.micro.bound(),
             sync: self.sync,

@@ -14,8 +14,8 @@ use vdnn_passes::elide::{ElideOptions, elide};
 use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
 use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::{PassError, Policy, Stats};
-use vdnn_plan::plan::{Header, ModelRef};
-use vdnn_plan::{Plan, check::CheckStats};
+use vdnn_plan::plan::{EngineOrigin, Header, ModelRef};
+use vdnn_plan::{Command, Plan, check::CheckStats};
 use vdnn_runtime::sim::{SimResult, simulate};
 
 /// A compilation that produced a plan within the budget.
@@ -64,6 +64,8 @@ pub struct Summary {
     pub workspace: Bytes,
     /// Pinned host arena.
     pub host: Bytes,
+    /// Its limit, if there is one.
+    pub host_limit: Option<Bytes>,
     /// Bytes copied to the host in one step.
     pub offload: Bytes,
     /// Bytes copied back in one step.
@@ -85,7 +87,7 @@ pub struct Summary {
 /// Why there is no plan.
 #[derive(Debug)]
 pub enum NoPlan {
-    /// The arena would be larger than the budget; figures are those of the best attempt.
+    /// An arena would be larger than its budget; figures are those of the best attempt.
     TooLarge {
         /// The attempt.
         summary: Box<Summary>,
@@ -134,6 +136,7 @@ pub fn stop_after(
         joint: &graph,
         cost,
         budget: options.budget(cost.capacity()),
+        host_budget: options.host_memory,
         sync: options.sync,
         kernels: &options.kernels,
         workspace: options.workspace,
@@ -216,6 +219,7 @@ pub fn plan_joint(
         joint: graph,
         cost,
         budget,
+        host_budget: options.host_memory,
         sync: options.sync,
         kernels: &options.kernels,
         workspace: options.workspace,
@@ -239,11 +243,15 @@ pub fn plan_joint(
         algo: options.algo.name().to_owned(),
         device: cost.device_name().to_owned(),
         precision: cost.precision(),
+        engines: None,
         model,
     };
-    let fits = chosen.fits(budget);
-    let lower_options =
-        LowerOptions { header, device_budget: options.memory.map(|_| budget), host_budget: None };
+    let fits = search.fits(&chosen);
+    let lower_options = LowerOptions {
+        header,
+        device_budget: options.memory.map(|_| budget),
+        host_budget: options.host_memory,
+    };
     let internal = |e: &dyn std::fmt::Display| NoPlan::Failed(Failure::internal(e));
     let mut plan = timings
         .step(
@@ -252,6 +260,7 @@ pub fn plan_joint(
             |p| Stats::from([("commands", p.commands.len() as u64), ("buffers", p.buffers.len() as u64)]),
         )
         .map_err(|e| internal(&e))?;
+    plan.header.engines = engine_origin(&plan, options, cost).map_err(NoPlan::Failed)?;
     let elide_options = ElideOptions { waits: options.elide_waits, copies: options.elide_copies };
     timings.step(
         "elide",
@@ -280,6 +289,7 @@ pub fn plan_joint(
         weights: stats.weights_bytes,
         workspace: stats.workspace_bytes,
         host: chosen.layout.host_bytes,
+        host_limit: options.host_memory,
         offload: stats.offload_bytes,
         prefetch: stats.prefetch_bytes,
         step: sim.step,
@@ -309,6 +319,37 @@ pub fn plan_joint(
     summary.compile = elapsed(start);
     summary.timings = timings;
     Ok(Compiled { graph: chosen.graph, plan, checked, sim, summary })
+}
+
+/// Where the engines of a plan were chosen: where the times were measured, and where the plan
+/// was made that some were taken from, which must be the same.
+fn engine_origin(
+    plan: &Plan,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<Option<EngineOrigin>, Failure> {
+    let on = &cost.measured().on;
+    let measured = (!on.device.is_empty() && !on.cudnn.is_empty())
+        .then(|| EngineOrigin { device: on.device.clone(), cudnn: on.cudnn.clone() });
+    let mut origin = None;
+    for command in &plan.commands {
+        let Command::Launch { node, algo: Some(algo), .. } = command else { continue };
+        if !command.uses_engines() {
+            continue;
+        }
+        let taken = options.kernels.get(node) == Some(algo);
+        let Some(own) = (if taken { &options.kernels_made_for } else { &measured }) else { continue };
+        match &origin {
+            Some(other) if other != own => {
+                return Err(Failure::user(format!(
+                    "some convolution engines would be of {other}, others of {own}, and no library has both"
+                ))
+                .hint("use --kernels-from with a plan and times of the same GPU and cuDNN"));
+            }
+            _ => origin = Some(own.clone()),
+        }
+    }
+    Ok(origin)
 }
 
 /// Tensors without elements have no address, so a plan cannot hold them.

@@ -165,6 +165,26 @@ pub struct ProfileArgs {
     pub shared: SharedArgs,
 }
 
+/// `vdnnc calibrate`.
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    /// The profile.
+    #[arg(short = 'o', value_name = "PROFILE.toml")]
+    pub output: PathBuf,
+    /// Name of the profile. Default: the driver's name of the GPU.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The day to note in it.
+    #[arg(long, value_name = "YYYY-MM-DD", default_value = "unknown")]
+    pub date: String,
+    /// Options of the CUDA backend.
+    #[command(flatten)]
+    pub cuda: CudaArgs,
+    /// Compile options, of which only --device cuda:N and those of CUDA matter.
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
 /// `vdnnc bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {

@@ -104,6 +104,14 @@ pub fn identify(
     cuda::identify(&options(shared, device), date).map_err(cuda_failure)
 }
 
+/// Opens a GPU to time things on.
+///
+/// # Errors
+/// If there is none, or a library is missing.
+pub fn measurer(shared: &SharedArgs, device: &DeviceSelector) -> Result<Measurer, Failure> {
+    Measurer::new(&options(shared, device)).map_err(cuda_failure)
+}
+
 /// Times kernels on a GPU, which is opened for the first of them.
 #[derive(Debug)]
 pub struct LazyTimer {

@@ -144,7 +144,11 @@ fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn inputs(plan: &Plan) -> Result<BTreeMap<String, Tensor>, Failure> {
+/// Inputs for a step of a plan: random data, and settings that keep it finite.
+///
+/// # Errors
+/// If the host has no memory for one.
+pub(super) fn inputs(plan: &Plan) -> Result<BTreeMap<String, Tensor>, Failure> {
     let wanted: Vec<(String, TensorType)> =
         plan.inputs.iter().map(|i| (i.name.clone(), plan.buffers[i.buf].ty.clone())).collect();
     let mut inputs = synthetic::inputs(&wanted)?;

@@ -2,6 +2,7 @@
 
 use super::backend::Choice;
 use super::load::{self, FromWeights};
+use super::replan;
 use super::target::{Runner, Target};
 use crate::cli::{BackendName, ComputeBackend, RunArgs};
 use crate::error::Failure;
@@ -58,7 +59,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         let plan = load::plan(&args.target)?;
         vdnn_plan::check::check(&plan)
             .map_err(|e| Failure::user(format!("{} is not a valid plan:\n{e}", args.target.display())))?;
-        let weights = load::model_of_plan(&plan, &args.target)?;
+        let (plan, weights) = if args.backend() == BackendName::Cuda {
+            replan::for_gpu(plan, &args.target, args.replan, (&args.shared, &args.cuda))?
+        } else {
+            let weights = load::model_of_plan(&plan, &args.target)?;
+            (plan, weights)
+        };
         return execute(args, plan, &weights, given, labels);
     }
     let mut options = match args.backend() {

@@ -23,7 +23,7 @@ use vdnn_ir::id::EntityId;
 use vdnn_ir::kernel::Kernels;
 use vdnn_ir::{Bytes, Space};
 use vdnn_plan::print::command_text;
-use vdnn_plan::{CmdId, StreamKind};
+use vdnn_plan::{CmdId, EngineOrigin, StreamKind};
 
 /// Options of the CUDA backend.
 #[derive(Clone, Debug)]
@@ -130,6 +130,15 @@ impl CudaBackend {
     /// The libraries in use.
     pub fn libraries(&self) -> &[LoadedLibrary] {
         &self.libraries
+    }
+
+    /// Whose engine numbers plans that run here may hold.
+    pub fn engine_origin(&self) -> EngineOrigin {
+        let cudnn = self.libraries.iter().find(|l| l.library == libs::Library::Cudnn);
+        EngineOrigin {
+            device: self.device.facts().name.clone(),
+            cudnn: cudnn.map(|l| l.version.clone()).unwrap_or_default(),
+        }
     }
 
     /// True once steps are replayed from a graph.
@@ -282,6 +291,10 @@ impl Backend for CudaBackend {
             return Err(RunError::NeedsCheckedPlan);
         }
         let plan = program.plan();
+        if let Some(why) = plan.engines_differ(&self.engine_origin()) {
+            let next = "plan for this GPU with --device cuda:N, or run the plan with --replan";
+            return Err(CudaError::BadPlan { why: format!("{why}; {next}") }.into());
+        }
         self.device.make_current()?;
         let device_arena = DeviceArena::new(plan.device.bytes, "the plan's device arena")?;
         let host_arena = PinnedArena::new(plan.host.bytes, "the plan's pinned host arena")?;

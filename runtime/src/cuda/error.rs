@@ -56,8 +56,8 @@ pub enum CudaError {
     },
     /// The host does not give so much page-locked memory.
     #[error(
-        "cannot pin {bytes} of host memory for {what}: {text}; raise --memory so that less is offloaded, use \
-         a smaller batch, or close what holds the host's memory"
+        "cannot pin {bytes} ({} bytes) of host memory for {what}: {text}; lower --host-memory, raise --memory so that \
+         less is offloaded, use a smaller batch, or close what holds the host's memory", .bytes.0
     )]
     CannotPin {
         /// What it was for.
@@ -198,10 +198,8 @@ mod tests {
         let what = "the plan's pinned host arena".to_owned();
         let error = CudaError::CannotPin { what, bytes: Bytes(3 << 30), text: "no".to_owned() };
         let text = error.to_string();
-        assert!(
-            text.contains("3.00GiB") && text.contains("raise --memory") && text.contains("host arena"),
-            "{text}"
-        );
+        assert!(text.contains("3.00GiB (3221225472 bytes)") && text.contains("host arena"), "{text}");
+        assert!(text.contains("raise --memory") && text.contains("lower --host-memory"), "{text}");
     }
 
     #[test]
