@@ -9,6 +9,7 @@
 
 mod device;
 mod golden;
+mod micro;
 mod nets;
 mod ops;
 
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
             failed |= !row.failures.is_empty();
         };
         ops::run(device, poison, &is_wanted, &mut report);
+        micro::run(device, poison, &is_wanted, &mut report);
         nets::run(device, &is_wanted, &mut report);
         nets::run_controls(device, &is_wanted, &mut report);
         golden::run(device, &is_wanted, &mut report);
