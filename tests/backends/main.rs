@@ -9,6 +9,7 @@
 
 mod device;
 mod golden;
+mod micro;
 mod nets;
 mod ops;
 
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
             failed |= !row.failures.is_empty();
         };
         ops::run(device, poison, &is_wanted, &mut report);
+        micro::run(device, poison, &is_wanted, &mut report);
         nets::run(device, &is_wanted, &mut report);
         nets::run_controls(device, &is_wanted, &mut report);
         // Looks for files, and says so if they are not there; the CPU has tests of its own for these.
