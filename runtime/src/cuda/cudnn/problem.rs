@@ -86,6 +86,10 @@ impl Problem {
         if !(1..=3).contains(&spatial) || [&x, &w, &y].iter().any(|t| t.rank() != spatial + 2) {
             return Err(unsupported(format!("{spatial} spatial dimensions")));
         }
+        if narrow && spatial > 2 {
+            // Some engines return NaN for uneven padding (cuDNN 9.19).
+            return Err(unsupported("bf16 with three spatial dimensions".to_owned()));
+        }
         if [&w, &y].iter().any(|t| t.layout != x.layout) {
             return Err(unsupported("its operands are in different layouts".to_owned()));
         }
