@@ -131,6 +131,12 @@ run() { # a part
     "$vdnnc" zoo lenet -o "$out/lenet.onnx" && echo kept >"$out/kept.safetensors"
     expect "the loss is" "$vdnnc" run "$out/lenet.onnx" --mode train --backend cuda --batch 8 --synthetic --steps 50 \
       --lr 1e30 --save-weights "$out/kept.safetensors"
+    # A launch that fails: it is named where launches wait for their end.
+    local train="run $out/lenet.onnx --mode train --backend cuda --batch 8 --synthetic --steps 4 --fail-launch 5 \
+      --save-weights $out/kept.safetensors"
+    expect "CUDA_LAUNCH_BLOCKING=1 with --no-graph shows which" "$vdnnc" $train
+    expect "launch" env CUDA_LAUNCH_BLOCKING=1 "$vdnnc" $train --no-graph
+    [[ $text == "error: c"* ]] || status=1
     [ "$(cat "$out/kept.safetensors")" = kept ] || status=1
     return $status
     ;;

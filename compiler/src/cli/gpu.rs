@@ -106,6 +106,9 @@ pub struct CudaArgs {
     /// Leave out the N-th wait of the plan, to show that the test for missing waits notices.
     #[arg(long, value_name = "N", hide = true)]
     pub drop_wait: Option<usize>,
+    /// Make the N-th launch of the plan fail, to see what is said of it.
+    #[arg(long, value_name = "N", hide = true)]
+    pub fail_launch: Option<usize>,
 }
 
 /// `vdnnc devices`.

@@ -73,6 +73,7 @@ fn cuda_options(args: &CudaArgs, shared: &SharedArgs, poison: bool) -> CudaOptio
         poison,
         delay_seed: args.delay_seed,
         drop_wait: args.drop_wait,
+        fail_launch: args.fail_launch,
         deterministic: shared.deterministic,
         ..options(shared, &selector(args, shared))
     }

@@ -42,6 +42,8 @@ pub struct CudaOptions {
     /// Leave out one of the plan's waits, counted round and round: shows that a test notices.
     /// Results are garbage; nothing outside the plan's memory is touched.
     pub drop_wait: Option<usize>,
+    /// Make one of the plan's launches fail, counted round and round: shows what is said of it.
+    pub fail_launch: Option<usize>,
     /// Where compiled kernels are kept; `None` compiles them in every process.
     pub cache_dir: Option<PathBuf>,
     /// Where the libraries are.
@@ -58,6 +60,7 @@ impl Default for CudaOptions {
             poison: false,
             delay_seed: None,
             drop_wait: None,
+            fail_launch: None,
             cache_dir: None,
             libs: LibrarySearch::default(),
             deterministic: false,
@@ -315,6 +318,7 @@ impl Backend for CudaBackend {
             poison: self.options.poison,
             delays: delays.as_ref().map(Delays::range),
             dropped_wait: self.options.drop_wait.and_then(|n| delays::nth_wait(plan, n)),
+            failing: self.options.fail_launch.and_then(|n| delays::nth_launch(plan, n)),
         };
         let table = Table::new(&program, &resources, &mut self.modules, options)
             .map_err(|(at, error)| command_error(&program, at, error))?;

@@ -27,7 +27,7 @@ mod tests;
 mod update;
 
 pub(crate) use modules::Modules;
-pub(crate) use proof::{count_different, delay_by};
+pub(crate) use proof::{count_different, delay_by, trap};
 
 use super::error::CudaError;
 use super::launch::{DeviceRange, LaunchSpec, Prepared};
