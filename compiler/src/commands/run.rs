@@ -3,8 +3,8 @@
 use super::backend::Choice;
 use super::load::{self, FromWeights};
 use super::replan;
-use super::target::{Runner, Target};
-use crate::cli::{BackendName, ComputeBackend, RunArgs};
+use super::target::{self, Runner, Target};
+use crate::cli::{BackendName, ComputeBackend, DeviceName, RunArgs};
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline;
@@ -289,7 +289,13 @@ fn execute(
 ) -> Result<(), Failure> {
     let mode = plan.header.mode;
     if args.backend() == BackendName::Sim {
-        let cost = load::cost_model(&plan.header.device, plan.header.precision)?;
+        let shared = &args.shared;
+        let cost = match (&shared.gpu.device_profile, &shared.device) {
+            (None, DeviceName::Profile(_) | DeviceName::Gpu(_)) => {
+                load::cost_model(&plan.header.device, plan.header.precision)?
+            }
+            _ => target::profile(shared, plan.header.precision)?,
+        };
         let sim = vdnn_runtime::sim::simulate(&plan, &cost).map_err(Failure::internal)?;
         super::print(
             &serde_json::json!({
