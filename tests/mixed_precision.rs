@@ -113,7 +113,7 @@ fn losses(name: &str, batch: u64, steps: i64, precision: Precision) -> Vec<f32> 
         .map(|step| {
             for (name, _) in &wanted {
                 match name.as_str() {
-                    "vdnnc.hyper" => inputs.insert(name.clone(), harness::hyper(0.01, 0.9, 1e-4)),
+                    "vdnnc.hyper" => inputs.insert(name.clone(), harness::hyper(0.002, 0.9, 1e-4)),
                     "vdnnc.step" => inputs.insert(name.clone(), Tensor::from_i64([], &[step])),
                     _ => continue,
                 };
@@ -125,9 +125,9 @@ fn losses(name: &str, batch: u64, steps: i64, precision: Precision) -> Vec<f32> 
 
 #[test]
 fn lenet_learns_in_bf16_as_in_f32() {
-    let [wide, narrow] = [Precision::F32, Precision::Bf16].map(|p| losses("lenet", 16, 20, p));
+    let [wide, narrow] = [Precision::F32, Precision::Bf16].map(|p| losses("lenet", 16, 30, p));
     for (step, (w, n)) in wide.iter().zip(&narrow).enumerate() {
-        assert!((w - n).abs() <= 0.02 * wide[0], "step {step}: {n} in bf16, {w} in f32");
+        assert!((w - n).abs() <= 0.02 * wide[0], "step {step}: {narrow:?} in bf16, {wide:?} in f32");
     }
-    assert!(wide != narrow && narrow[19] < 0.5 * narrow[0], "{narrow:?}");
+    assert!(wide != narrow && narrow[29] < 0.5 * narrow[0], "{narrow:?} in bf16, {wide:?} in f32");
 }
