@@ -76,7 +76,7 @@ fn bounds_hold_and_the_plans_own_is_the_best_of_them() {
         let again = vdnn_plan::parse_plan(&reuse.plan.to_string()).expect("it parses");
         assert_eq!(again, reuse.plan);
         let text = reuse.graph.to_string();
-        let graph: Graph = text.parse().unwrap_or_else(|e| panic!("{name}: {e}"));
+        let graph = vdnn_ir::parse::parse_graph(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(graph.to_string(), text);
     }
 }
@@ -97,15 +97,22 @@ fn inputs(plan: &Plan, seed: u64) -> BTreeMap<String, Tensor> {
 
 #[test]
 fn a_training_step_in_micro_batches_gives_what_it_gives_undivided() {
-    for batch in [7u64, 20] {
+    for (batch, division) in [
+        (7u64, "implicit_gemm@3+implicit_precomp_gemm@2x2"),
+        (20, "implicit_precomp_gemm@8x2+implicit_gemm@4"),
+    ] {
         let (graph, params) = small_net(batch);
         let mut of = Vec::new();
-        for sizes in [BatchSizes::Undivided, BatchSizes::All] {
-            let mut options = options(Workspace::Limit(Bytes(64 << 10)), sizes);
-            options.keep_gradients = true;
+        let mut options = options(Workspace::Planned, BatchSizes::Undivided);
+        options.keep_gradients = true;
+        for divide in [false, true] {
             let compiled = compile(&graph, batch, &options);
-            let divided = workspaces(&compiled.plan).1;
-            assert_eq!(divided > 0, sizes == BatchSizes::All, "{divided} divided");
+            let (all, divided) = workspaces(&compiled.plan);
+            // Three layers, the first without a gradient of its input.
+            assert_eq!((all.len(), divided), (8, if divide { 8 } else { 0 }));
+            options.kernels = algos(&compiled.plan);
+            let division: ConvSchedule = division.parse().expect("a division");
+            options.kernels.values_mut().for_each(|k| *k = division.clone());
             let inputs = inputs(&compiled.plan, batch);
             let cpu = CpuOptions { poison: true, ..CpuOptions::default() };
             let mut executor = harness::executor(compiled.plan, &params, cpu);
@@ -124,7 +131,16 @@ fn a_training_step_in_micro_batches_gives_what_it_gives_undivided() {
     }
 }
 
-/// Two convolutions of sizes that make roofline algorithms want workspace, and a classifier.
+/// Algorithms and divisions by node.
+fn algos(plan: &Plan) -> BTreeMap<vdnn_ir::NodeId, ConvSchedule> {
+    let of = |c: &Command| match c {
+        Command::Launch { node, algo: Some(algo), .. } => Some((*node, algo.clone())),
+        _ => None,
+    };
+    plan.commands.iter().filter_map(of).collect()
+}
+
+/// Three convolutions, the last a classifier.
 fn small_net(batch: u64) -> (Graph, BTreeMap<String, Tensor>) {
     use vdnn_ir::graph::NodeSpec;
     use vdnn_ir::op::{ConvAttrs, UnaryKind};
@@ -168,13 +184,6 @@ fn the_kernels_of_a_plan_can_be_taken_by_another() {
     let imported = zoo("alexnet", 64);
     let limit = Workspace::Limit(Bytes(16 * MIB));
     let first = compile(&imported.graph, 64, &options(limit, BatchSizes::PowerOfTwo));
-    let algos = |plan: &Plan| -> BTreeMap<vdnn_ir::NodeId, ConvSchedule> {
-        let of = |c: &Command| match c {
-            Command::Launch { node, algo: Some(algo), .. } => Some((*node, algo.clone())),
-            _ => None,
-        };
-        plan.commands.iter().filter_map(of).collect()
-    };
     let mut taken = options(Workspace::Planned, BatchSizes::Undivided);
     taken.kernels = algos(&first.plan);
     taken.policy = Policy::All;
