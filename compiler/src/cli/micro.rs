@@ -24,6 +24,10 @@ pub struct MicroArgs {
     /// Workspace of all convolutions together, such as 512MiB, divided over them.
     #[arg(long, value_name = "SIZE", conflicts_with = "workspace_limit")]
     pub workspace_total: Option<Bytes>,
+    /// Before a plan runs, run each of its divided convolutions alone on random operands, also
+    /// in one piece, and fail if the two differ by more than their arithmetic explains.
+    #[arg(long)]
+    pub verify_equivalence: bool,
 }
 
 /// What `--workspace` takes.

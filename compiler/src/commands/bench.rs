@@ -4,6 +4,7 @@ mod delays;
 mod report;
 
 use super::backend::{Choice, cuda};
+use super::equivalence;
 use super::load::{self, FromWeights};
 use super::synthetic;
 use super::target::{Runner, Target};
@@ -129,6 +130,9 @@ fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
     // Fixed before anything runs.
     if args.json {
         super::print(&report.prediction().to_string());
+    }
+    if args.shared.micro.verify_equivalence {
+        equivalence::verify(&compiled.plan, &choice(args))?;
     }
     let inputs = inputs(&compiled.plan)?;
     let source = FromWeights(&model.imported.weights);

@@ -8,6 +8,7 @@ pub mod check;
 pub mod compile;
 pub mod dataset;
 pub mod devices;
+mod equivalence;
 pub mod evaluate;
 pub mod inspect;
 pub mod load;

@@ -1,6 +1,7 @@
 //! `vdnnc run MODEL|PLAN`: inference or training steps on given tensors.
 
 use super::backend::Choice;
+use super::equivalence;
 use super::load::{self, FromWeights};
 use super::replan;
 use super::target::{self, Runner, Target};
@@ -315,7 +316,12 @@ fn execute(
         plan.inputs.iter().map(|i| (i.name.clone(), plan.buffers[i.buf].ty.clone())).collect();
     let (bound, count) = bind_all(mode, given, labels, &wanted)?;
     let backend = match choice(args) {
-        Some(choice) => choice.open()?,
+        Some(choice) => {
+            if args.shared.micro.verify_equivalence {
+                equivalence::verify(&plan, &choice)?;
+            }
+            choice.open()?
+        }
         None => return Err(Failure::internal("the simulator computes nothing")),
     };
     let params: Vec<(String, ParamRole)> = plan.params.iter().map(|p| (p.name.clone(), p.role)).collect();
