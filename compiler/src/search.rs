@@ -5,12 +5,12 @@
 use crate::pipeline::{Attempt, to_phase};
 use crate::timing::Timings;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use vdnn_cost::CostModel;
-use vdnn_ir::graph::ConvAlgo;
-use vdnn_ir::{Bytes, Graph, NodeId, Phase};
+use vdnn_ir::{Bytes, ConvSchedule, Graph, NodeId, Phase};
 use vdnn_passes::memory::{Layout, LayoutOptions, layout};
-use vdnn_passes::select_conv;
-use vdnn_passes::{AlgoMode, PassError, Policy, Stats, SyncMode};
+use vdnn_passes::micro_batch::Menu;
+use vdnn_passes::{AlgoMode, PassError, Policy, Stats, SyncMode, Workspace};
 use vdnn_plan::plan::ALIGNMENT;
 
 /// How often workspaces are refitted when packing leaves gaps the live sum does not show.
@@ -64,13 +64,24 @@ pub struct Search<'a> {
     pub cost: &'a CostModel,
     /// Limit of the device arena.
     pub budget: Bytes,
+    /// Limit of the pinned host arena, if there is one.
+    pub host_budget: Option<Bytes>,
     /// When compute waits for copies.
     pub sync: SyncMode,
     /// Convolution algorithms that are not to be chosen anew.
-    pub kernels: &'a BTreeMap<NodeId, ConvAlgo>,
+    pub kernels: &'a BTreeMap<NodeId, ConvSchedule>,
+    /// Bound of the workspaces; the plan's memory bounds them too.
+    pub workspace: Workspace,
+    /// The ways to run convolutions under `cost`.
+    pub menu: Rc<Menu>,
 }
 
 impl Search<'_> {
+    /// True if both arenas are within their limits.
+    pub fn fits(&self, c: &Candidate) -> bool {
+        c.fits(self.budget) && self.host_budget.is_none_or(|limit| c.layout.host_bytes <= limit)
+    }
+
     fn attempt(
         &self,
         policy: Policy,
@@ -79,7 +90,15 @@ impl Search<'_> {
         timings: &mut Timings,
     ) -> Result<Candidate, PassError> {
         let mut graph = self.joint.clone();
-        let attempt = Attempt { policy, algo, overrides: self.kernels.clone(), sync: self.sync, lag };
+        let attempt = Attempt {
+            policy,
+            algo,
+            overrides: self.kernels.clone(),
+            workspace: self.workspace,
+            menu: Rc::clone(&self.menu),
+            sync: self.sync,
+            lag,
+        };
         to_phase(&mut graph, Phase::Scheduled, &attempt, self.cost, timings)?;
         let layout = self.layout(&graph, policy, timings)?;
         Ok(Candidate { graph, layout, policy, algo })
@@ -118,17 +137,18 @@ impl Search<'_> {
                 let others =
                     c.layout.live_profile[position].saturating_sub(node.workspace.align_up(ALIGNMENT));
                 let room = limit.saturating_sub(others);
-                let options = select_conv::options(&c.graph, self.cost, node);
+                // Divisions are options like others: slower, with less workspace.
+                let options = self.menu.choices(&c.graph, self.cost, node);
                 let best = options.iter().find(|o| o.workspace.align_up(ALIGNMENT) <= room).or_else(|| {
                     // Nothing fits; the smallest keeps the overrun honest.
                     options.iter().min_by_key(|o| o.workspace)
                 });
                 if let Some(o) = best
-                    && Some(o.algo) != node.algo
+                    && Some(&o.schedule) != node.algo.as_ref()
                     && o.workspace < node.workspace
                 {
                     let notes = c.graph.annotate(id);
-                    *notes.algo = Some(o.algo);
+                    *notes.algo = Some(o.schedule.clone());
                     *notes.workspace = o.workspace;
                     changed = true;
                 }
@@ -190,7 +210,7 @@ impl Search<'_> {
         }
         for policy in [Policy::Conv, Policy::All] {
             let c = self.fixed(policy, fastest, timings)?;
-            if c.fits(self.budget) {
+            if self.fits(&c) {
                 return Ok(Candidate { algo, ..c });
             }
             if algo == AlgoMode::Dynamic && policy == Policy::All {
@@ -201,7 +221,7 @@ impl Search<'_> {
             for policy in [Policy::Conv, Policy::All] {
                 let fast = self.fixed(policy, AlgoMode::Performance, timings)?;
                 let c = self.fit_workspaces(fast, timings)?;
-                if c.fits(self.budget) {
+                if self.fits(&c) {
                     return Ok(c);
                 }
             }

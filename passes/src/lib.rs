@@ -9,6 +9,7 @@ pub mod group_updates;
 pub mod inplace;
 pub mod lower;
 pub mod memory;
+pub mod micro_batch;
 pub mod mixed_precision;
 pub mod offload;
 pub mod options;
@@ -17,6 +18,7 @@ pub mod registry;
 pub mod schedule;
 pub mod select_conv;
 pub mod simplify;
+pub mod slice_batch;
 
-pub use options::{AlgoMode, Fuse, Policy, SyncMode};
+pub use options::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};

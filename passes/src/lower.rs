@@ -269,7 +269,7 @@ impl Lowering<'_> {
             inputs,
             outputs,
             workspace,
-            algo: node.algo,
+            algo: node.algo.clone(),
             stage: node.stage,
             node: id,
             name: node.name.clone(),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use vdnn_ir::Bytes;
 
 macro_rules! named_enum {
     ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -61,6 +62,50 @@ named_enum!(
         Dynamic = "dynamic",
     }
 );
+
+named_enum!(
+    /// Sizes of the micro-batches a convolution's batch may be divided into. The batch itself
+    /// always is one.
+    BatchSizes, "a choice of micro-batch sizes" {
+        /// The batch alone.
+        Undivided = "undivided",
+        /// 1, 2, 4 and so on, and the batch.
+        PowerOfTwo = "power-of-two",
+        /// Every size; of batches above 1024 evenly spaced ones and the powers of two.
+        All = "all",
+    }
+);
+
+impl BatchSizes {
+    /// The sizes for a batch, increasing.
+    pub fn of(self, batch: u64) -> Vec<u64> {
+        let powers = || (0..63).map(|i| 1u64 << i).take_while(|&m| m < batch);
+        let mut sizes: Vec<u64> = match self {
+            Self::Undivided => Vec::new(),
+            Self::PowerOfTwo => powers().collect(),
+            Self::All => {
+                let step = batch.div_ceil(1024).max(1);
+                (1..).map(|i| i * step).take_while(|&m| m < batch).chain(powers()).collect()
+            }
+        };
+        sizes.push(batch);
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+}
+
+/// How much workspace convolutions may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Workspace {
+    /// Whatever the memory plan leaves at the moment the convolution runs.
+    #[default]
+    Planned,
+    /// Each at most this (workspace reuse).
+    Limit(Bytes),
+    /// All together at most this (workspace division).
+    Total(Bytes),
+}
 
 named_enum!(
     /// What is fused.

@@ -8,15 +8,18 @@ use crate::channels_last::ChannelsLast;
 use crate::fuse::FuseEpilogues;
 use crate::group_updates::GroupUpdates;
 use crate::inplace::Inplace;
+use crate::micro_batch::Menu;
 use crate::mixed_precision::MixedPrecision;
 use crate::offload::InsertOffload;
 use crate::pass::Pass;
 use crate::schedule::Schedule;
 use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
-use crate::{AlgoMode, Policy, SyncMode};
+use crate::slice_batch::{SliceBatch, Slicing};
+use crate::{AlgoMode, BatchSizes, Policy, SyncMode, Workspace};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::str::FromStr;
 
 /// A registered pass.
@@ -40,12 +43,24 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "mixed-precision", make: |_| Ok(Box::new(MixedPrecision)) },
     Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
     Entry { name: "channels-last", make: |_| Ok(Box::new(ChannelsLast)) },
+    Entry {
+        name: "slice-batch",
+        make: |o| {
+            let (count, target, least) = (o.or("count", 2)?, o.get("target")?, o.or("least", 1)?);
+            let slicing = target.map_or(Slicing::Count(count), |bytes| Slicing::Target { bytes, least });
+            Ok(Box::new(SliceBatch { batch: o.or("batch", 4)?, slicing }))
+        },
+    },
     Entry { name: "group-updates", make: |_| Ok(Box::new(GroupUpdates)) },
     Entry {
         name: "select-conv",
         make: |o| {
-            let (mode, workspace_limit) = (o.or("mode", AlgoMode::Memory)?, o.get("workspace_limit")?);
-            Ok(Box::new(SelectConv { mode, overrides: BTreeMap::new(), workspace_limit }))
+            let mode = o.or("mode", AlgoMode::Memory)?;
+            let limit = o.get("workspace_limit")?.map(Workspace::Limit);
+            let total = o.get("workspace_total")?.map(Workspace::Total);
+            let workspace = limit.or(total).unwrap_or_default();
+            let menu = Rc::new(Menu::new(o.or("micro_batch", BatchSizes::Undivided)?));
+            Ok(Box::new(SelectConv { mode, overrides: BTreeMap::new(), workspace, menu }))
         },
     },
     Entry {

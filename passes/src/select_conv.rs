@@ -1,60 +1,119 @@
-//! Convolution algorithms and workspaces (vDNN, MICRO 2016, section III-C: the memory-optimal
-//! and performance-optimal choices; the dynamic one is a search of the driver on top of
-//! [`SelectConv::overrides`], [`SelectConv::workspace_limit`] and [`downgrade`]).
+//! Convolution algorithms, workspaces and the division of batches into micro-batches (vDNN,
+//! MICRO 2016, section III-C: the memory-optimal and performance-optimal choices; the dynamic
+//! one is a search of the driver on top of [`SelectConv::overrides`], [`SelectConv::workspace`]
+//! and [`downgrade`]. Divisions: [`crate::micro_batch`]).
 
-use crate::options::AlgoMode;
+use crate::micro_batch::{Choice, Menu, wd};
+use crate::options::{AlgoMode, Workspace};
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use vdnn_cost::{ConvOption, CostModel};
-use vdnn_ir::graph::ConvAlgo;
-use vdnn_ir::{Bytes, Graph, Node, NodeId, Phase, Stage, TensorType};
+use vdnn_ir::{Bytes, ConvSchedule, Graph, Node, NodeId, Phase, Stage, TensorType};
 
-/// Gives every convolution, forward and backward, an algorithm and its workspace. Nodes of
-/// the setup stage run on the host at load and get none.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Gives every convolution, forward and backward, an algorithm and its workspace, or several
+/// on parts of its batch. Nodes of the setup stage run on the host at load and get none.
+#[derive(Clone, Debug)]
 pub struct SelectConv {
     /// The rule.
     pub mode: AlgoMode,
     /// Algorithms fixed from outside; they win over the rule.
-    pub overrides: BTreeMap<NodeId, ConvAlgo>,
-    /// Largest workspace of the dynamic rule; without one it is the performance rule.
-    pub workspace_limit: Option<Bytes>,
+    pub overrides: BTreeMap<NodeId, ConvSchedule>,
+    /// Bound of the workspaces for the performance and dynamic rules.
+    pub workspace: Workspace,
+    /// The ways to run a convolution, with the sizes of micro-batches that are allowed.
+    pub menu: Rc<Menu>,
 }
 
 impl SelectConv {
-    /// The option the rule picks: the fastest within its limit. If none is (measured engines
-    /// may all need workspace), the one with the smallest workspace, so that the memory rule
-    /// always is the leanest choice. `options` are those of the cost model, fastest first.
-    fn pick(&self, options: &[ConvOption]) -> Option<ConvOption> {
-        let limit = match self.mode {
-            AlgoMode::Memory => Bytes::ZERO,
-            AlgoMode::Performance => Bytes(u64::MAX),
-            AlgoMode::Dynamic => self.workspace_limit.unwrap_or(Bytes(u64::MAX)),
+    /// The choice the rule makes: the fastest within its limit. If none is (measured engines
+    /// may all need workspace), the one with the smallest workspace, an undivided one if there
+    /// is one, so that the memory rule always is the leanest choice. `choices` are fastest
+    /// first.
+    fn pick(&self, choices: &[Choice]) -> Option<Choice> {
+        let limit = match (self.mode, self.workspace) {
+            (AlgoMode::Memory, _) => Bytes::ZERO,
+            (_, Workspace::Limit(limit)) => limit,
+            (_, Workspace::Planned | Workspace::Total(_)) => Bytes(u64::MAX),
         };
-        let fits = options.iter().find(|o| o.workspace <= limit);
-        fits.or_else(|| options.iter().min_by_key(|o| o.workspace)).copied()
+        let fits = choices.iter().find(|c| c.workspace <= limit);
+        let leanest = || choices.iter().min_by_key(|c| (c.schedule.is_divided(), c.workspace));
+        fits.or_else(leanest).cloned()
+    }
+
+    /// The shares of one pool: what each convolution is to run, by node. Empty if the rule is
+    /// another.
+    fn shares(&self, graph: &Graph, cost: &CostModel) -> Result<BTreeMap<NodeId, Choice>, PassError> {
+        let Workspace::Total(total) = self.workspace else { return Ok(BTreeMap::new()) };
+        if self.mode == AlgoMode::Memory {
+            return Ok(BTreeMap::new());
+        }
+        let mut pool = total;
+        let (mut nodes, mut menus, mut lists) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, node) in graph.nodes().filter(|(_, n)| n.op.is_conv() && n.stage != Stage::Setup) {
+            if let Some(schedule) = self.overrides.get(&id) {
+                let price = self.menu.price(graph, cost, node, schedule);
+                pool = pool.saturating_sub(price.map_or(Bytes::ZERO, |c| c.workspace));
+                continue;
+            }
+            let choices = self.menu.choices(graph, cost, node);
+            let item = |c: &Choice| wd::Item { workspace: c.workspace, time: c.time };
+            lists.push(choices.iter().map(item).collect::<Vec<_>>());
+            menus.push(choices);
+            nodes.push(id);
+        }
+        let taken = wd::divide_pool(&lists, pool).ok_or_else(|| {
+            PassError::Unsupported(format!(
+                "the convolutions need more than {total} of workspace with their leanest algorithms; allow \
+                 more in all, or give a limit for each"
+            ))
+        })?;
+        let choices = menus.iter().zip(taken).map(|(menu, at)| menu[at].clone());
+        Ok(nodes.into_iter().zip(choices).collect())
     }
 }
 
-/// The options of a convolution node, fastest first.
+/// The options of a convolution node, undivided, fastest first.
 pub fn options(graph: &Graph, cost: &CostModel, node: &Node) -> Vec<ConvOption> {
     let inputs: SmallVec<[&TensorType; 4]> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
     let outputs: SmallVec<[&TensorType; 4]> = node.outputs.iter().map(|&v| graph.ty(v)).collect();
     cost.conv_options(&node.op, &inputs, &outputs)
 }
 
-/// The next step down for a convolution whose workspace does not fit: the fastest option
-/// that is slower than the node's current one and needs strictly less workspace. `None` if
-/// there is no such option, the node has no algorithm yet or is no convolution.
+/// The next step down for an undivided convolution whose workspace does not fit: the fastest
+/// option that is slower than the node's current one and needs strictly less workspace. `None`
+/// if there is no such option, the node has no algorithm yet or is no convolution.
 ///
 /// Repeated, this is the paper's greedy downgrade: it ends at the smallest workspace there is.
 pub fn downgrade(graph: &Graph, cost: &CostModel, node: NodeId) -> Option<ConvOption> {
     let node = graph.get_node(node)?;
-    let current = node.algo?;
+    let current = node.algo.as_ref()?.whole()?;
     let options = options(graph, cost, node);
     let at = options.iter().position(|o| o.algo == current)?;
     options[at + 1..].iter().copied().find(|o| o.workspace < options[at].workspace)
+}
+
+impl SelectConv {
+    /// What is fixed from outside, priced.
+    fn fixed(
+        &self,
+        graph: &Graph,
+        cost: &CostModel,
+        id: NodeId,
+        schedule: &ConvSchedule,
+    ) -> Result<Choice, PassError> {
+        let node = graph.node(id);
+        self.menu.price(graph, cost, node, schedule).ok_or_else(|| {
+            let can: Vec<_> = options(graph, cost, node).iter().map(|o| o.algo.kind()).collect();
+            PassError::Unsupported(format!(
+                "node {id} `{}`: {schedule} cannot run this convolution on {}; choose one of {}",
+                node.name,
+                cost.device_name(),
+                can.join(", ")
+            ))
+        })
+    }
 }
 
 impl Pass for SelectConv {
@@ -73,24 +132,16 @@ impl Pass for SelectConv {
     fn run(&self, graph: &mut Graph, cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
         let mut outcome = Outcome { changed: false, stats: Stats::new() };
         let mut largest = Bytes::ZERO;
+        let mut shares = self.shares(graph, cx.cost)?;
         for id in graph.order().to_vec() {
             let node = graph.node(id);
             if !node.op.is_conv() || node.stage == Stage::Setup {
                 continue;
             }
-            let options = options(graph, cx.cost, node);
-            let option = match self.overrides.get(&id) {
-                Some(&algo) => options.iter().copied().find(|o| o.algo == algo).ok_or_else(|| {
-                    let can: Vec<_> = options.iter().map(|o| o.algo.kind()).collect();
-                    PassError::Unsupported(format!(
-                        "node {id} `{}`: {} cannot run this convolution on {}; choose one of {}",
-                        node.name,
-                        algo,
-                        cx.cost.device_name(),
-                        can.join(", ")
-                    ))
-                })?,
-                None => self.pick(&options).ok_or_else(|| {
+            let choice = match (self.overrides.get(&id), shares.remove(&id)) {
+                (Some(schedule), _) => self.fixed(graph, cx.cost, id, schedule)?,
+                (None, Some(share)) => share,
+                (None, None) => self.pick(&self.menu.choices(graph, cx.cost, node)).ok_or_else(|| {
                     PassError::Unsupported(format!(
                         "node {id} `{}`: device profile {} has no algorithm within the workspace limit",
                         node.name,
@@ -98,12 +149,13 @@ impl Pass for SelectConv {
                     ))
                 })?,
             };
-            outcome.changed |= node.algo != Some(option.algo) || node.workspace != option.workspace;
+            let schedule = Some(choice.schedule);
+            outcome.changed |= node.algo != schedule || node.workspace != choice.workspace;
+            *outcome.stats.entry(schedule.as_ref().map_or("none", ConvSchedule::kind)).or_default() += 1;
             let notes = graph.annotate(id);
-            *notes.algo = Some(option.algo);
-            *notes.workspace = option.workspace;
-            largest = largest.max(option.workspace);
-            *outcome.stats.entry(option.algo.kind()).or_default() += 1;
+            *notes.algo = schedule;
+            *notes.workspace = choice.workspace;
+            largest = largest.max(choice.workspace);
         }
         outcome.stats.insert("max_workspace_bytes", largest.0);
         Ok(outcome)
@@ -113,9 +165,10 @@ impl Pass for SelectConv {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::BatchSizes;
     use crate::pass::run_pass;
     use vdnn_cost::{Measured, MeasuredRow, Precision};
-    use vdnn_ir::graph::{EngineConfig, NodeSpec};
+    use vdnn_ir::graph::{ConvAlgo, EngineConfig, NodeSpec};
     use vdnn_ir::op::ConvAttrs;
     use vdnn_ir::{Nanos, Op, ParamRole, TensorType};
 
@@ -163,7 +216,13 @@ mod tests {
     }
 
     fn rule(mode: AlgoMode, limit: Option<Bytes>) -> SelectConv {
-        SelectConv { mode, overrides: BTreeMap::new(), workspace_limit: limit }
+        let workspace = limit.map_or(Workspace::Planned, Workspace::Limit);
+        let menu = Rc::new(Menu::new(BatchSizes::Undivided));
+        SelectConv { mode, overrides: BTreeMap::new(), workspace, menu }
+    }
+
+    fn whole(node: &Node) -> Option<ConvAlgo> {
+        node.algo.as_ref().and_then(ConvSchedule::whole)
     }
 
     #[test]
@@ -174,12 +233,12 @@ mod tests {
         assert_eq!(outcome.stats.get("max_workspace_bytes"), Some(&0));
         assert!(outcome.changed && g.phase == Phase::Selected);
         assert!(convs.iter().all(|&n| g.node(n).workspace == Bytes::ZERO));
-        assert_eq!((g.node(setup).algo, g.node(setup).workspace), (None, Bytes::ZERO));
+        assert_eq!((whole(g.node(setup)), g.node(setup).workspace), (None, Bytes::ZERO));
 
         let outcome = select(&mut g, &rule(AlgoMode::Performance, None)).unwrap();
         for n in convs {
             let fastest = options(&g, &cost(), g.node(n))[0];
-            assert_eq!((g.node(n).algo, g.node(n).workspace), (Some(fastest.algo), fastest.workspace));
+            assert_eq!((whole(g.node(n)), g.node(n).workspace), (Some(fastest.algo), fastest.workspace));
         }
         let largest = convs.iter().map(|&n| g.node(n).workspace.0).max();
         assert_eq!(outcome.stats.get("max_workspace_bytes").copied(), largest);
@@ -196,7 +255,7 @@ mod tests {
         for n in convs {
             let node = g.node(n);
             assert!(node.workspace <= limit);
-            let faster = options(&g, &cost(), node).into_iter().take_while(|o| Some(o.algo) != node.algo);
+            let faster = options(&g, &cost(), node).into_iter().take_while(|o| Some(o.algo) != whole(node));
             assert!(faster.into_iter().all(|o| o.workspace > limit), "a faster one fits");
         }
         let mut unlimited = graph().0;
@@ -212,11 +271,11 @@ mod tests {
     fn overrides_win_and_an_impossible_one_is_refused_by_name() {
         let (mut g, [a, b, ..], _) = graph();
         let mut pass = rule(AlgoMode::Performance, None);
-        pass.overrides.insert(a, ConvAlgo::Gemm);
+        pass.overrides.insert(a, ConvAlgo::Gemm.into());
         select(&mut g, &pass).unwrap();
-        assert_eq!(g.node(a).algo, Some(ConvAlgo::Gemm));
+        assert_eq!(whole(g.node(a)), Some(ConvAlgo::Gemm));
         assert_eq!(g.node(a).workspace, Bytes(4 * 64 * 9 * 56 * 56));
-        pass.overrides.insert(b, ConvAlgo::Winograd);
+        pass.overrides.insert(b, ConvAlgo::Winograd.into());
         let error = select(&mut g, &pass).unwrap_err().to_string();
         assert!(error.contains("`b`") && error.contains("winograd") && error.contains("gemm"), "{error}");
     }
@@ -243,8 +302,8 @@ mod tests {
         let (cost, [fast, lean, _]) = measured(&g, a);
         let mut chosen = |mode, limit| {
             run_pass(&rule(mode, limit), &mut g, &PassCtx { cost: &cost }).expect("a choice");
-            assert!(!matches!(g.node(b).algo, Some(ConvAlgo::Engine(_))), "b was not measured");
-            (g.node(a).algo, g.node(a).workspace)
+            assert!(!matches!(whole(g.node(b)), Some(ConvAlgo::Engine(_))), "b was not measured");
+            (whole(g.node(a)), g.node(a).workspace)
         };
         assert_eq!(chosen(AlgoMode::Performance, None), (Some(fast), Bytes(4096)));
         assert_eq!(chosen(AlgoMode::Memory, None), (Some(lean), Bytes(512)));
@@ -252,7 +311,7 @@ mod tests {
         assert_eq!(chosen(AlgoMode::Dynamic, Some(Bytes(100))), (Some(lean), Bytes(512)));
         assert_eq!(downgrade(&g, &cost, a), None);
         let mut pass = rule(AlgoMode::Memory, None);
-        pass.overrides.insert(a, ConvAlgo::Gemm);
+        pass.overrides.insert(a, ConvAlgo::Gemm.into());
         let error = run_pass(&pass, &mut g, &PassCtx { cost: &cost }).unwrap_err().to_string();
         assert!(error.contains("gemm cannot run this convolution"), "{error}");
     }
@@ -270,7 +329,7 @@ mod tests {
                 assert!(next.workspace < g.node(n).workspace && next.time >= time);
                 time = next.time;
                 let notes = g.annotate(n);
-                (*notes.algo, *notes.workspace) = (Some(next.algo), next.workspace);
+                (*notes.algo, *notes.workspace) = (Some(next.algo.into()), next.workspace);
             }
             assert_eq!(g.node(n).workspace, Bytes::ZERO);
         }

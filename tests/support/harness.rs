@@ -5,13 +5,14 @@ use std::path::Path;
 use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Graph, Mode, Tensor};
-use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
 use vdnn_plan::Plan;
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::executor::Executor;
 use vdnnc::commands::load::FromTensors;
 use vdnnc::driver::{self, Compiled, NoPlan};
 use vdnnc::options::CompileOptions;
+use vdnnc::slicing::Slices;
 
 /// The policies, `dyn` last.
 pub const POLICIES: [Policy; 5] = [Policy::None, Policy::Baseline, Policy::All, Policy::Conv, Policy::Dyn];
@@ -27,14 +28,19 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         device: "h200".to_owned(),
         memory: None,
         overhead: Bytes::ZERO,
+        host_memory: None,
         deterministic: false,
         kernels: BTreeMap::new(),
+        kernels_made_for: None,
+        micro_batch: BatchSizes::Undivided,
+        workspace: Workspace::Planned,
         sync: SyncMode::Event,
         precision: Precision::F32,
         keep_gradients: false,
         elide_waits: true,
         elide_copies: true,
         fuse: Fuse::Off,
+        slices: Slices::Off,
     }
 }
 

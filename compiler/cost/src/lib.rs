@@ -6,6 +6,7 @@
 //! profile, the op and its types; with one algorithm they never decrease when a tensor grows.
 
 mod conv;
+mod division;
 pub mod measured;
 mod profile;
 mod rates;
@@ -118,6 +119,11 @@ impl CostModel {
     #[must_use]
     pub fn with_deterministic(self, deterministic: bool) -> Self {
         Self { deterministic, ..self }
+    }
+
+    /// True if only measured algorithms whose results do not differ from run to run are offered.
+    pub fn deterministic(&self) -> bool {
+        self.deterministic
     }
 
     /// The measured times.

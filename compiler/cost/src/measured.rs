@@ -25,6 +25,9 @@ use vdnn_ir::{Bytes, Nanos, Op, TensorType};
 const MAGIC: &str = "vdnnc-times 1";
 /// Flag of a kernel whose results differ from run to run.
 pub const NONDETERMINISTIC: &str = "nondeterministic";
+/// Flag of a weight gradient that was seen to add to its result, so that it can be one of
+/// several micro-batches.
+pub const ACCUMULATES: &str = "accumulates";
 /// Flag of a kernel that cannot be part of a captured step; never offered.
 pub const NOT_CAPTURED: &str = "not-captured";
 
@@ -146,7 +149,9 @@ pub struct MeasuredError {
 /// The op under which times are kept: kernels do not depend on a dropout's seed.
 fn canonical(op: &Op) -> Cow<'_, Op> {
     match op {
-        Op::Dropout { ratio, seed } if *seed != 0 => Cow::Owned(Op::Dropout { ratio: *ratio, seed: 0 }),
+        Op::Dropout { ratio, seed, first } if (*seed, *first) != (0, 0) => {
+            Cow::Owned(Op::Dropout { ratio: *ratio, seed: 0, first: 0 })
+        }
         _ => Cow::Borrowed(op),
     }
 }

@@ -10,6 +10,7 @@ use crate::id::{EntityId, PrimaryMap};
 use crate::op::Op;
 use crate::op::infer::{self, InferError};
 use crate::phase::{Mode, Phase};
+use crate::schedule::ConvSchedule;
 use crate::types::{Layout, Space, TensorType};
 use crate::units::Bytes;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
@@ -110,7 +111,7 @@ pub struct Node {
     /// For backward and update nodes, the forward node they belong to.
     pub origin: Option<NodeId>,
     /// Convolutions from `Phase::Selected` on.
-    pub algo: Option<ConvAlgo>,
+    pub algo: Option<ConvSchedule>,
     /// Transient device bytes the kernel needs while it runs.
     pub workspace: Bytes,
     /// Chosen in-place reuse, pairs (output, input), a subset of `op.inplace()`. Set by the
@@ -540,7 +541,7 @@ pub struct NodeNotes<'a> {
     /// See [`Node::origin`].
     pub origin: &'a mut Option<NodeId>,
     /// See [`Node::algo`].
-    pub algo: &'a mut Option<ConvAlgo>,
+    pub algo: &'a mut Option<ConvSchedule>,
     /// See [`Node::workspace`].
     pub workspace: &'a mut Bytes,
     /// See [`Node::inplace`].

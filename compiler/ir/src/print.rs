@@ -83,7 +83,7 @@ impl fmt::Display for NodeLine<'_> {
         if let Some(origin) = node.origin {
             write!(f, " origin={origin}")?;
         }
-        if let Some(algo) = node.algo {
+        if let Some(algo) = &node.algo {
             write!(f, " algo={algo}")?;
         }
         if node.workspace != Bytes::ZERO {

@@ -36,6 +36,7 @@ use crate::id::EntityId;
 use crate::op::infer::{check_size, infer};
 use crate::phase::{Mode, Phase};
 use crate::print::{NodeLine, Quoted};
+use crate::slices::batch;
 use crate::types::{Space, TensorType};
 use crate::units::Bytes;
 use smallvec::SmallVec;
@@ -226,12 +227,18 @@ impl<'a> Checker<'a> {
                 self.fail_node(id, node, &what);
             }
             let chosen = graph.phase >= Phase::Selected;
-            match (node.op.is_conv(), node.algo) {
+            match (node.op.is_conv(), &node.algo) {
                 (false, Some(_)) => self.fail_node(id, node, "only a convolution has an algorithm"),
                 (true, _) if node.stage == Stage::Setup => {}
                 (true, None) if chosen => self.fail_node(id, node, "a convolution without an algorithm"),
                 (true, Some(_)) if !chosen => {
                     self.fail_node(id, node, "an algorithm before phase selected");
+                }
+                (true, Some(schedule)) => {
+                    if let Some(images) = batch(&node.op, &inputs).filter(|&n| !schedule.covers(n)) {
+                        let what = format!("its micro-batches are not of its {images} images in all");
+                        self.fail_node(id, node, &what);
+                    }
                 }
                 _ => {}
             }

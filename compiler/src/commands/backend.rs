@@ -6,6 +6,7 @@ use crate::error::Failure;
 use crate::measuring::{Kernel, KernelTimer, TimerError};
 use std::path::PathBuf;
 use vdnn_cost::{MeasuredOn, MeasuredRow, Precision};
+use vdnn_ir::{Bytes, ConvSchedule, Nanos};
 use vdnn_runtime::backend::Backend;
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::cuda::libs::LibrarySearch;
@@ -72,6 +73,7 @@ fn cuda_options(args: &CudaArgs, shared: &SharedArgs, poison: bool) -> CudaOptio
         poison,
         delay_seed: args.delay_seed,
         drop_wait: args.drop_wait,
+        fail_launch: args.fail_launch,
         deterministic: shared.deterministic,
         ..options(shared, &selector(args, shared))
     }
@@ -103,6 +105,14 @@ pub fn identify(
     cuda::identify(&options(shared, device), date).map_err(cuda_failure)
 }
 
+/// Opens a GPU to time things on.
+///
+/// # Errors
+/// If there is none, or a library is missing.
+pub fn measurer(shared: &SharedArgs, device: &DeviceSelector) -> Result<Measurer, Failure> {
+    Measurer::new(&options(shared, device)).map_err(cuda_failure)
+}
+
 /// Times kernels on a GPU, which is opened for the first of them.
 #[derive(Debug)]
 pub struct LazyTimer {
@@ -128,6 +138,34 @@ impl LazyTimer {
             self.measurer = Some(Measurer::new(&self.options).map_err(cuda_failure)?);
         }
         self.measurer.as_mut().ok_or_else(|| Failure::internal("it was just opened"))
+    }
+}
+
+impl LazyTimer {
+    /// Time of a convolution as a schedule runs it, all micro-batches one after the other.
+    /// `None` if this device or library cannot run it.
+    ///
+    /// # Errors
+    /// If there is no device, or it fails.
+    pub fn schedule(
+        &mut self,
+        kernel: &Kernel,
+        precision: Precision,
+        schedule: &ConvSchedule,
+        workspace: Bytes,
+    ) -> Result<Option<Nanos>, Failure> {
+        let limits = self.limits;
+        let measurer = self.open()?;
+        let (inputs, outputs) = kernel.types();
+        match measurer
+            .measure_schedule(&kernel.op, &inputs, &outputs, precision, schedule, workspace, &limits)
+        {
+            Ok(time) => Ok(Some(time)),
+            Err(e @ CudaError::Driver { .. }) => {
+                Err(Failure::user(format!("running {} as {schedule}: {e}", kernel.describe())))
+            }
+            Err(_) => Ok(None),
+        }
     }
 }
 

@@ -2,14 +2,18 @@
 
 pub mod backend;
 pub mod bench;
+mod bench_conv;
+pub mod calibrate;
 pub mod check;
 pub mod compile;
 pub mod dataset;
 pub mod devices;
+mod equivalence;
 pub mod evaluate;
 pub mod inspect;
 pub mod load;
 pub mod profile;
+pub mod replan;
 pub mod reproduce;
 pub mod run;
 pub mod synthetic;
@@ -30,8 +34,10 @@ pub fn dispatch(cli: Cli) -> Result<(), Failure> {
         Some(Command::Run(args)) => run::run(&args),
         Some(Command::Train(args)) => train::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::BenchConv(args)) => bench_conv::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Profile(args)) => profile::run(&args),
+        Some(Command::Calibrate(args)) => calibrate::run(&args),
         Some(Command::Zoo(args)) => zoo::run(&args),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),

@@ -7,7 +7,8 @@ use super::target;
 use super::{load, print};
 use crate::cli::{DeviceName, ProfileArgs};
 use crate::error::Failure;
-use crate::measuring::{self, Kernel, KernelTimer, TimerError};
+use crate::measuring::{self, Filled, Kernel, KernelTimer, TimerError};
+use crate::micro;
 use crate::progress::Progress;
 use std::io::Write;
 use std::path::Path;
@@ -120,7 +121,7 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
         let stored = db.times(&on).map_err(Failure::user)?;
         let known: &[&Measured] = if args.again { &[] } else { &[&table, &stored] };
         let progress = Progress::new(kernels.len() as u64, name);
-        let filled = measuring::fill(
+        let mut filled = measuring::fill(
             (&kernels, precision),
             known,
             &on,
@@ -129,6 +130,13 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
             &progress,
         )?;
         progress.finish();
+        let mut source = micro::Source {
+            known,
+            on: &on,
+            timer: &mut timer,
+            keep: &mut |rows| db.add(rows).map_err(Failure::user),
+        };
+        fill_micro_batches(args, (&kernels, precision), &mut source, &mut filled)?;
         table.merge(&filled.table);
         if let Some(output) = &args.output {
             write(output, &table)?;
@@ -152,6 +160,18 @@ fn kernels(args: &ProfileArgs, name: &str, cost: &CostModel) -> Result<Vec<Kerne
     let options = args.shared.options_on_gpu(args.mode);
     let model = open(name, args.mode, args.seed, &options)?;
     measuring::kernels_of(&model.imported.graph, &options, cost)
+}
+
+/// The micro-batches that the options allow of these kernels.
+fn fill_micro_batches(
+    args: &ProfileArgs,
+    kernels: (&[Kernel], Precision),
+    source: &mut micro::Source<'_>,
+    filled: &mut Filled,
+) -> Result<(), Failure> {
+    let options = args.shared.options_on_gpu(args.mode);
+    let enough = micro::enough(options.workspace);
+    micro::fill_micro_batches(kernels, options.micro_batch, enough, source, filled)
 }
 
 /// The `-o` table as it stands, or an empty one.
@@ -203,7 +223,7 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
     for name in &args.targets {
         let kernels = kernels(args, name, &cost)?;
         let progress = Progress::new(kernels.len() as u64, name);
-        let filled = measuring::fill(
+        let mut filled = measuring::fill(
             (&kernels, precision),
             &[&stored],
             &stored.on,
@@ -213,6 +233,10 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
         )?;
         progress.finish();
         let lacking = filled.skipped.len();
+        // A size that is missing is an option less, and no more.
+        let mut source =
+            micro::Source { known: &[&stored], on: &stored.on, timer: &mut Nobody, keep: &mut |_| Ok(()) };
+        fill_micro_batches(args, (&kernels, precision), &mut source, &mut filled)?;
         print(&format!("{name}: {} kernels, {} rows, {lacking} missing", kernels.len(), filled.table.len()));
         for kernel in &kernels {
             print(&format!("  {}", line(kernel, precision, &filled.table)));

@@ -4,7 +4,8 @@
 use super::{backend, load};
 use crate::cli::{DeviceName, SharedArgs};
 use crate::error::Failure;
-use crate::measuring::{self, KernelTimer};
+use crate::measuring::{self, Kernel, KernelTimer};
+use crate::micro;
 use crate::options::CompileOptions;
 use crate::progress::Progress;
 use std::fmt;
@@ -74,7 +75,9 @@ impl Target {
             options.overhead = cost.overhead();
         }
         if let Some(path) = &shared.kernels_from {
-            let algos = load::plan(path)?.commands.into_iter().filter_map(|c| match c {
+            let other = load::plan(path)?;
+            options.kernels_made_for = other.header.engines;
+            let algos = other.commands.into_iter().filter_map(|c| match c {
                 Command::Launch { node, algo, .. } => Some((node, algo?)),
                 _ => None,
             });
@@ -100,17 +103,34 @@ impl Target {
     /// # Errors
     /// If the database cannot be used, or the GPU fails.
     pub fn cost(&mut self, imported: &Graph, options: &CompileOptions) -> Result<CostModel, Failure> {
+        if self.gpu.is_none() {
+            return Ok(self.cost.clone());
+        }
+        let kernels = measuring::kernels_of(imported, options, &self.cost)?;
+        self.cost_of(&kernels, options, micro::enough(options.workspace))
+    }
+
+    /// The cost model for these kernels and the micro-batches that the options allow of them,
+    /// as [`Self::cost`]; `enough` as [`micro::fill_micro_batches`].
+    ///
+    /// # Errors
+    /// If the database cannot be used, or the GPU fails.
+    pub fn cost_of(
+        &mut self,
+        kernels: &[Kernel],
+        options: &CompileOptions,
+        enough: Bytes,
+    ) -> Result<CostModel, Failure> {
         let Some(Gpu { on, db, timer }) = &mut self.gpu else {
             return Ok(self.cost.clone());
         };
-        let kernels = measuring::kernels_of(imported, options, &self.cost)?;
         let mut db = BenchDb::open(db).map_err(Failure::user)?;
         let known = db.times(on).map_err(Failure::user)?;
         let shipped = CostModel::shipped_times(on);
         let tables: Vec<&Measured> = [Some(&known), shipped.as_deref()].into_iter().flatten().collect();
         let progress = Progress::new(kernels.len() as u64, "measuring");
-        let filled = measuring::fill(
-            (&kernels, options.precision),
+        let mut filled = measuring::fill(
+            (kernels, options.precision),
             &tables,
             on,
             &mut **timer,
@@ -118,11 +138,18 @@ impl Target {
             &progress,
         )?;
         progress.finish();
+        let mut source = micro::Source {
+            known: &tables,
+            on,
+            timer: &mut **timer,
+            keep: &mut |rows| db.add(rows).map_err(Failure::user),
+        };
+        let all = (kernels, options.precision);
+        micro::fill_micro_batches(all, options.micro_batch, enough, &mut source, &mut filled)?;
         if filled.timed > 0 {
             super::note(&format!(
-                "measured {} of {} kernels on {on}, kept in {}",
+                "measured {} kernels on {on}, kept in {}",
                 filled.timed,
-                kernels.len(),
                 db.path().display()
             ));
         }

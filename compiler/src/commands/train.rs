@@ -2,6 +2,7 @@
 
 use super::backend::Choice;
 use super::dataset::Dataset;
+use super::equivalence;
 use super::evaluate;
 use super::load::{self, FromTensors};
 use super::target::{Runner, Target};
@@ -72,6 +73,9 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let evaluation = evaluation_plan(args, &options, &mut target)?;
     // Measuring holds memory of the device.
     drop(target);
+    if args.shared.micro.verify_equivalence {
+        equivalence::verify(&plan, &choice)?;
+    }
 
     let mut params = load::tensors(&model.imported.weights);
     let mut at = Position { epoch: 0, step: 0, seed: args.seed };

@@ -270,7 +270,7 @@ pub(crate) fn selected(mut graph: Graph, train: bool, fastest: bool) -> Graph {
                 *all.iter().find(|o| o.workspace.0 == 0).expect("one without workspace")
             };
             let notes = graph.annotate(id);
-            *notes.algo = Some(pick.algo);
+            *notes.algo = Some(pick.algo.into());
             *notes.workspace = pick.workspace;
         }
     }
@@ -313,6 +313,7 @@ impl Scheduled {
             algo: "memory".into(),
             device: "h200".into(),
             precision: vdnn_ir::Precision::F32,
+            engines: None,
             model: None,
         };
         let options = LowerOptions { header, device_budget: None, host_budget: None };

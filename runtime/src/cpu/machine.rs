@@ -6,7 +6,8 @@ use crate::program::{Program, Span};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
-use vdnn_ir::{Op, Space, Tensor};
+use vdnn_ir::slices::through_slices;
+use vdnn_ir::{ConvSchedule, Op, Space, Tensor};
 use vdnn_plan::print::command_text;
 use vdnn_plan::{BufId, CmdId, Command};
 
@@ -98,10 +99,10 @@ impl Machine {
     pub(super) unsafe fn run(&self, at: CmdId) -> Result<(), RunError> {
         let span = |b: BufId| self.program.span(b);
         match &self.program.plan().commands[at.0 as usize] {
-            command @ Command::Launch { op, inputs, outputs, workspace, .. } => {
+            command @ Command::Launch { op, inputs, outputs, workspace, algo, .. } => {
                 // SAFETY: no other running command writes what this one reads or touches
                 // what it writes (the caller's promise).
-                unsafe { self.launch(at, op, inputs, outputs, workspace.map(span)) }
+                unsafe { self.launch(at, op, algo.as_ref(), inputs, outputs, workspace.map(span)) }
                     .map_err(|error| RunError::Kernel { at, command: command_text(at, command), error })
             }
             Command::Copy { src, dst, .. } => {
@@ -131,6 +132,7 @@ impl Machine {
         &self,
         at: CmdId,
         op: &Op,
+        schedule: Option<&ConvSchedule>,
         inputs: &[BufId],
         outputs: &[BufId],
         workspace: Option<Span>,
@@ -178,7 +180,8 @@ impl Machine {
                 results[0].bytes.copy_from_slice(x.bytes);
                 Ok(())
             }
-            _ => self.kernels.launch(op, &operands, &mut results),
+            _ => through_slices(&*self.kernels, op, schedule, &operands, &mut results)
+                .unwrap_or_else(|| self.kernels.launch(op, &operands, &mut results)),
         };
         scratch();
         done

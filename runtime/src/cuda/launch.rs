@@ -44,6 +44,8 @@ pub(crate) struct LaunchSpec<'a> {
     pub scratch: DeviceRange,
     /// Convolution algorithm.
     pub algo: Option<ConvAlgo>,
+    /// The result is added to what the output holds; for weight gradients only.
+    pub accumulate: bool,
     /// Arithmetic of products.
     pub precision: Precision,
     /// For messages.

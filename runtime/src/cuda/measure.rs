@@ -1,22 +1,27 @@
 //! Measuring kernels for the cost model: each way to run an op, on operands filled with
 //! random numbers, timed on the device.
 
+mod link;
+
+pub use link::LinkTimes;
+
 use super::arena::DeviceArena;
 use super::backend::CudaOptions;
 use super::blas::{self, Blas};
 use super::cudnn::{self, Candidate, Dnn, DnnOptions, Source};
 use super::device::{self, Device, DeviceFacts};
+use super::divided;
 use super::error::CudaError;
 use super::kernels::{self, Modules};
 use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared, SCRATCH};
 use super::libs;
 use super::meter::Meter;
 use cudarc::driver::{result, sys};
-use vdnn_cost::measured::NOT_CAPTURED;
+use vdnn_cost::measured::{ACCUMULATES, NOT_CAPTURED};
 use vdnn_cost::{MeasuredOn, MeasuredRow};
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::random::splitmix64;
-use vdnn_ir::{Bytes, DType, Op, Precision, TensorType, bf16};
+use vdnn_ir::{Bytes, ConvSchedule, DType, Nanos, Op, Precision, TensorType, bf16};
 use vdnn_plan::plan::ALIGNMENT;
 
 /// Random numbers made on the host; longer tensors repeat them.
@@ -166,10 +171,59 @@ impl Measurer {
         rows
     }
 
+    /// Time of a convolution as a schedule runs it in a workspace: all micro-batches one after
+    /// the other, as a plan launches them.
+    ///
+    /// # Errors
+    /// If it cannot run so, or the device fails or is too small.
+    #[expect(clippy::too_many_arguments, reason = "a launch: an op, its operands and how it runs")]
+    pub fn measure_schedule(
+        &mut self,
+        op: &Op,
+        inputs: &[&TensorType],
+        outputs: &[&TensorType],
+        precision: Precision,
+        schedule: &ConvSchedule,
+        workspace: Bytes,
+        limits: &MeasureLimits,
+    ) -> Result<Nanos, CudaError> {
+        let kernel = Kernel { op, inputs, outputs, precision };
+        let range = self.workspace.take(workspace)?;
+        let range = (workspace > Bytes::ZERO).then_some(DeviceRange { bytes: workspace, ..range });
+        let places = self.place(kernel)?;
+        let launch = match schedule {
+            ConvSchedule::Whole(algo) => self.prepare(kernel, &places, Some(*algo), false, range)?,
+            ConvSchedule::Divided(_) => {
+                let all = |types: &[&TensorType], ptrs: &[sys::CUdeviceptr]| -> Vec<(TensorType, _)> {
+                    types.iter().zip(ptrs).map(|(&ty, &ptr)| (ty.clone(), ptr)).collect()
+                };
+                let (i, o) = (all(inputs, &places.inputs), all(outputs, &places.outputs));
+                let i: Vec<Operand<'_>> = i.iter().map(|(ty, ptr)| Operand { ty, ptr: *ptr }).collect();
+                let o: Vec<Operand<'_>> = o.iter().map(|(ty, ptr)| Operand { ty, ptr: *ptr }).collect();
+                let spec = LaunchSpec {
+                    op,
+                    inputs: &i,
+                    outputs: &o,
+                    workspace: range,
+                    scratch: self.scratch.range(),
+                    algo: None,
+                    accumulate: false,
+                    precision,
+                    name: "measured",
+                };
+                divided::prepare(&spec, schedule, &self.dnn, &mut self.modules)?
+            }
+        };
+        let timing = self.meter.time(&*launch, limits.repeats)?;
+        drop(launch);
+        self.dnn.forget_unused();
+        Ok(timing.median())
+    }
+
     /// The row of an op with one kernel.
     fn only(&mut self, kernel: Kernel<'_>, limits: &MeasureLimits) -> Result<Vec<MeasuredRow>, CudaError> {
         let places = self.place(kernel)?;
-        let launch = self.prepare(kernel, &places, None, None)?;
+        let launch = self.prepare(kernel, &places, None, false, None)?;
         let timing = self.meter.time(&*launch, limits.repeats)?;
         let mut flags = Vec::new();
         let exact = self.is_as_precise(kernel, &places, &*launch, &mut flags)?;
@@ -200,7 +254,7 @@ impl Measurer {
         for (c, _) in tries.iter().filter(|t| t.1) {
             let range =
                 (c.workspace > Bytes::ZERO).then_some(DeviceRange { bytes: c.workspace, ..workspace });
-            let launch = match self.prepare(kernel, &places, Some(ConvAlgo::Engine(c.config)), range) {
+            let launch = match self.prepare(kernel, &places, Some(ConvAlgo::Engine(c.config)), false, range) {
                 Ok(launch) => launch,
                 Err(error @ CudaError::Driver { .. }) => return Err(error),
                 Err(_) => continue,
@@ -224,6 +278,10 @@ impl Measurer {
                 if !timing.captured {
                     flags.push(NOT_CAPTURED.to_owned());
                 }
+                let range = DeviceRange { bytes: c.workspace, ..workspace };
+                if time.is_some() && self.accumulates(kernel, &places, c, range)? {
+                    flags.push(ACCUMULATES.to_owned());
+                }
             }
             let algo = Some(ConvAlgo::Engine(c.config));
             rows.push(MeasuredRow { algo, workspace: c.workspace, time, flags });
@@ -231,11 +289,46 @@ impl Measurer {
         Ok(rows)
     }
 
+    /// True if the engine of a weight gradient adds to its result when asked to, in the same
+    /// workspace: run twice on zeros, it must give twice what it gives once.
+    fn accumulates(
+        &mut self,
+        kernel: Kernel<'_>,
+        places: &Places,
+        candidate: &Candidate,
+        workspace: DeviceRange,
+    ) -> Result<bool, CudaError> {
+        let sum = kernel.outputs[0];
+        if !matches!(kernel.op, Op::ConvWgrad { .. }) || sum.dtype != DType::F32 {
+            return Ok(false);
+        }
+        let algo = Some(ConvAlgo::Engine(candidate.config));
+        let range = (workspace.bytes > Bytes::ZERO).then_some(workspace);
+        let launch = match self.prepare(kernel, places, algo, true, range) {
+            Ok(launch) => launch,
+            Err(error @ CudaError::Driver { .. }) => return Err(error),
+            Err(_) => return Ok(false),
+        };
+        fill_bytes(places.outputs[0], sum.bytes(), 0)?;
+        // Fills are on the default stream, which the meter's does not wait for.
+        self.device.synchronize()?;
+        let mut results = Vec::new();
+        for _ in 0..2 {
+            match self.meter.run(&*launch) {
+                Ok(()) => results.push(read(places.outputs[0], sum.bytes())?),
+                Err(error @ CudaError::Driver { .. }) => return Err(error),
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(scales_by(&results[1], &results[0], 2.0))
+    }
+
     fn prepare(
         &mut self,
         kernel: Kernel<'_>,
         places: &Places,
         algo: Option<ConvAlgo>,
+        accumulate: bool,
         workspace: Option<DeviceRange>,
     ) -> Result<Box<dyn Prepared>, CudaError> {
         let at =
@@ -255,6 +348,7 @@ impl Measurer {
             workspace,
             scratch: self.scratch.range(),
             algo,
+            accumulate,
             precision: kernel.precision,
             name: "measured",
         };

@@ -4,6 +4,7 @@ use super::arena::{DeviceArena, PinnedArena};
 use super::blas::{self, Blas};
 use super::cudnn::{self, Dnn, DnnOptions};
 use super::delays;
+use super::divided;
 use super::error::CudaError;
 use super::kernels::{self, Modules};
 use super::lanes::Lanes;
@@ -13,7 +14,7 @@ use cudarc::driver::sys;
 use std::cell::OnceCell;
 use std::ffi::c_void;
 use vdnn_ir::id::EntityId;
-use vdnn_ir::{Bytes, Op, Space};
+use vdnn_ir::{Bytes, ConvSchedule, Op, Space};
 use vdnn_plan::{BufId, CmdId, Command, EventId, StreamId, StreamKind};
 
 /// What undefined bytes hold: a NaN of every float type, -1 as an integer.
@@ -116,6 +117,8 @@ pub(super) struct TableOptions {
     pub delays: Option<DeviceRange>,
     /// Leave this wait out.
     pub dropped_wait: Option<CmdId>,
+    /// Make this launch fail.
+    pub failing: Option<CmdId>,
 }
 
 /// Every command, by id.
@@ -217,16 +220,22 @@ fn entry(
             undefined = workspace.filter(|w| options.poison && w.len > 0).map(bytes);
             let spec = LaunchSpec {
                 op,
+                accumulate: false,
                 inputs: &inputs,
                 outputs: &outputs,
                 workspace: workspace
                     .map(|w| DeviceRange { ptr: resources.address(w), bytes: Bytes(w.len as u64) }),
                 scratch: resources.scratch[stream.index()].range(),
-                algo: *algo,
+                algo: algo.as_ref().and_then(ConvSchedule::whole),
                 precision: program.plan().header.precision,
                 name,
             };
-            launch(&spec, resources, modules)?
+            match algo {
+                Some(schedule @ ConvSchedule::Divided(_)) => {
+                    Action::Kernel(divided::prepare(&spec, schedule, resources.handles.dnn()?, modules)?)
+                }
+                _ => launch(&spec, resources, modules)?,
+            }
         }
         Command::Copy { src, dst, .. } => {
             let (from, to) = (span(*src), span(*dst));
@@ -260,6 +269,7 @@ fn entry(
     };
     let delay = match options.delays.filter(|_| delays::may_delay(command)) {
         Some(table) => Some(kernels::delay_by(table.ptr + delays::offset(at), modules)?),
+        None if options.failing == Some(at) => Some(kernels::trap(modules)?),
         None => None,
     };
     Ok(Entry { stream, delay, undefined, action })

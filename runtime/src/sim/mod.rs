@@ -166,7 +166,7 @@ fn tasks(plan: &Plan, cost: &CostModel) -> Result<Vec<Task>, SimError> {
                 let output_types =
                     outputs.iter().map(|&b| Ok(&buffer(b)?.ty)).collect::<Result<Vec<_>, SimError>>()?;
                 workspace.map(buffer).transpose()?;
-                let time = cost.kernel(op, &input_types, &output_types, *algo);
+                let time = cost.launch(op, &input_types, &output_types, algo.as_ref());
                 Task::Work { engine: Engine::Compute, time }
             }
             Command::Copy { src, dst, .. } => {

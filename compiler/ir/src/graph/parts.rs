@@ -1,9 +1,10 @@
 //! Building a graph from stored entities, and looking at its private mirrors.
 
-use super::{ConvAlgo, Def, Graph, Node, NodeId, Output, Stage, Update, Value, ValueId};
+use super::{Def, Graph, Node, NodeId, Output, Stage, Update, Value, ValueId};
 use crate::id::{EntityId, PrimaryMap};
 use crate::op::Op;
 use crate::phase::{Mode, Phase};
+use crate::schedule::ConvSchedule;
 use crate::types::{DType, Space, TensorType};
 use crate::units::Bytes;
 use petgraph::Direction;
@@ -28,7 +29,7 @@ pub(crate) struct NodeParts {
     pub name: String,
     pub stage: Stage,
     pub origin: Option<NodeId>,
-    pub algo: Option<ConvAlgo>,
+    pub algo: Option<ConvSchedule>,
     pub workspace: Bytes,
     pub inplace: SmallVec<[(u32, u32); 2]>,
 }

@@ -1,6 +1,6 @@
 //! Tokens of the text form.
 
-use crate::algo::ConvAlgo;
+use crate::schedule::ConvSchedule;
 use std::str::FromStr;
 
 /// An error at a byte offset of the text.
@@ -197,10 +197,11 @@ impl<'a> Cursor<'a> {
         Ok(&rest[..=end + suffix])
     }
 
-    /// A convolution algorithm, which may have `=` in it.
-    pub fn algo(&mut self) -> Result<ConvAlgo, Failure> {
+    /// A convolution algorithm or a division, which may have `=`, `@` and `+` in it.
+    pub fn algo(&mut self) -> Result<ConvSchedule, Failure> {
         let at = self.at();
-        let n = self.prefix_len(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'=' | b'-'));
+        let n =
+            self.prefix_len(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'=' | b'-' | b'@' | b'+'));
         let text = &self.text[self.at..self.at + n];
         self.at += n;
         text.parse().map_err(|e| Failure::new(at, e))

@@ -190,7 +190,7 @@ fn random_graphs_round_trip_in_every_field() {
         for (id, n) in g.nodes() {
             let m = h.node(id);
             assert_eq!((&m.op, &m.inputs, &m.outputs, &m.name), (&n.op, &n.inputs, &n.outputs, &n.name));
-            assert_eq!((m.stage, m.origin, m.algo, m.workspace), (n.stage, n.origin, n.algo, n.workspace));
+            assert_eq!((m.stage, m.origin, &m.algo, m.workspace), (n.stage, n.origin, &n.algo, n.workspace));
             assert_eq!(m.inplace, n.inplace);
             assert_eq!(h.dag_inputs(id), g.dag_inputs(id));
             live.extend(n.inputs.iter().chain(&n.outputs));

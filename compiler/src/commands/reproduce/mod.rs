@@ -12,15 +12,18 @@ use crate::cli::{Artefact, ReproduceArgs};
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline::{self, Attempt};
+use crate::slicing::Slices;
 use crate::timing::Timings;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::rc::Rc;
 use table::Figure;
 use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{Graph, Mode, Phase};
-use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
+use vdnn_passes::micro_batch::Menu;
+use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
 
 /// The device of the paper.
 const DEVICE: &str = "titan-x-maxwell";
@@ -95,8 +98,15 @@ fn joint(name: &str, batch: u64, cost: &CostModel) -> Result<Graph, Failure> {
 /// The training graph with algorithms chosen.
 fn selected(joint: &Graph, algo: AlgoMode, cost: &CostModel) -> Result<Graph, Failure> {
     let mut graph = joint.clone();
-    let attempt =
-        Attempt { policy: Policy::None, algo, overrides: BTreeMap::new(), sync: SyncMode::Layer, lag: 0 };
+    let attempt = Attempt {
+        policy: Policy::None,
+        algo,
+        overrides: BTreeMap::new(),
+        workspace: Workspace::Planned,
+        menu: Rc::new(Menu::new(BatchSizes::Undivided)),
+        sync: SyncMode::Layer,
+        lag: 0,
+    };
     pipeline::to_phase(&mut graph, Phase::Selected, &attempt, cost, &mut Timings::default())?;
     Ok(graph)
 }
@@ -117,8 +127,12 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         dims: BTreeMap::new(),
         device: DEVICE.to_owned(),
         overhead: vdnn_ir::Bytes::ZERO,
+        host_memory: None,
         deterministic: false,
         kernels: std::collections::BTreeMap::new(),
+        kernels_made_for: None,
+        micro_batch: BatchSizes::Undivided,
+        workspace: Workspace::Planned,
         memory: None,
         sync: SyncMode::Layer,
         precision: Precision::F32,
@@ -126,5 +140,6 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         elide_waits: true,
         elide_copies: true,
         fuse: Fuse::Off,
+        slices: Slices::Off,
     }
 }

@@ -228,6 +228,16 @@ pub enum PlanError {
         /// The launch.
         at: CmdId,
     },
+    /// The micro-batches of a convolution are not its batch.
+    #[error("{at}: its micro-batches {schedule} are not of its {images} images in all")]
+    Division {
+        /// The launch.
+        at: CmdId,
+        /// The division.
+        schedule: String,
+        /// Images of the batch.
+        images: u64,
+    },
     /// Shape inference refuses the operands.
     #[error("{place}: {why}")]
     IllTyped {
@@ -426,6 +436,7 @@ impl PlanError {
             | Self::CopyTypes { at, .. }
             | Self::NotAKernel { at, .. }
             | Self::Algorithm { at }
+            | Self::Division { at, .. }
             | Self::WorkspaceType { at, .. }
             | Self::LaunchOverlap { at, .. } => vec![*at],
             Self::Unknown { place: Place::Command(at), .. }

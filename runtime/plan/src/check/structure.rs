@@ -140,6 +140,12 @@ fn launch(plan: &Plan, at: CmdId, command: &Command, report: &mut Report) {
         }
     }
     let types: SmallVec<[&TensorType; 4]> = inputs.iter().map(|&b| &plan.buffers[b].ty).collect();
+    // Executors reach the images of a micro-batch by its place in this list.
+    if let (Some(schedule), Some(images)) = (algo, vdnn_ir::slices::batch(op, &types))
+        && !schedule.covers(images)
+    {
+        report.push(PlanError::Division { at, schedule: schedule.to_string(), images });
+    }
     match infer(op, &types, outputs.len()) {
         Err(e) => report.push(PlanError::IllTyped { place: Place::Command(at), why: e.to_string() }),
         Ok(made) if made.len() != outputs.len() => report.push(PlanError::IllTyped {

@@ -122,7 +122,7 @@ fn launches_are_well_typed_kernels_on_device_buffers() {
     );
     rejects!(
         |p| if let Command::Launch { algo, .. } = &mut p.commands[8] {
-            *algo = Some(vdnn_ir::graph::ConvAlgo::Fft);
+            *algo = Some(vdnn_ir::graph::ConvAlgo::Fft.into());
         },
         PlanError::Algorithm { at: CmdId(8) }
     );

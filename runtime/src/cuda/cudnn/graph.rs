@@ -102,7 +102,7 @@ pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaErr
     };
     let op = Desc::new(session, kind)?;
     op.set_f32(base, 1.0)?;
-    op.set_f32(base + 1, 0.0)?;
+    op.set_f32(base + 1, if problem.accumulate { 1.0 } else { 0.0 })?;
     op.set_descs(base + 2, &[&conv])?;
     op.set_descs(base + 3, &[&w])?;
     op.set_descs(base + 4, &[&x])?;

@@ -105,6 +105,7 @@ fn number(algo: ConvAlgo, dir: Direction, deterministic: bool) -> Option<c_int> 
 pub(super) struct LegacyConv {
     session: Rc<Session>,
     dir: Direction,
+    accumulate: bool,
     x: Old,
     w: Old,
     y: Old,
@@ -170,6 +171,7 @@ impl LegacyConv {
         let mut this = Self {
             session: Rc::clone(session),
             dir: problem.dir,
+            accumulate: problem.accumulate,
             x: tensor(session, &problem.x)?,
             w,
             y: tensor(session, &problem.y)?,
@@ -219,9 +221,9 @@ impl Prepared for LegacyLaunch {
         let (c, p) = (&self.conv, &self.pointers);
         let session = &c.session;
         session.set_stream(stream)?;
-        let (one, zero) = (1.0f32, 0.0f32);
+        let (one, beta) = (1.0f32, if c.accumulate { 1.0f32 } else { 0.0 });
         let one = (&raw const one).cast::<c_void>();
-        let zero = (&raw const zero).cast::<c_void>();
+        let beta = (&raw const beta).cast::<c_void>();
         let (x, w, y) = ((c.x.raw, p.x), (c.w.raw, p.w), (c.y.raw, p.y));
         let (call, run, a, b, r) = match c.dir {
             Direction::Fprop => ("cudnnConvolutionForward", session.api.fprop, x, w, y),
@@ -243,7 +245,7 @@ impl Prepared for LegacyLaunch {
                 c.algo,
                 address(scratch),
                 c.workspace.0 as usize,
-                zero,
+                beta,
                 r.0,
                 address(r.1),
             )

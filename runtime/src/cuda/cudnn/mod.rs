@@ -240,7 +240,10 @@ pub(crate) fn prepare(
 ) -> Result<Box<dyn Prepared>, CudaError> {
     let inputs: Vec<&TensorType> = spec.inputs.iter().map(|o| o.ty).collect();
     let outputs: Vec<&TensorType> = spec.outputs.iter().map(|o| o.ty).collect();
-    let problem = Problem::of(spec.op, &inputs, &outputs)?;
+    let mut problem = Problem::of(spec.op, &inputs, &outputs)?;
+    if spec.accumulate {
+        problem = problem.accumulating()?;
+    }
     let pointers = Pointers::of(spec, problem.dir)?;
     match spec.algo {
         Some(ConvAlgo::Engine(config)) => exact(spec, dnn, epilogue, &problem, pointers, config),

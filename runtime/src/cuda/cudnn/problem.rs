@@ -37,6 +37,8 @@ pub(super) struct Problem {
     pub residual: bool,
     /// Then negative elements become zero.
     pub relu: bool,
+    /// The result is added to what dw holds (beta is 1); for weight gradients only.
+    pub accumulate: bool,
     pub channels_last: bool,
     pub groups: i64,
     pub before: Vec<i64>,
@@ -84,6 +86,10 @@ impl Problem {
         if !(1..=3).contains(&spatial) || [&x, &w, &y].iter().any(|t| t.rank() != spatial + 2) {
             return Err(unsupported(format!("{spatial} spatial dimensions")));
         }
+        if narrow && spatial > 2 {
+            // Some engines return NaN for uneven padding (cuDNN 9.19).
+            return Err(unsupported("bf16 with three spatial dimensions".to_owned()));
+        }
         if [&w, &y].iter().any(|t| t.layout != x.layout) {
             return Err(unsupported("its operands are in different layouts".to_owned()));
         }
@@ -103,6 +109,7 @@ impl Problem {
             bias: dir == Direction::Fprop && inputs.len() > 2,
             residual: dir == Direction::Fprop && inputs.len() > 3,
             relu: matches!(op, Op::ConvEpilogue { relu: true, .. }),
+            accumulate: false,
             channels_last,
             groups: attrs.groups as i64,
             before: flat(&attrs.before, 0),
@@ -149,6 +156,18 @@ impl Problem {
     /// True if something is done to the products before they are stored.
     pub(super) fn has_epilogue(&self) -> bool {
         self.bias || self.residual || self.relu
+    }
+
+    /// The problem of which the result is added to what dw holds.
+    ///
+    /// # Errors
+    /// [`CudaError::Unsupported`] if it is no weight gradient.
+    pub(super) fn accumulating(self) -> Result<Self, CudaError> {
+        if self.dir != Direction::Wgrad {
+            let why = "only weight gradients are added up over micro-batches".to_owned();
+            return Err(CudaError::Unsupported { op: format!("{:?}", self.dir), why });
+        }
+        Ok(Self { accumulate: true, ..self })
     }
 
     /// The same convolution without its epilogue.

@@ -178,6 +178,7 @@ fn try_prepare(
         workspace: (workspace > 0).then(|| range(16, workspace)),
         scratch: range(17, SCRATCH.0),
         algo,
+        accumulate: false,
         precision,
         name: "c",
     };
@@ -305,5 +306,25 @@ fn epilogues_are_fused_at_every_precision() {
             let prepared = try_prepare(&case, &dnn, algo, fused[0].workspace.0, precision);
             assert!(prepared.is_ok(), "{precision} {}: {prepared:?}", case.op);
         }
+    }
+}
+
+#[test]
+fn weight_gradients_can_be_added_to_what_is_there() {
+    let Some(dnn) = h200(DnnOptions::default()) else { return };
+    for setting @ (_, precision) in [STRICT, TF32, BF16] {
+        let [fprop, _, _, wgrad] = cases(32, 64, 128, 56, 3, setting);
+        let problem = |case: &Case| {
+            let inputs: Vec<_> = case.inputs.iter().collect();
+            Problem::of(&case.op, &inputs, &[&case.outputs[0]]).unwrap()
+        };
+        assert!(problem(&fprop).accumulating().is_err());
+        let adding = problem(&wgrad).accumulating().unwrap();
+        let found = wgrad.candidates(precision, &dnn).unwrap();
+        let builds =
+            |c: &&Candidate| dnn.build(&adding, c.config).is_ok_and(|plan| plan.workspace <= c.workspace);
+        let adds: Vec<_> = found.iter().filter(builds).map(|c| c.config.to_string()).collect();
+        assert!(!adds.is_empty(), "{precision}: none of {found:?}");
+        assert_ne!(dnn.graph(&adding).unwrap().desc.raw(), dnn.graph(&problem(&wgrad)).unwrap().desc.raw());
     }
 }

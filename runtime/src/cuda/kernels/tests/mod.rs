@@ -95,6 +95,7 @@ impl Placed {
             workspace: None,
             scratch: DeviceRange { ptr: self.scratch, bytes: Bytes(self.scratch_bytes) },
             algo: None,
+            accumulate: false,
             precision: Precision::F32,
             name: "test",
         };

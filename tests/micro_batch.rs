@@ -1,0 +1,193 @@
+//! Whole networks with divided convolutions: the bounds hold, the plan's own bound is the best
+//! of them, and a training step gives what it gives undivided.
+
+use std::collections::BTreeMap;
+use vdnn_ir::{Bytes, ConvSchedule, Graph, Mode, Nanos, Tensor, TensorType};
+use vdnn_passes::{AlgoMode, BatchSizes, Policy, Workspace};
+use vdnn_plan::{Command, Plan};
+use vdnn_runtime::cpu::CpuOptions;
+use vdnn_tests::arbitrary::Rng;
+use vdnn_tests::harness;
+use vdnnc::driver::Compiled;
+use vdnnc::options::CompileOptions;
+
+const MIB: u64 = 1 << 20;
+
+fn zoo(name: &str, batch: u64) -> vdnn_frontends::onnx::Imported {
+    use vdnn_frontends::{onnx, zoo};
+    let options = zoo::ZooOptions { batch: Some(batch), ..zoo::ZooOptions::default() };
+    let model = zoo::build_zeroed(name, &options).expect("a network of the zoo");
+    let options = onnx::ImportOptions { batch: Some(batch), dims: BTreeMap::new(), training: true };
+    onnx::import_model(model, None, &options).expect("imports")
+}
+
+/// Predicted without measured times, which the shipped table has of whole batches only.
+fn options(workspace: Workspace, sizes: BatchSizes) -> CompileOptions {
+    let mut options = harness::options(Mode::Train, Policy::None, AlgoMode::Dynamic);
+    options.device = "v100".to_owned();
+    (options.workspace, options.micro_batch) = (workspace, sizes);
+    options
+}
+
+fn compile(graph: &Graph, batch: u64, options: &CompileOptions) -> Compiled {
+    harness::compile(graph, batch, options)
+}
+
+/// Workspaces of the convolutions, and how many are divided.
+fn workspaces(plan: &Plan) -> (Vec<u64>, usize) {
+    let mut divided = 0;
+    let mut of = |c: &Command| match c {
+        Command::Launch { workspace, algo: Some(algo), .. } => {
+            divided += usize::from(algo.is_divided());
+            Some(workspace.map_or(0, |w| plan.buffers[w].ty.bytes().0))
+        }
+        _ => None,
+    };
+    let all = plan.commands.iter().filter_map(&mut of).collect();
+    (all, divided)
+}
+
+#[test]
+fn bounds_hold_and_the_plans_own_is_the_best_of_them() {
+    for (name, batch) in [("alexnet", 256), ("resnet18", 128)] {
+        let imported = zoo(name, batch);
+        let with = |workspace, sizes| compile(&imported.graph, batch, &options(workspace, sizes));
+        let limit = Bytes(64 * MIB);
+        let total = Bytes(512 * MIB);
+        let whole = with(Workspace::Limit(limit), BatchSizes::Undivided);
+        let reuse = with(Workspace::Limit(limit), BatchSizes::PowerOfTwo);
+        let shared = with(Workspace::Total(total), BatchSizes::PowerOfTwo);
+        let (spaces, divided) = workspaces(&reuse.plan);
+        assert!(spaces.iter().all(|&w| w <= limit.0) && divided > 0, "{name}: {divided} divided");
+        assert_eq!(workspaces(&whole.plan).1, 0, "{name}");
+        assert!(workspaces(&shared.plan).0.iter().sum::<u64>() <= total.0, "{name}");
+        let compute = |c: &Compiled| c.summary.compute;
+        assert!(compute(&reuse) < compute(&whole), "{name}");
+        // In the memory that the bounded plan takes, the plan's own bound is no slower.
+        for bounded in [&reuse, &shared] {
+            let mut own = options(Workspace::Planned, BatchSizes::PowerOfTwo);
+            own.memory = Some(bounded.summary.peak);
+            let planned = compile(&imported.graph, batch, &own);
+            assert!(planned.summary.peak <= bounded.summary.peak, "{name}");
+            let (p, b): (Nanos, Nanos) = (compute(&planned), compute(bounded));
+            assert!(p <= b, "{name}: {p} planned, {b} bounded in {}", bounded.summary.peak);
+        }
+        // The plan's text and binary forms carry the divisions.
+        let again = vdnn_plan::parse_plan(&reuse.plan.to_string()).expect("it parses");
+        assert_eq!(again, reuse.plan);
+        let text = reuse.graph.to_string();
+        let graph = vdnn_ir::parse::parse_graph(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(graph.to_string(), text);
+    }
+}
+
+fn inputs(plan: &Plan, seed: u64) -> BTreeMap<String, Tensor> {
+    let mut rng = Rng::new(seed);
+    let fill = |name: &str, ty: &TensorType, rng: &mut Rng| match name {
+        "hyper" => harness::hyper(0.01, 0.9, 0.0),
+        _ if ty.dtype == vdnn_ir::DType::F32 => {
+            let data: Vec<f32> = (0..ty.elements()).map(|_| rng.unit()).collect();
+            Tensor::from_bytes(ty.clone(), bytemuck::cast_slice(&data)).expect("an element per place")
+        }
+        _ => Tensor::zeros(ty.clone()),
+    };
+    let all = plan.inputs.iter();
+    all.map(|i| (i.name.clone(), fill(&i.name, &plan.buffers[i.buf].ty, &mut rng))).collect()
+}
+
+#[test]
+fn a_training_step_in_micro_batches_gives_what_it_gives_undivided() {
+    for (batch, division) in [
+        (7u64, "implicit_gemm@3+implicit_precomp_gemm@2x2"),
+        (20, "implicit_precomp_gemm@8x2+implicit_gemm@4"),
+    ] {
+        let (graph, params) = small_net(batch);
+        let mut of = Vec::new();
+        let mut options = options(Workspace::Planned, BatchSizes::Undivided);
+        options.keep_gradients = true;
+        for divide in [false, true] {
+            let compiled = compile(&graph, batch, &options);
+            let (all, divided) = workspaces(&compiled.plan);
+            // Three layers, the first without a gradient of its input.
+            assert_eq!((all.len(), divided), (8, if divide { 8 } else { 0 }));
+            options.kernels = algos(&compiled.plan);
+            let division: ConvSchedule = division.parse().expect("a division");
+            options.kernels.values_mut().for_each(|k| *k = division.clone());
+            let inputs = inputs(&compiled.plan, batch);
+            let cpu = CpuOptions { poison: true, ..CpuOptions::default() };
+            let mut executor = harness::executor(compiled.plan, &params, cpu);
+            of.push(executor.step(&inputs).expect("a step"));
+        }
+        for (name, whole) in &of[0] {
+            let divided = &of[1][name];
+            let (mut d, mut n) = (0f64, 0f64);
+            for (a, b) in divided.f32().iter().zip(whole.f32()) {
+                d += f64::from(a - b).powi(2);
+                n += f64::from(*b).powi(2);
+            }
+            let distance = (d / n.max(f64::MIN_POSITIVE)).sqrt();
+            assert!(distance <= 1e-5, "{name}: {distance:e}");
+        }
+    }
+}
+
+/// Algorithms and divisions by node.
+fn algos(plan: &Plan) -> BTreeMap<vdnn_ir::NodeId, ConvSchedule> {
+    let of = |c: &Command| match c {
+        Command::Launch { node, algo: Some(algo), .. } => Some((*node, algo.clone())),
+        _ => None,
+    };
+    plan.commands.iter().filter_map(of).collect()
+}
+
+/// Three convolutions, the last a classifier.
+fn small_net(batch: u64) -> (Graph, BTreeMap<String, Tensor>) {
+    use vdnn_ir::graph::NodeSpec;
+    use vdnn_ir::op::{ConvAttrs, UnaryKind};
+    use vdnn_ir::{Op, Output, ParamRole};
+    let two = |v: u64| [v, v].as_slice().into();
+    let conv = |kernel: u64| ConvAttrs {
+        kernel: two(kernel),
+        strides: two(1),
+        before: two(kernel / 2),
+        after: two(kernel / 2),
+        dilations: two(1),
+        groups: 1,
+    };
+    let mut g = Graph::new("small");
+    let x = g.add_input("x", TensorType::f32([batch, 4, 16, 16]));
+    let mut rng = Rng::new(3);
+    let mut params = BTreeMap::new();
+    let mut param = |g: &mut Graph, name: &str, dims: [u64; 4]| {
+        let data: Vec<f32> = (0..dims.iter().product::<u64>()).map(|_| rng.unit() * 0.2).collect();
+        params.insert(name.to_owned(), Tensor::from_f32(dims, &data));
+        g.add_param(name, TensorType::f32(dims), ParamRole::Trainable)
+    };
+    let a = param(&mut g, "a", [32, 4, 5, 5]);
+    let b = param(&mut g, "b", [32, 32, 3, 3]);
+    let c = param(&mut g, "c", [10, 32, 16, 16]);
+    let add = |g: &mut Graph, op, inputs: &[vdnn_ir::ValueId], name: &str| {
+        g.add1(op, inputs, NodeSpec::forward(name)).expect("a legal node")
+    };
+    let y = add(&mut g, Op::Conv(conv(5)), &[x, a], "a");
+    let y = add(&mut g, Op::Unary(UnaryKind::Relu), &[y], "r");
+    let y = add(&mut g, Op::Conv(conv(3)), &[y, b], "b");
+    let classes = ConvAttrs { before: two(0), after: two(0), kernel: two(16), ..conv(1) };
+    let y = add(&mut g, Op::Conv(classes), &[y, c], "c");
+    let y = add(&mut g, Op::Reshape { dims: [batch, 10].as_slice().into() }, &[y], "flat");
+    g.outputs.push(Output { name: "logits".to_owned(), value: y });
+    (g, params)
+}
+
+#[test]
+fn the_kernels_of_a_plan_can_be_taken_by_another() {
+    let imported = zoo("alexnet", 64);
+    let limit = Workspace::Limit(Bytes(16 * MIB));
+    let first = compile(&imported.graph, 64, &options(limit, BatchSizes::PowerOfTwo));
+    let mut taken = options(Workspace::Planned, BatchSizes::Undivided);
+    taken.kernels = algos(&first.plan);
+    taken.policy = Policy::All;
+    let second = compile(&imported.graph, 64, &taken);
+    assert_eq!(algos(&second.plan), taken.kernels);
+    assert!(taken.kernels.values().any(ConvSchedule::is_divided));
+}
