@@ -5,12 +5,14 @@ mod micro;
 mod tools;
 
 pub use gpu::{
-    BackendName, BenchArgs, ComputeBackend, CudaArgs, DeviceName, DevicesArgs, GpuArgs, ProfileArgs,
+    BackendName, BenchArgs, CalibrateArgs, ComputeBackend, CudaArgs, DeviceName, DevicesArgs, GpuArgs,
+    ProfileArgs,
 };
 pub use micro::{BenchConvArgs, MicroArgs, WorkspaceMode};
 pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
 
 use crate::options::CompileOptions;
+use crate::slicing::Slices;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -112,12 +114,15 @@ pub struct SharedArgs {
     /// where the CPU runs the plan, of the device arena. Default: the device's capacity.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
+    /// Hard limit on the pinned host memory that offloaded tensors go to. Default: none.
+    #[arg(long, value_name = "SIZE")]
+    pub host_memory: Option<Bytes>,
     /// When compute waits for copies: event (as late as the data allows) or layer (at the
     /// end of the layer, as in the vDNN paper).
     #[arg(long, value_name = "event|layer", default_value = "event")]
     pub sync: SyncMode,
-    /// Arithmetic of convolutions and matrix products. Default: f32, and tf32 where a GPU runs
-    /// the plan.
+    /// Arithmetic of convolutions and matrix products; bf16: feature maps, too, are bf16, and
+    /// weights, statistics and losses f32. Default: f32, and tf32 where a GPU runs the plan.
     #[arg(long, value_name = "f32|tf32|bf16", value_parser = parse_precision)]
     pub precision: Option<Precision>,
     /// Use only kernels whose results do not differ from run to run.
@@ -133,6 +138,11 @@ pub struct SharedArgs {
     /// front of them. Default: off, and epilogue where a GPU runs the plan.
     #[arg(long, value_name = "off|epilogue")]
     pub fuse: Option<Fuse>,
+    /// Run chains of layers slice by slice of the batch: on takes the smallest plan that is
+    /// predicted to be at most 5 % slower, auto the fastest if nothing else fits --memory; a
+    /// number cuts everything into so many. Training steps with batch norm cannot be cut.
+    #[arg(long, value_name = "off|on|auto|N", default_value = "off")]
+    pub micro_batch_regions: Slices,
     /// Keep weight gradients to the end of the step (implied by --save-gradients).
     #[arg(long)]
     pub keep_gradients: bool,
@@ -171,6 +181,8 @@ pub enum Command {
     Devices(DevicesArgs),
     /// Time every kernel that models need on the GPU at hand, into a table for --times.
     Profile(ProfileArgs),
+    /// Measure the GPU at hand and write its device profile, for --device-profile.
+    Calibrate(CalibrateArgs),
     /// Write a model of the zoo as ONNX, with seeded random weights.
     Zoo(ZooArgs),
     /// Prove a plan: bounds, races, contents, budget.
@@ -233,7 +245,11 @@ pub struct RunArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
-    /// Compile options (ignored for a plan).
+    /// Where a plan was made for another GPU or cuDNN, plan its model anew for the GPU at hand,
+    /// by the same policy and within the same memory.
+    #[arg(long)]
+    pub replan: bool,
+    /// Compile options (ignored for a plan, but for --replan).
     #[command(flatten)]
     pub shared: SharedArgs,
 }
@@ -350,13 +366,16 @@ impl SharedArgs {
             device: self.device.to_string(),
             memory: self.memory,
             overhead: Bytes::ZERO,
+            host_memory: self.host_memory,
             deterministic: self.deterministic,
             kernels: BTreeMap::new(),
+            kernels_made_for: None,
             micro_batch: self.micro.micro_batch,
             workspace: self.micro.bound(),
             sync: self.sync,
             precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),
+            slices: self.micro_batch_regions,
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),
             elide_copies: !self.no_elide.contains(&Elision::Copies),

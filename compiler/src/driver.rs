@@ -4,6 +4,7 @@ use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline;
 use crate::search::{Candidate, Search, lay_out};
+use crate::slicing::{self, Slices};
 use crate::timing::Timings;
 use std::rc::Rc;
 use std::time::Instant;
@@ -13,8 +14,8 @@ use vdnn_passes::elide::{ElideOptions, elide};
 use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
 use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::{PassError, Policy, Stats};
-use vdnn_plan::plan::{Header, ModelRef};
-use vdnn_plan::{Plan, check::CheckStats};
+use vdnn_plan::plan::{EngineOrigin, Header, ModelRef};
+use vdnn_plan::{Command, Plan, check::CheckStats};
 use vdnn_runtime::sim::{SimResult, simulate};
 
 /// A compilation that produced a plan within the budget.
@@ -63,6 +64,8 @@ pub struct Summary {
     pub workspace: Bytes,
     /// Pinned host arena.
     pub host: Bytes,
+    /// Its limit, if there is one.
+    pub host_limit: Option<Bytes>,
     /// Bytes copied to the host in one step.
     pub offload: Bytes,
     /// Bytes copied back in one step.
@@ -84,7 +87,7 @@ pub struct Summary {
 /// Why there is no plan.
 #[derive(Debug)]
 pub enum NoPlan {
-    /// The arena would be larger than the budget; figures are those of the best attempt.
+    /// An arena would be larger than its budget; figures are those of the best attempt.
     TooLarge {
         /// The attempt.
         summary: Box<Summary>,
@@ -118,14 +121,13 @@ pub fn stop_after(
             timings.pass(&vdnn_passes::simplify::Simplify, &mut graph, &cx)?;
             return Ok(graph);
         }
-        pipeline::to_joint(
-            &mut graph,
-            options.mode,
-            options.keep_gradients,
-            options.fuse,
-            cost,
-            &mut timings,
-        )?;
+        let batch = graph.inputs().iter().find_map(|&v| graph.ty(v).dims.first().copied()).unwrap_or(1);
+        // A search has not been made yet; a number needs none.
+        let slices = match options.slices {
+            Slices::Count(_) => slicing::candidates(&graph, batch, options, cost)?.pop(),
+            _ => None,
+        };
+        graph = slicing::joint(&graph, options, slices, cost, &mut timings)?;
     }
     if phase <= Phase::Joint {
         return Ok(graph);
@@ -134,6 +136,7 @@ pub fn stop_after(
         joint: &graph,
         cost,
         budget: options.budget(cost.capacity()),
+        host_budget: options.host_memory,
         sync: options.sync,
         kernels: &options.kernels,
         workspace: options.workspace,
@@ -180,16 +183,18 @@ fn choose(
 /// # Errors
 /// [`NoPlan`]: over budget with figures, or a failure.
 pub fn compile(
-    mut graph: Graph,
+    graph: Graph,
     batch: u64,
     model: Option<ModelRef>,
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Compiled, NoPlan> {
     let start = Instant::now();
-    let mut timings = Timings::default();
-    pipeline::to_joint(&mut graph, options.mode, options.keep_gradients, options.fuse, cost, &mut timings)?;
-    plan_joint(&graph, batch, model, options, cost, start, timings)
+    slicing::choose(&graph, batch, options, cost, &|slices| {
+        let mut timings = Timings::default();
+        let joint = slicing::joint(&graph, options, slices, cost, &mut timings)?;
+        plan_joint(&joint, batch, model.clone(), options, cost, start, timings)
+    })
 }
 
 /// The second half of [`compile`]: from the joint graph (any graph in that phase) to the
@@ -214,6 +219,7 @@ pub fn plan_joint(
         joint: graph,
         cost,
         budget,
+        host_budget: options.host_memory,
         sync: options.sync,
         kernels: &options.kernels,
         workspace: options.workspace,
@@ -237,11 +243,15 @@ pub fn plan_joint(
         algo: options.algo.name().to_owned(),
         device: cost.device_name().to_owned(),
         precision: cost.precision(),
+        engines: None,
         model,
     };
-    let fits = chosen.fits(budget);
-    let lower_options =
-        LowerOptions { header, device_budget: options.memory.map(|_| budget), host_budget: None };
+    let fits = search.fits(&chosen);
+    let lower_options = LowerOptions {
+        header,
+        device_budget: options.memory.map(|_| budget),
+        host_budget: options.host_memory,
+    };
     let internal = |e: &dyn std::fmt::Display| NoPlan::Failed(Failure::internal(e));
     let mut plan = timings
         .step(
@@ -250,6 +260,7 @@ pub fn plan_joint(
             |p| Stats::from([("commands", p.commands.len() as u64), ("buffers", p.buffers.len() as u64)]),
         )
         .map_err(|e| internal(&e))?;
+    plan.header.engines = engine_origin(&plan, options, cost).map_err(NoPlan::Failed)?;
     let elide_options = ElideOptions { waits: options.elide_waits, copies: options.elide_copies };
     timings.step(
         "elide",
@@ -278,6 +289,7 @@ pub fn plan_joint(
         weights: stats.weights_bytes,
         workspace: stats.workspace_bytes,
         host: chosen.layout.host_bytes,
+        host_limit: options.host_memory,
         offload: stats.offload_bytes,
         prefetch: stats.prefetch_bytes,
         step: sim.step,
@@ -307,6 +319,37 @@ pub fn plan_joint(
     summary.compile = elapsed(start);
     summary.timings = timings;
     Ok(Compiled { graph: chosen.graph, plan, checked, sim, summary })
+}
+
+/// Where the engines of a plan were chosen: where the times were measured, and where the plan
+/// was made that some were taken from, which must be the same.
+fn engine_origin(
+    plan: &Plan,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<Option<EngineOrigin>, Failure> {
+    let on = &cost.measured().on;
+    let measured = (!on.device.is_empty() && !on.cudnn.is_empty())
+        .then(|| EngineOrigin { device: on.device.clone(), cudnn: on.cudnn.clone() });
+    let mut origin = None;
+    for command in &plan.commands {
+        let Command::Launch { node, algo: Some(algo), .. } = command else { continue };
+        if !command.uses_engines() {
+            continue;
+        }
+        let taken = options.kernels.get(node) == Some(algo);
+        let Some(own) = (if taken { &options.kernels_made_for } else { &measured }) else { continue };
+        match &origin {
+            Some(other) if other != own => {
+                return Err(Failure::user(format!(
+                    "some convolution engines would be of {other}, others of {own}, and no library has both"
+                ))
+                .hint("use --kernels-from with a plan and times of the same GPU and cuDNN"));
+            }
+            _ => origin = Some(own.clone()),
+        }
+    }
+    Ok(origin)
 }
 
 /// Tensors without elements have no address, so a plan cannot hold them.

@@ -13,5 +13,6 @@ pub mod pipeline;
 pub mod progress;
 pub mod report;
 pub mod search;
+pub mod slicing;
 pub mod svg;
 pub mod timing;

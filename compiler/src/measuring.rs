@@ -3,8 +3,8 @@
 
 use crate::error::Failure;
 use crate::options::CompileOptions;
-use crate::pipeline;
 use crate::progress::Progress;
+use crate::slicing;
 use crate::timing::Timings;
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_ir::{Graph, Op, Stage, TensorType, ValueId};
@@ -60,10 +60,23 @@ pub fn kernels_of(
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Vec<Kernel>, Failure> {
-    let mut graph = imported.clone();
-    let keep = options.keep_gradients;
-    pipeline::to_joint(&mut graph, options.mode, keep, options.fuse, cost, &mut Timings::default())?;
-    Ok(kernels(&graph))
+    let batch = imported.inputs().iter().find_map(|&v| imported.ty(v).dims.first().copied()).unwrap_or(1);
+    let ways = slicing::candidates(imported, batch, options, cost)?;
+    let mut all = Vec::new();
+    for slices in std::iter::once(None).chain(ways.into_iter().map(Some)) {
+        let joint = match slicing::joint(imported, options, slices, cost, &mut Timings::default()) {
+            Ok(joint) => joint,
+            // What cannot be cut needs no kernels for it.
+            Err(_) if slices.is_some() => continue,
+            Err(e) => return Err(e.into()),
+        };
+        for kernel in kernels(&joint) {
+            if !all.contains(&kernel) {
+                all.push(kernel);
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Why a kernel was not timed.

@@ -1,9 +1,11 @@
 //! What a compilation needs to know, as one typed value. No `Default`: the caller decides.
 
+use crate::slicing::Slices;
 use std::collections::BTreeMap;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, ConvSchedule, Mode, NodeId};
 use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
+use vdnn_plan::EngineOrigin;
 
 /// Options of one compilation.
 #[derive(Clone, Debug)]
@@ -24,10 +26,14 @@ pub struct CompileOptions {
     pub memory: Option<Bytes>,
     /// What of it is not the arena's: the context, libraries and their kernels.
     pub overhead: Bytes,
+    /// Hard limit on the pinned host arena.
+    pub host_memory: Option<Bytes>,
     /// Only kernels whose results do not differ from run to run.
     pub deterministic: bool,
     /// Convolution algorithms by node, from another plan of the same model and options.
     pub kernels: BTreeMap<NodeId, ConvSchedule>,
+    /// Where the engines among them were chosen, if that plan says.
+    pub kernels_made_for: Option<EngineOrigin>,
     /// Sizes of micro-batches that convolutions may be divided into.
     pub micro_batch: BatchSizes,
     /// How much workspace convolutions may have.
@@ -38,6 +44,8 @@ pub struct CompileOptions {
     pub precision: Precision,
     /// What is fused.
     pub fuse: Fuse,
+    /// Whether the batch is cut into slices.
+    pub slices: Slices,
     /// Keep every weight gradient to the end of the step, as outputs `grad:NAME`.
     pub keep_gradients: bool,
     /// Remove waits that other waits imply.

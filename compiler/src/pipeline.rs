@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Imported --simplify--> Simplified --autodiff | fold-batch-norm, mark-setup-->
-//!   [mixed-precision, fuse-epilogues, channels-last, group-updates] Joint
+//!   [mixed-precision, fuse-epilogues, channels-last, slice-batch, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -25,9 +25,10 @@ use vdnn_passes::offload::InsertOffload;
 use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
 use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
+use vdnn_passes::slice_batch::SliceBatch;
 use vdnn_passes::{AlgoMode, Fuse, PassCtx, PassError, Policy, SyncMode, Workspace};
 
-/// Passes up to the joint graph. Independent of policy, algorithms and budget.
+/// Passes up to the joint graph of the whole batch.
 ///
 /// # Errors
 /// Those of the passes.
@@ -36,6 +37,23 @@ pub fn to_joint(
     mode: Mode,
     keep_gradients: bool,
     fuse: Fuse,
+    cost: &CostModel,
+    timings: &mut Timings,
+) -> Result<(), PassError> {
+    to_joint_in_slices(graph, mode, keep_gradients, fuse, None, cost, timings)
+}
+
+/// Passes up to the joint graph. Independent of policy, algorithms and budget; `slices` cuts
+/// the batch.
+///
+/// # Errors
+/// Those of the passes.
+pub fn to_joint_in_slices(
+    graph: &mut Graph,
+    mode: Mode,
+    keep_gradients: bool,
+    fuse: Fuse,
+    slices: Option<SliceBatch>,
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
@@ -68,7 +86,13 @@ pub fn to_joint(
     if cost.layout() == Layout::ChannelsLast {
         timings.pass(&ChannelsLast, graph, &cx)?;
     }
-    // After weights have got their layouts, of which a group has one.
+    // After autodiff, which then differentiates every layer once, and after the fused ops and
+    // conversions of layouts exist, which are part of a slice like any other.
+    if let Some(slices) = slices {
+        timings.pass(&slices, graph, &cx)?;
+    }
+    // After weights have got their layouts, of which a group has one, and after slices have
+    // become the sums that a step waits for.
     if fuse == Fuse::Epilogue && mode == Mode::Train {
         timings.pass(&GroupUpdates, graph, &cx)?;
     }

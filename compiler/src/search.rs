@@ -64,6 +64,8 @@ pub struct Search<'a> {
     pub cost: &'a CostModel,
     /// Limit of the device arena.
     pub budget: Bytes,
+    /// Limit of the pinned host arena, if there is one.
+    pub host_budget: Option<Bytes>,
     /// When compute waits for copies.
     pub sync: SyncMode,
     /// Convolution algorithms that are not to be chosen anew.
@@ -75,6 +77,11 @@ pub struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// True if both arenas are within their limits.
+    pub fn fits(&self, c: &Candidate) -> bool {
+        c.fits(self.budget) && self.host_budget.is_none_or(|limit| c.layout.host_bytes <= limit)
+    }
+
     fn attempt(
         &self,
         policy: Policy,
@@ -203,7 +210,7 @@ impl Search<'_> {
         }
         for policy in [Policy::Conv, Policy::All] {
             let c = self.fixed(policy, fastest, timings)?;
-            if c.fits(self.budget) {
+            if self.fits(&c) {
                 return Ok(Candidate { algo, ..c });
             }
             if algo == AlgoMode::Dynamic && policy == Policy::All {
@@ -214,7 +221,7 @@ impl Search<'_> {
             for policy in [Policy::Conv, Policy::All] {
                 let fast = self.fixed(policy, AlgoMode::Performance, timings)?;
                 let c = self.fit_workspaces(fast, timings)?;
-                if c.fits(self.budget) {
+                if self.fits(&c) {
                     return Ok(c);
                 }
             }

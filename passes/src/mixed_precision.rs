@@ -1,7 +1,7 @@
 //! Mixed precision (Micikevicius et al., *Mixed Precision Training*, ICLR 2018) with bf16, whose
 //! range is that of f32, so that no loss needs to be scaled: feature maps and their gradients are
-//! bf16; weights, their gradients, the optimizer's state, statistics, losses and whatever the
-//! caller reads or writes stay f32.
+//! bf16; weights, the optimizer's state, statistics, losses and whatever the caller reads or
+//! writes stay f32.
 //!
 //! Convolutions, products, pools, normalisations and their gradients take bf16; softmax, losses
 //! and updates f32. Every other op computes on bf16 if an operand is bf16, or if all that read its
@@ -58,10 +58,19 @@ enum Want {
 fn want(op: &Op, i: usize) -> Want {
     let data = |is_data: bool| if is_data { Want::Bf16 } else { Want::F32 };
     match op {
-        // x, w and the other summand, but not the bias.
-        Op::Conv(_) | Op::ConvEpilogue { .. } => data(i != 2),
         Op::Gemm { .. } | Op::MatMul { .. } => data(i < 2),
-        Op::ConvDgrad { .. }
+        // cuDNN 9.19 has engines that return NaN for three dimensions with uneven padding.
+        Op::Conv(conv)
+        | Op::ConvEpilogue { conv, .. }
+        | Op::ConvDgrad { conv, .. }
+        | Op::ConvWgrad { conv, .. }
+            if conv.kernel.len() > 2 =>
+        {
+            Want::F32
+        }
+        Op::Conv(_)
+        | Op::ConvEpilogue { .. }
+        | Op::ConvDgrad { .. }
         | Op::ConvWgrad { .. }
         | Op::MaxPool(_)
         | Op::MaxPoolGrad { .. }

@@ -15,6 +15,7 @@ use crate::pass::Pass;
 use crate::schedule::Schedule;
 use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
+use crate::slice_batch::{SliceBatch, Slicing};
 use crate::{AlgoMode, BatchSizes, Policy, SyncMode, Workspace};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -42,6 +43,14 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "mixed-precision", make: |_| Ok(Box::new(MixedPrecision)) },
     Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
     Entry { name: "channels-last", make: |_| Ok(Box::new(ChannelsLast)) },
+    Entry {
+        name: "slice-batch",
+        make: |o| {
+            let (count, target, least) = (o.or("count", 2)?, o.get("target")?, o.or("least", 1)?);
+            let slicing = target.map_or(Slicing::Count(count), |bytes| Slicing::Target { bytes, least });
+            Ok(Box::new(SliceBatch { batch: o.or("batch", 4)?, slicing }))
+        },
+    },
     Entry { name: "group-updates", make: |_| Ok(Box::new(GroupUpdates)) },
     Entry {
         name: "select-conv",

@@ -158,7 +158,7 @@ fn others(bench: &Bench) {
     bench.run("8x64x112", &Op::UnaryGrad(UnaryKind::Relu), &[x.clone(), y.clone()], 1);
     bench.run("8x64x112 sigmoid", &Op::Unary(UnaryKind::Sigmoid), from_ref(&x), 1);
     bench.run("8x64x112", &Op::Binary(BinaryKind::Add), &[x.clone(), y.clone()], 1);
-    let dropout = Op::Dropout { ratio: 0.5.into(), seed: 1 };
+    let dropout = Op::Dropout { ratio: 0.5.into(), seed: 1, first: 0 };
     bench.run("8x64x112", &dropout, &[x.clone(), Tensor::from_i64([], &[3])], 1);
     let bn = [x.clone(), c.clone(), c.clone(), c.clone(), var.clone()];
     bench.run("8x64x112", &Op::BatchNormInfer { eps: 1e-5.into(), momentum: 0.9.into() }, &bn, 1);

@@ -111,6 +111,7 @@ fn cuda_options(how: How) -> CudaOptions {
         graph: how.graph,
         delay_seed: how.delay,
         drop_wait: how.drop_wait,
+        fail_launch: None,
         // Steps are compared bit by bit.
         deterministic: true,
         cache_dir: Some(std::env::temp_dir().join("vdnnc-test-kernels")),

@@ -21,18 +21,18 @@ const LOSS_LIMIT: f64 = 2e-6;
 const GROWTH: f64 = 20.0;
 /// Losses below this are compared as if they were this.
 const SMALL_LOSS: f64 = 0.1;
-/// And with TF32 products.
-const TF32_LOSS_LIMIT: f64 = 1e-3;
+/// And with TF32 products, of which one may be 2e-3 off and a network has many.
+const TF32_LOSS_LIMIT: f64 = 4e-3;
 /// Steps that are compared.
 const STEPS: usize = 3;
 /// Seeds of random delays tried per plan.
 const DELAYS: u64 = 3;
 
 /// Networks whose waits are left out one by one, with the waits tried and the seeds for each.
-const CONTROLS: [(&str, usize, u64); 2] = [("lenet", 12, 5), ("resnet18", 8, 2)];
+const CONTROLS: [(&str, usize, u64); 2] = [("lenet", 12, 5), ("resnet18", 8, 6)];
 /// Waits that nothing notices the lack of, as a share of those left out: the moment in which one
 /// matters may be short.
-const UNNOTICED: f64 = 0.5;
+const UNNOTICED: f64 = 0.6;
 
 /// Networks, and the batch they are tried at.
 const NETS: [(&str, u64); 5] =

@@ -2,7 +2,9 @@
 //!
 //! The cases of one op make one graph, so that a device is set up once per op. Operands are
 //! rounded to the precision first: the error is that of the arithmetic alone. The limit of
-//! strict f32 is 1e-6, or what our CPU kernels reach where cancellation leaves them more.
+//! strict f32 is 1e-6, or what our CPU kernels reach where cancellation leaves them more. In bf16
+//! the graph is brought into mixed precision: operands and results are f32, which is exact for
+//! operands, and everything between is as in training.
 
 use crate::Row;
 use crate::device::{Device, PLAIN, POISONED};
@@ -11,9 +13,10 @@ use std::time::Instant;
 use vdnn_cost::Precision;
 use vdnn_interp::interpret_f64;
 use vdnn_ir::graph::NodeSpec;
-use vdnn_ir::{DType, Graph, Layout, Mode, Op, Output, Phase, Tensor, TensorType, ValueId};
+use vdnn_ir::{DType, Graph, Layout, Mode, Op, Output, Phase, Tensor, TensorType, ValueId, bf16};
 use vdnn_passes::autodiff::gradients;
 use vdnn_passes::channels_last::ChannelsLast;
+use vdnn_passes::mixed_precision::MixedPrecision;
 use vdnn_passes::pass::run_pass;
 use vdnn_passes::{AlgoMode, PassCtx, Policy};
 use vdnn_plan::Plan;
@@ -27,6 +30,8 @@ use vdnnc::timing::Timings;
 const F32_LIMIT: f64 = 1e-6;
 /// TF32 products have operands of 11 significant bits.
 const TF32_LIMIT: f64 = 2e-3;
+/// bf16 has 8 significant bits.
+const BF16_LIMIT: f64 = 2e-2;
 /// Over the error of our own f32 kernels.
 const PEER_FACTOR: f64 = 1.5;
 /// Theirs, where a gradient is the difference of nearly equal numbers.
@@ -45,10 +50,12 @@ struct Group {
 }
 
 /// Ways a backend can be asked to compute.
-const VARIANTS: [(Precision, Layout); 3] = [
+const VARIANTS: [(Precision, Layout); 5] = [
     (Precision::F32, Layout::RowMajor),
     (Precision::F32, Layout::ChannelsLast),
     (Precision::Tf32, Layout::ChannelsLast),
+    (Precision::Bf16, Layout::RowMajor),
+    (Precision::Bf16, Layout::ChannelsLast),
 ];
 
 /// Runs every op.
@@ -75,20 +82,25 @@ pub fn run(device: Device, poison: bool, wanted: &dyn Fn(&str) -> bool, report: 
     }
 }
 
-/// The CPU has one precision and one layout; only products have a TF32 form.
+/// The CPU has no TF32, and one layout where it computes in f32; only products have a TF32 form.
 fn applies(device: Device, op: &str, precision: Precision, layout: Layout) -> bool {
     let product = matches!(op, "conv" | "gemm" | "mat_mul");
     match device {
-        Device::Cpu => precision == Precision::F32 && layout == Layout::RowMajor,
-        Device::Cuda => precision == Precision::F32 || product,
+        Device::Cpu => {
+            precision == Precision::Bf16 || precision == Precision::F32 && layout == Layout::RowMajor
+        }
+        Device::Cuda => precision != Precision::Tf32 || product,
     }
 }
 
 /// The nearest f32 with so many explicit mantissa bits as the precision keeps.
 fn rounded(x: f64, precision: Precision) -> f32 {
     let x = x as f32;
-    if precision == Precision::F32 || !x.is_finite() {
-        return x;
+    match precision {
+        _ if !x.is_finite() => return x,
+        Precision::F32 => return x,
+        Precision::Bf16 => return bf16::widen(bf16::round(x)),
+        Precision::Tf32 => {}
     }
     let dropped = 23 - 10;
     let half = 1u32 << (dropped - 1);
@@ -199,6 +211,9 @@ impl Group {
         options.precision = precision;
         let cost = harness::cost(&options);
         let mut graph = self.graph.clone();
+        if precision == Precision::Bf16 {
+            run_pass(&MixedPrecision, &mut graph, &PassCtx { cost: &cost }).map_err(|e| e.to_string())?;
+        }
         if layout == Layout::ChannelsLast {
             run_pass(&ChannelsLast, &mut graph, &PassCtx { cost: &cost }).map_err(|e| e.to_string())?;
         }
@@ -250,7 +265,8 @@ fn judge(
         };
         let limit = match precision {
             Precision::F32 => F32_LIMIT.max(own),
-            _ => TF32_LIMIT,
+            Precision::Tf32 => TF32_LIMIT,
+            Precision::Bf16 => BF16_LIMIT,
         };
         row.checks += 1;
         if e / limit > margin {

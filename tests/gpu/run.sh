@@ -24,7 +24,8 @@ limit() { # of a part, in seconds
   case $1 in
   devices) echo 20 ;; ops | lenet | errors | dropped | f32 | peers-googlenet | peers-f32) echo 60 ;;
   nets | golden | control | pair | train | infer | capped | racecheck | initcheck) echo 90 ;;
-  memcheck | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-infer | peers-offload) echo 120 ;;
+  memcheck | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-offload) echo 120 ;;
+  peers-infer) echo 180 ;;
   profile) echo 200 ;; same | peers-densenet121-compile) echo 300 ;; *) echo 60 ;;
   esac
 }
@@ -49,6 +50,7 @@ shared() { # runs suites in four processes: arguments before and after the progr
   local status=0 job
   for job in $(jobs -p); do wait "$job" || status=1; done
   cat "$out/$part"-?.txt
+  grep -q "skipped:" "$out/$part"-?.txt && status=1
   rm "$out/$part"-?.txt
   return $status
 }
@@ -100,13 +102,13 @@ run() { # a part
     done
     wait
     local caught
-    caught=$(grep -l "lacks a wait" "$out"/dropped-?.txt | wc -l)
+    caught=$(grep -l -e "lacks a wait" -e "the loss is" "$out"/dropped-?.txt | wc -l)
     echo "$caught of 8 left-out waits noticed"
     [ "$caught" -ge 4 ]
     ;;
   pair) # two processes, each within its own memory and with the results it has alone
     local fixed="--deterministic --checksum --policy dyn --warmup 3"
-    local a="vgg16 --batch 64 --memory 4GiB --steps 40 $fixed" b="resnet50 --batch 64 --memory 3GiB --steps 40 $fixed"
+    local a="vgg16 --batch 64 --memory 4608MiB --steps 40 $fixed" b="resnet50 --batch 64 --memory 3GiB --steps 40 $fixed"
     bench alone-a $a
     bench alone-b $b
     python3 "$here/watch.py" "$vdnnc" bench $a --json ++ "$vdnnc" bench $b --json >"$out/pair.json" 2>"$out/pair.err"
@@ -124,11 +126,17 @@ run() { # a part
         status=1
       fi
     }
-    expect "cannot allocate" "$vdnnc" bench vgg16 --mode infer --batch 1200 --policy baseline --memory 300GiB
+    expect "cannot allocate" "$vdnnc" bench vgg16 --mode infer --batch 2600 --policy baseline --memory 300GiB
     expect "no CUDA device 7" "$vdnnc" bench resnet18 --batch 2 --cuda-device 7
     "$vdnnc" zoo lenet -o "$out/lenet.onnx" && echo kept >"$out/kept.safetensors"
-    expect "not finite" "$vdnnc" run "$out/lenet.onnx" --mode train --backend cuda --batch 8 --synthetic --steps 50 \
+    expect "the loss is" "$vdnnc" run "$out/lenet.onnx" --mode train --backend cuda --batch 8 --synthetic --steps 50 \
       --lr 1e30 --save-weights "$out/kept.safetensors"
+    # A launch that fails: it is named where launches wait for their end.
+    local train="run $out/lenet.onnx --mode train --backend cuda --batch 8 --synthetic --steps 4 --fail-launch 5 \
+      --save-weights $out/kept.safetensors"
+    expect "CUDA_LAUNCH_BLOCKING=1 with --no-graph shows which" "$vdnnc" $train
+    expect "launch" env CUDA_LAUNCH_BLOCKING=1 "$vdnnc" $train --no-graph
+    [[ $text == "error: c"* ]] || status=1
     [ "$(cat "$out/kept.safetensors")" = kept ] || status=1
     return $status
     ;;

@@ -23,7 +23,7 @@ def by_nvml():
         return found, pynvml.nvmlDeviceGetMemoryInfo(device).used
 
     look()
-    return look, 0.003
+    return look, 0.02
 
 
 def by_smi():

@@ -50,8 +50,18 @@ impl Rng {
 /// of every kind a CNN has (no dropout), branches that join by addition or concatenation,
 /// and one output `logits` of shape `[N, K]`.
 pub fn random_cnn(seed: u64) -> Graph {
+    random(seed, None)
+}
+
+/// The same network with another batch.
+pub fn random_cnn_of(seed: u64, batch: u64) -> Graph {
+    random(seed, Some(batch))
+}
+
+fn random(seed: u64, batch: Option<u64>) -> Graph {
     let mut net = Net { graph: Graph::new(format!("random{seed}")), rng: Rng::new(seed), maps: Vec::new() };
-    let dims = [net.rng.range(1, 3), net.rng.range(1, 6), net.rng.range(6, 14), net.rng.range(6, 14)];
+    let mut dims = [net.rng.range(1, 3), net.rng.range(1, 6), net.rng.range(6, 14), net.rng.range(6, 14)];
+    dims[0] = batch.unwrap_or(dims[0]);
     let mut x = net.graph.add_input("x", TensorType::f32(dims));
     for _ in 0..net.rng.range(3, 14) {
         x = net.layer(x);

@@ -217,6 +217,7 @@ fn lowered(graph: &Graph, expected: &ExpectedTerms, options: &str) -> Result<Str
         algo: "memory".into(),
         device: "h200".into(),
         precision: vdnn_ir::Precision::F32,
+        engines: None,
         model: None,
     };
     let how = LowerOptions { header, device_budget: None, host_budget: None };

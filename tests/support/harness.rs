@@ -12,6 +12,7 @@ use vdnn_runtime::executor::Executor;
 use vdnnc::commands::load::FromTensors;
 use vdnnc::driver::{self, Compiled, NoPlan};
 use vdnnc::options::CompileOptions;
+use vdnnc::slicing::Slices;
 
 /// The policies, `dyn` last.
 pub const POLICIES: [Policy; 5] = [Policy::None, Policy::Baseline, Policy::All, Policy::Conv, Policy::Dyn];
@@ -27,8 +28,10 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         device: "h200".to_owned(),
         memory: None,
         overhead: Bytes::ZERO,
+        host_memory: None,
         deterministic: false,
         kernels: BTreeMap::new(),
+        kernels_made_for: None,
         micro_batch: BatchSizes::Undivided,
         workspace: Workspace::Planned,
         sync: SyncMode::Event,
@@ -37,6 +40,7 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         elide_waits: true,
         elide_copies: true,
         fuse: Fuse::Off,
+        slices: Slices::Off,
     }
 }
 

@@ -405,7 +405,7 @@ impl Generator {
                 let dims = self.dims(3, 4);
                 let step = Operand::Integer(Tensor::from_i64([], &[self.rng.range(0, 100) as i64]));
                 let operands = vec![self.any(&dims), step];
-                let op = Op::Dropout { ratio: Real(ratio), seed: self.rng.next_u64() };
+                let op = Op::Dropout { ratio: Real(ratio), seed: self.rng.next_u64(), first: 3 };
                 self.add(op, operands);
             }
         }

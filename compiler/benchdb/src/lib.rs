@@ -63,10 +63,10 @@ pub enum DbError {
         /// What was found.
         why: String,
     },
-    /// The folder of a new database cannot be made.
+    /// The file cannot be read, or the folder of a new one cannot be made.
     #[error("{}: {why}", path.display())]
     Io {
-        /// The folder.
+        /// The file or folder.
         path: PathBuf,
         /// What the system says.
         why: std::io::Error,
@@ -109,8 +109,13 @@ impl BenchDb {
     /// If the file is something else or damaged, or cannot be written.
     pub fn open(path: &Path) -> Result<Self, DbError> {
         if path.metadata().is_ok_and(|m| m.len() > 0) {
-            // Looked at before anything may write to it.
-            drop(Self::open_to_read(path)?);
+            // Looked at before anything may write to it. Not by SQLite, which may first have to
+            // undo what a process that was killed had begun, and writes for that. A process that
+            // is just making the tables keeps a journal: then SQLite, which waits, looks.
+            let journal = path.with_file_name(format!("{}-journal", name(path)));
+            if !journal.exists() {
+                Self::is_ours(path)?;
+            }
         } else if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|why| DbError::Io { path: folder.to_owned(), why })?;
         }
@@ -131,9 +136,25 @@ impl BenchDb {
         if !path.is_file() {
             return Err(DbError::Missing { path: path.to_owned() });
         }
-        let db = Self::connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        db.verify()?;
-        Ok(db)
+        Self::is_ours(path)?;
+        let open = |access| {
+            let db = Self::connect(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+            db.verify().map(|()| db)
+        };
+        match open(OpenFlags::SQLITE_OPEN_READ_ONLY) {
+            // A process that was killed left a transaction to be undone, which is no change.
+            Err(DbError::Sqlite { why, .. }) if unfinished(&why) => open(OpenFlags::SQLITE_OPEN_READ_WRITE),
+            other => other,
+        }
+    }
+
+    fn is_ours(path: &Path) -> Result<(), DbError> {
+        let here = || path.to_owned();
+        match schema::look_at_header(path).map_err(|why| DbError::Io { path: here(), why })? {
+            schema::Found::Foreign => Err(DbError::NotOurs { path: here() }),
+            schema::Found::Version(found) => Err(DbError::Version { path: here(), found }),
+            schema::Found::Current | schema::Found::Damaged(_) => Ok(()),
+        }
     }
 
     fn connect(path: &Path, flags: OpenFlags) -> Result<Self, DbError> {
@@ -272,11 +293,16 @@ impl BenchDb {
     }
 }
 
+fn name(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// True for what SQLite says where it may not write, but must to undo an unfinished transaction.
+fn unfinished(why: &rusqlite::Error) -> bool {
+    matches!(why.sqlite_error_code(), Some(rusqlite::ErrorCode::ReadOnly | rusqlite::ErrorCode::CannotOpen))
+}
+
 /// True if the file begins as every SQLite database does.
 pub fn looks_like_database(path: &Path) -> bool {
-    use std::io::Read;
-    let mut head = [0u8; 16];
-    std::fs::File::open(path)
-        .and_then(|mut f| f.read_exact(&mut head))
-        .is_ok_and(|()| &head == b"SQLite format 3\0")
+    schema::header(path).is_ok_and(|head| head.is_some())
 }

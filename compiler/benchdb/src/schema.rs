@@ -1,6 +1,8 @@
 //! The tables, and telling a file that has them from any other.
 
 use rusqlite::{Connection, TransactionBehavior};
+use std::io::Read;
+use std::path::Path;
 
 /// Version of the tables.
 pub(crate) const VERSION: i64 = 1;
@@ -55,7 +57,34 @@ fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, name, |row| row.get(0))
 }
 
-/// Looks without writing.
+/// The first 100 bytes of a file that begins as every SQLite database does; `None` of others.
+pub(crate) fn header(path: &Path) -> std::io::Result<Option<[u8; 100]>> {
+    let mut head = [0u8; 100];
+    match std::fs::File::open(path)?.read_exact(&mut head) {
+        Ok(()) => Ok(head.starts_with(b"SQLite format 3\0").then_some(head)),
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Looks at the marks only, as SQLite's file format has them (section 1.3: the user version is
+/// at byte 60, the application id at byte 68, big-endian).
+pub(crate) fn look_at_header(path: &Path) -> std::io::Result<Found> {
+    let Some(head) = header(path)? else { return Ok(Found::Foreign) };
+    let word = |at: usize| {
+        i64::from(head[at]) << 24
+            | i64::from(head[at + 1]) << 16
+            | i64::from(head[at + 2]) << 8
+            | i64::from(head[at + 3])
+    };
+    Ok(match (word(68), word(60)) {
+        (APPLICATION, VERSION) => Found::Current,
+        (APPLICATION, version) => Found::Version(version),
+        _ => Found::Foreign,
+    })
+}
+
+/// Looks at all of it, without writing.
 pub(crate) fn look(connection: &Connection) -> rusqlite::Result<Found> {
     let (application, version) = (pragma(connection, "application_id")?, pragma(connection, "user_version")?);
     if application != APPLICATION {

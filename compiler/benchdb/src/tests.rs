@@ -110,6 +110,34 @@ fn several_writers_at_once_lose_nothing() {
     assert_eq!(BenchDb::open_to_read(&path).expect("the same").times(&source).expect("rows"), all);
 }
 
+#[test]
+fn what_a_killed_process_had_begun_is_undone() {
+    let dir = folder();
+    let path = dir.path().join("b");
+    let source = on("A", "9");
+    BenchDb::open(&path).expect("a new database").add(&relus(source.clone(), [1, 2])).expect("rows");
+    let begun = Connection::open(&path).expect("the same");
+    // Little memory, so that pages are written before the end of the transaction.
+    begun.pragma_update(None, "cache_size", 5).expect("a setting");
+    begun.execute_batch("BEGIN IMMEDIATE; UPDATE time SET ns = 77;").expect("a change");
+    for i in 0..2000 {
+        let name = format!("{i} {}", "x".repeat(200));
+        begun
+            .execute("INSERT INTO kernel (op, operands, precision) VALUES (?1, '', '')", [name])
+            .expect("a row");
+    }
+    for (n, opens) in [BenchDb::open, BenchDb::open_to_read].into_iter().enumerate() {
+        // As the files would be found if the process ended here.
+        let left = dir.path().join(format!("left{n}"));
+        let journal = |p: &Path| PathBuf::from(format!("{}-journal", p.display()));
+        std::fs::copy(&path, &left).expect("a copy");
+        std::fs::copy(journal(&path), journal(&left)).expect("a copy");
+        assert_ne!(left.metadata().expect("a file").len(), 0);
+        let db = opens(&left).expect("it is undone");
+        assert_eq!(db.times(&source).expect("rows"), relus(source.clone(), [1, 2]));
+    }
+}
+
 /// Opening must fail with `what` in its message and leave every byte.
 fn refused(path: &Path, what: &str) {
     let before = std::fs::read(path).expect("the file");

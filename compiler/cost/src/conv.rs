@@ -11,13 +11,15 @@
 //! | implicit precomputed GEMM | one 4-byte offset per reduction step and output pixel; weight gradients also one partial sum of the result | same |
 //! | GEMM | the im2col matrix of one image | Chellapilla et al., 2006 |
 //! | FFT | f32 half spectra of x, w and y, extents padded to powers of two | Mathieu et al., arXiv 1312.5851 |
-//! | FFT tiling | the same for 32x32 tiles with overlap kernel - 1 | Vasilache et al., arXiv 1412.7580 |
+//! | FFT tiling | the same for 32x32 tiles with overlap kernel - 1, of at most two tiles at a time | Vasilache et al., arXiv 1412.7580 |
 //! | Winograd | the filters, transformed for F(2x2, 3x3) | Lavin and Gray, arXiv 1509.09308 |
 //! | Winograd, not fused | data, filters and products, transformed for F(4x4, 3x3) or F(5x5, 5x5) | same |
 //!
 //! Two of them meet what cuDNN 9.19 asks for to the byte: 192 to 384 channels, 3x3, 13x13,
 //! batch 256 not-fused Winograd 334 MiB; 64 to 192 channels, 5x5, 27x27, batch 256 tiled FFT
-//! 323 MiB.
+//! 323 MiB. Where an image takes more than one tile, its tiled FFT asks for the spectra of two
+//! (six shapes measured, forward and backward data): 64 to 64 channels, 3x3, batch 64 take
+//! 85 MiB at 56x56 as well as at 224x224.
 
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::op::ConvAttrs;
@@ -41,6 +43,8 @@ pub(crate) const ALGOS: [ConvAlgo; 7] = ConvAlgo::CLASSIC;
 const FFT_TILE: u64 = 32;
 /// Complex values of a tile's half spectrum.
 const FFT_TILE_VALUES: u64 = FFT_TILE * (FFT_TILE / 2 + 1);
+/// Tiles of an image whose spectra the tiled FFT holds at once, as cuDNN 9.19 does.
+const FFT_TILES_HELD: u64 = 2;
 /// Largest padded extent of the whole-image FFT.
 const FFT_MAX: u64 = 256;
 
@@ -188,13 +192,28 @@ impl<'a> ConvShape<'a> {
             }
             ConvAlgo::Gemm => self.im2col_image(),
             ConvAlgo::Fft => self.transformed(mul([8, self.fft_values()]), 1),
-            ConvAlgo::FftTiling => self.transformed(8 * FFT_TILE_VALUES, self.fft_tiles()),
+            ConvAlgo::FftTiling => {
+                self.transformed(8 * FFT_TILE_VALUES, self.fft_tiles().min(FFT_TILES_HELD))
+            }
             ConvAlgo::Winograd => mul([4 * 16, self.c, self.k]),
             ConvAlgo::WinogradNonfused => {
                 let (out, edge) = self.winograd_tile();
                 self.transformed(4 * edge * edge, self.tiles(out))
             }
         })
+    }
+
+    /// Bytes an FFT `algo` reads and writes in its `passes` over the half spectra of x, w and
+    /// y, all of them, held at once or not. An image of at most the tiles' extent is transformed
+    /// inside a multiprocessor; a larger one is written after its rows and read before its
+    /// columns.
+    pub(crate) fn fft_traffic(&self, algo: ConvAlgo, passes: f64) -> f64 {
+        if algo == ConvAlgo::FftTiling {
+            return passes * self.transformed(8 * FFT_TILE_VALUES, self.fft_tiles()) as f64;
+        }
+        let values = self.fft_values();
+        let between = if values > FFT_TILE_VALUES { 2.0 } else { 0.0 };
+        (passes + between) * self.transformed(mul([8, values]), 1) as f64
     }
 
     /// Bytes of the im2col matrix of one image.

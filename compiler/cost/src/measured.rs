@@ -149,7 +149,9 @@ pub struct MeasuredError {
 /// The op under which times are kept: kernels do not depend on a dropout's seed.
 fn canonical(op: &Op) -> Cow<'_, Op> {
     match op {
-        Op::Dropout { ratio, seed } if *seed != 0 => Cow::Owned(Op::Dropout { ratio: *ratio, seed: 0 }),
+        Op::Dropout { ratio, seed, first } if (*seed, *first) != (0, 0) => {
+            Cow::Owned(Op::Dropout { ratio: *ratio, seed: 0, first: 0 })
+        }
         _ => Cow::Borrowed(op),
     }
 }

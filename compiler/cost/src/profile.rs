@@ -151,11 +151,12 @@ pub(crate) struct Conv {
     pub bandwidth: f64,
     /// Fraction of the f32 peak when a group has one input and one output channel.
     pub depthwise: f64,
-    /// Workspace of the FFT algorithms over the spectra of x, w and y it must hold: a library
-    /// may keep transposed copies.
+    /// Workspace of the FFT of whole images over the spectra of x, w and y it must hold: a
+    /// library may keep copies.
     #[serde(default = "one")]
     pub fft_workspace: f64,
-    /// How often the FFT algorithms write or read their workspace, in all.
+    /// How often the FFT algorithms write or read their spectra, in all, when a transform fits
+    /// inside a multiprocessor.
     #[serde(default = "two")]
     pub fft_passes: f64,
     pub f32: Directions,

@@ -158,9 +158,8 @@ implicit_precomp_gemm = 0.88
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CopyDir, CostModel, Precision};
-    use vdnn_ir::op::UnaryKind;
-    use vdnn_ir::{Layout, Op, TensorType};
+    use crate::{CopyDir, CostModel, Measured, Precision};
+    use vdnn_ir::Layout;
 
     /// What the H200's profile says.
     fn h200() -> DeviceRates {
@@ -196,10 +195,19 @@ mod tests {
             for dir in [CopyDir::D2h, CopyDir::H2d] {
                 assert_eq!(made.copy(dir, bytes), shipped.copy(dir, bytes));
             }
-            // A size that nobody measured.
-            let ty = TensorType::f32([3, 5, 1237]);
-            let relu = Op::Unary(UnaryKind::Relu);
-            assert_eq!(made.kernel(&relu, &[&ty], &[&ty], None), shipped.kernel(&relu, &[&ty], &[&ty], None));
+            // Every kernel that was measured, as if none had been.
+            let [made, guessed] = [made, shipped.clone()].map(|m| m.with_measured(Measured::default()));
+            assert!(shipped.measured().len() > 1000);
+            for kernel in shipped.measured().kernels() {
+                let (inputs, outputs): (Vec<_>, Vec<_>) =
+                    (kernel.inputs.iter().collect(), kernel.outputs.iter().collect());
+                let time = |m: &CostModel| m.kernel(kernel.op, &inputs, &outputs, None);
+                assert_eq!(time(&made), time(&guessed), "{}", kernel.op);
+                if kernel.op.is_conv() {
+                    let options = |m: &CostModel| m.conv_options(kernel.op, &inputs, &outputs);
+                    assert_eq!(options(&made), options(&guessed), "{}", kernel.op);
+                }
+            }
         }
     }
 

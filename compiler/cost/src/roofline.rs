@@ -95,7 +95,7 @@ impl Roofline {
         let bytes = shape.workspace(algo);
         match algo {
             // Not through a float where nothing changes; the cast saturates.
-            ConvAlgo::Fft | ConvAlgo::FftTiling if self.fft_workspace > 1.0 => {
+            ConvAlgo::Fft if self.fft_workspace > 1.0 => {
                 Bytes((bytes.as_f64() * self.fft_workspace).ceil() as u64)
             }
             _ => bytes,
@@ -109,7 +109,7 @@ impl Roofline {
             return None;
         }
         let scratch = match algo {
-            ConvAlgo::Fft | ConvAlgo::FftTiling => self.workspace(shape, algo).as_f64() * self.fft_passes,
+            ConvAlgo::Fft | ConvAlgo::FftTiling => shape.fft_traffic(algo, self.fft_passes),
             _ => shape.workspace_traffic(algo).as_f64(),
         };
         let traffic = (traffic.as_f64() + scratch) / self.conv_bandwidth;

@@ -129,7 +129,9 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         Op::Unary(kind) => return elementwise::unary(op, *kind, x[0], &mut y[0]),
         Op::UnaryGrad(kind) => elementwise::unary_grad::<E>(*kind, x, &mut y[0]),
         Op::Binary(kind) => return elementwise::binary(op, *kind, x, &mut y[0]),
-        Op::Dropout { ratio, seed } => elementwise::dropout::<E>(ratio.0, *seed, x, &mut y[0]),
+        Op::Dropout { ratio, seed, first } => {
+            elementwise::dropout::<E>(ratio.0, [*seed, *first], x, &mut y[0]);
+        }
         Op::SgdUpdate => elementwise::sgd::<E>(x, y),
         Op::Fill { value, .. } => element::put::<E>(&mut y[0]).fill(E::round(f64::from(value.0))),
         Op::Reduce { kind, axes, .. } => return reduce::reduce(op, *kind, axes, x[0], &mut y[0]),

@@ -106,6 +106,9 @@ pub struct CudaArgs {
     /// Leave out the N-th wait of the plan, to show that the test for missing waits notices.
     #[arg(long, value_name = "N", hide = true)]
     pub drop_wait: Option<usize>,
+    /// Make the N-th launch of the plan fail, to see what is said of it.
+    #[arg(long, value_name = "N", hide = true)]
+    pub fail_launch: Option<usize>,
 }
 
 /// `vdnnc devices`.
@@ -161,6 +164,26 @@ pub struct ProfileArgs {
     #[command(flatten)]
     pub cuda: CudaArgs,
     /// Compile options.
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+/// `vdnnc calibrate`.
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    /// The profile.
+    #[arg(short = 'o', value_name = "PROFILE.toml")]
+    pub output: PathBuf,
+    /// Name of the profile. Default: the driver's name of the GPU.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The day to note in it.
+    #[arg(long, value_name = "YYYY-MM-DD", default_value = "unknown")]
+    pub date: String,
+    /// Options of the CUDA backend.
+    #[command(flatten)]
+    pub cuda: CudaArgs,
+    /// Compile options, of which only --device cuda:N and those of CUDA matter.
     #[command(flatten)]
     pub shared: SharedArgs,
 }

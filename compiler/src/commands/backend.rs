@@ -73,6 +73,7 @@ fn cuda_options(args: &CudaArgs, shared: &SharedArgs, poison: bool) -> CudaOptio
         poison,
         delay_seed: args.delay_seed,
         drop_wait: args.drop_wait,
+        fail_launch: args.fail_launch,
         deterministic: shared.deterministic,
         ..options(shared, &selector(args, shared))
     }
@@ -102,6 +103,14 @@ pub fn identify(
     date: &str,
 ) -> Result<(DeviceFacts, MeasuredOn), Failure> {
     cuda::identify(&options(shared, device), date).map_err(cuda_failure)
+}
+
+/// Opens a GPU to time things on.
+///
+/// # Errors
+/// If there is none, or a library is missing.
+pub fn measurer(shared: &SharedArgs, device: &DeviceSelector) -> Result<Measurer, Failure> {
+    Measurer::new(&options(shared, device)).map_err(cuda_failure)
 }
 
 /// Times kernels on a GPU, which is opened for the first of them.

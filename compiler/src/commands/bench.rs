@@ -148,7 +148,11 @@ fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn inputs(plan: &Plan) -> Result<BTreeMap<String, Tensor>, Failure> {
+/// Inputs for a step of a plan: random data, and settings that keep it finite.
+///
+/// # Errors
+/// If the host has no memory for one.
+pub(super) fn inputs(plan: &Plan) -> Result<BTreeMap<String, Tensor>, Failure> {
     let wanted: Vec<(String, TensorType)> =
         plan.inputs.iter().map(|i| (i.name.clone(), plan.buffers[i.buf].ty.clone())).collect();
     let mut inputs = synthetic::inputs(&wanted)?;
@@ -170,13 +174,21 @@ fn warm_up<B: Backend>(
 ) -> Result<Option<f32>, Failure> {
     let mut loss = None;
     for step in 0..args.warmup {
-        let outputs = executor.step(inputs).map_err(Failure::user)?;
-        loss = outputs.get("loss").and_then(|t| t.f32().first().copied());
-        if loss.is_some_and(|l| !l.is_finite()) {
-            return Err(Failure::user(format!("the loss is not finite at step {step}")));
-        }
+        loss = finite(&executor.step(inputs).map_err(Failure::user)?, step)?;
     }
     Ok(loss)
+}
+
+/// The loss among a step's outputs, if there is one.
+///
+/// # Errors
+/// If it is not finite: what follows would be the time of computing with NaN.
+fn finite(outputs: &BTreeMap<String, Tensor>, step: u32) -> Result<Option<f32>, Failure> {
+    match outputs.get("loss").and_then(|t| t.f32().first().copied()) {
+        Some(loss) if !loss.is_finite() => Err(Failure::user(format!("the loss is {loss} at step {step}"))
+            .hint("look at the model's weights for NaN and for values that overflow")),
+        loss => Ok(loss),
+    }
 }
 
 fn on_host(
@@ -189,10 +201,11 @@ fn on_host(
     let mut executor = Executor::load(plan, source, backend).map_err(Failure::user)?;
     let loss = warm_up(args, &mut executor, inputs)?;
     let mut steps = Vec::new();
-    for _ in 0..args.steps {
+    for step in 0..args.steps {
         let start = Instant::now();
-        executor.step(inputs).map_err(Failure::user)?;
+        let outputs = executor.step(inputs).map_err(Failure::user)?;
         steps.push(Nanos(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)));
+        finite(&outputs, args.warmup + step)?;
     }
     let checksum = args.checksum.then(|| checksum(&executor)).transpose()?;
     Ok(Measured { steps, loss, checksum, gpu: None })

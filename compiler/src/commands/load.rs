@@ -89,6 +89,15 @@ pub fn times(path: &Path) -> Result<Measured, Failure> {
 pub fn over_budget(no_plan: NoPlan) -> Failure {
     match no_plan {
         NoPlan::Failed(f) => f,
+        NoPlan::TooLarge { summary, .. } if summary.peak <= summary.budget => {
+            let limit = summary.host_limit.unwrap_or_default();
+            Failure::user(format!(
+                "the plan needs {} ({} bytes) of pinned host memory with --policy {}, --host-memory is {limit} ({} \
+                 bytes)",
+                summary.host, summary.host.0, summary.chosen_policy, limit.0
+            ))
+            .hint("offload less (--policy conv, or none), raise --memory or --host-memory, or use a smaller --batch")
+        }
         NoPlan::TooLarge { summary, smallest: (bytes, policy) } => {
             let whole = |arena: Bytes| arena.saturating_add(summary.overhead);
             let (need, least) = (whole(summary.peak), whole(bytes));
@@ -138,14 +147,30 @@ pub fn plan(path: &Path) -> Result<Plan, Failure> {
     vdnn_plan::codec::load(&bytes).map_err(|e| fail(&e))
 }
 
-/// The model a plan refers to, proved by its hash.
+/// The weights of the model a plan refers to, proved by its hash.
 ///
 /// # Errors
 /// If the file is missing or is another model.
 pub fn model_of_plan(plan: &Plan, plan_path: &Path) -> Result<Weights, Failure> {
-    let Some(reference) = &plan.header.model else {
-        return Ok(Weights::default());
-    };
+    match &plan.header.model {
+        None => Ok(Weights::default()),
+        Some(reference) => {
+            Ok(referenced(plan, reference, plan_path, &BTreeMap::new(), false)?.imported.weights)
+        }
+    }
+}
+
+/// The model a plan refers to, at the plan's batch, proved by its hash.
+///
+/// # Errors
+/// If the file is missing or is another model.
+pub fn referenced(
+    plan: &Plan,
+    reference: &ModelRef,
+    plan_path: &Path,
+    dims: &BTreeMap<String, u64>,
+    training: bool,
+) -> Result<Model, Failure> {
     let given = PathBuf::from(&reference.path);
     let beside = plan_path.parent().map(|d| d.join(&given));
     let path =
@@ -157,7 +182,7 @@ pub fn model_of_plan(plan: &Plan, plan_path: &Path) -> Result<Weights, Failure> 
                 Failure::user(format!("the plan's model {} is not there", given.display()))
                     .hint("put the ONNX file back, or compile the plan again")
             })?;
-    let options = ImportOptions { batch: Some(plan.header.batch), dims: BTreeMap::new(), training: false };
+    let options = ImportOptions { batch: Some(plan.header.batch), dims: dims.clone(), training };
     let imported = onnx::import_file(&path, &options).map_err(Failure::user)?;
     let sha256 = onnx::content_sha256(&imported.files)
         .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
@@ -165,8 +190,11 @@ pub fn model_of_plan(plan: &Plan, plan_path: &Path) -> Result<Weights, Failure> 
         return Err(Failure::user(format!("{} is not the model the plan was made from", path.display()))
             .hint("compile the plan again"));
     }
-    Ok(imported.weights)
+    Ok(Model { imported, path })
 }
+
+/// Bytes of a weight that are copied before the pages they come from are given back.
+const PIECE: usize = 4 << 20;
 
 /// Parameters from the model's initializers.
 #[derive(Debug)]
@@ -186,7 +214,11 @@ impl ParamLoader for FromWeights<'_> {
         if &w.ty != ty {
             return Err(LoadParamError::wrong_type(name, ty, &w.ty));
         }
-        take(&w.data);
+        // Copied out for good: the mapped file need not stay in memory beside the arena.
+        for piece in w.data.chunks(PIECE) {
+            take(piece);
+            onnx::mmap::release(piece);
+        }
         Ok(())
     }
 }
@@ -210,6 +242,10 @@ pub fn tensors(weights: &Weights) -> BTreeMap<String, Tensor> {
     weights
         .tensors
         .iter()
-        .filter_map(|(n, w)| Some((n.clone(), Tensor::from_bytes(w.ty.clone(), &w.data)?)))
+        .filter_map(|(n, w)| {
+            let tensor = Tensor::from_bytes(w.ty.clone(), &w.data)?;
+            onnx::mmap::release(&w.data);
+            Some((n.clone(), tensor))
+        })
         .collect()
 }

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod bench;
 mod bench_conv;
+pub mod calibrate;
 pub mod check;
 pub mod compile;
 pub mod dataset;
@@ -12,6 +13,7 @@ pub mod evaluate;
 pub mod inspect;
 pub mod load;
 pub mod profile;
+pub mod replan;
 pub mod reproduce;
 pub mod run;
 pub mod synthetic;
@@ -35,6 +37,7 @@ pub fn dispatch(cli: Cli) -> Result<(), Failure> {
         Some(Command::BenchConv(args)) => bench_conv::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Profile(args)) => profile::run(&args),
+        Some(Command::Calibrate(args)) => calibrate::run(&args),
         Some(Command::Zoo(args)) => zoo::run(&args),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),

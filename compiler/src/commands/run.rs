@@ -3,8 +3,9 @@
 use super::backend::Choice;
 use super::equivalence;
 use super::load::{self, FromWeights};
-use super::target::{Runner, Target};
-use crate::cli::{BackendName, ComputeBackend, RunArgs};
+use super::replan;
+use super::target::{self, Runner, Target};
+use crate::cli::{BackendName, ComputeBackend, DeviceName, RunArgs};
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline;
@@ -59,7 +60,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         let plan = load::plan(&args.target)?;
         vdnn_plan::check::check(&plan)
             .map_err(|e| Failure::user(format!("{} is not a valid plan:\n{e}", args.target.display())))?;
-        let weights = load::model_of_plan(&plan, &args.target)?;
+        let (plan, weights) = if args.backend() == BackendName::Cuda {
+            replan::for_gpu(plan, &args.target, args.replan, (&args.shared, &args.cuda))?
+        } else {
+            let weights = load::model_of_plan(&plan, &args.target)?;
+            (plan, weights)
+        };
         return execute(args, plan, &weights, given, labels);
     }
     let mut options = match args.backend() {
@@ -284,7 +290,13 @@ fn execute(
 ) -> Result<(), Failure> {
     let mode = plan.header.mode;
     if args.backend() == BackendName::Sim {
-        let cost = load::cost_model(&plan.header.device, plan.header.precision)?;
+        let shared = &args.shared;
+        let cost = match (&shared.gpu.device_profile, &shared.device) {
+            (None, DeviceName::Profile(_) | DeviceName::Gpu(_)) => {
+                load::cost_model(&plan.header.device, plan.header.precision)?
+            }
+            _ => target::profile(shared, plan.header.precision)?,
+        };
         let sim = vdnn_runtime::sim::simulate(&plan, &cost).map_err(Failure::internal)?;
         super::print(
             &serde_json::json!({

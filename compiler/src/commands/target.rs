@@ -75,7 +75,9 @@ impl Target {
             options.overhead = cost.overhead();
         }
         if let Some(path) = &shared.kernels_from {
-            let algos = load::plan(path)?.commands.into_iter().filter_map(|c| match c {
+            let other = load::plan(path)?;
+            options.kernels_made_for = other.header.engines;
+            let algos = other.commands.into_iter().filter_map(|c| match c {
                 Command::Launch { node, algo, .. } => Some((node, algo?)),
                 _ => None,
             });

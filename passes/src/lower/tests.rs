@@ -143,6 +143,7 @@ fn terms_of_another_model_are_refused() {
         algo: "memory".into(),
         device: "h200".into(),
         precision: vdnn_ir::Precision::F32,
+        engines: None,
         model: None,
     };
     let options = LowerOptions { header, device_budget: None, host_budget: None };

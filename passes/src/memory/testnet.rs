@@ -313,6 +313,7 @@ impl Scheduled {
             algo: "memory".into(),
             device: "h200".into(),
             precision: vdnn_ir::Precision::F32,
+            engines: None,
             model: None,
         };
         let options = LowerOptions { header, device_budget: None, host_budget: None };

@@ -1,6 +1,6 @@
 //! Inserts the halves of offload and prefetch pairs.
 
-use super::policy::{Selection, selection, view_root};
+use super::policy::{Selection, backward, selection, view_root};
 use crate::options::{Policy, SyncMode};
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use std::collections::BTreeMap;
@@ -88,8 +88,8 @@ struct Inserter<'g> {
     options: &'g InsertOffload,
     /// The program order before insertion.
     order: Vec<NodeId>,
-    /// The first position of the backward pass.
-    split: usize,
+    /// By position: it lies in a backward pass.
+    backward: Vec<bool>,
     around: Vec<Around>,
     /// By value: the readers of a tensor under any shape, with the value each reads.
     readers: Vec<Vec<(usize, ValueId)>>,
@@ -117,8 +117,7 @@ enum State {
 impl<'g> Inserter<'g> {
     fn new(graph: &'g mut Graph, options: &'g InsertOffload) -> Self {
         let order = graph.order().to_vec();
-        let backward = |id: &NodeId| matches!(graph.node(*id).stage, Stage::Backward | Stage::Update);
-        let split = order.iter().position(backward).unwrap_or(order.len());
+        let backward = backward(graph);
         let mut readers: Vec<Vec<(usize, ValueId)>> = vec![Vec::new(); graph.value_bound()];
         for (p, &id) in order.iter().enumerate() {
             let node = graph.node(id);
@@ -132,7 +131,7 @@ impl<'g> Inserter<'g> {
             }
         }
         let around = vec![Around::default(); order.len()];
-        Self { graph, options, order, split, around, readers }
+        Self { graph, options, order, backward, around, readers }
     }
 
     fn add(
@@ -175,16 +174,17 @@ impl<'g> Inserter<'g> {
                 continue;
             }
             let reads = self.readers[o.value.index()].iter().map(|r| r.0);
-            let last_read = reads.filter(|&p| p < self.split).max().unwrap_or(layer);
+            let last_read = reads.filter(|&p| !self.backward[p]).max().unwrap_or(layer);
+            let end = self.backward[layer..].iter().position(|b| *b).map_or(self.order.len(), |n| layer + n);
             let later = chosen.offloaded.get(k + self.options.lag as usize);
-            let after = match later.map(|l| at[l.layer.index()] as usize) {
+            let after = match later.map(|l| at[l.layer.index()] as usize).filter(|&p| p < end) {
                 Some(p) if p > last_read => {
                     self.around[p].before.push(done);
                     continue;
                 }
                 Some(_) => last_read,
                 // Nothing more leaves the device: the end of the forward pass.
-                None => last_read.max(self.split.saturating_sub(1)),
+                None => last_read.max(end.saturating_sub(1)),
             };
             // Where several are awaited the last copy comes first: it implies the others.
             self.around[after].after.insert(0, done);
@@ -203,7 +203,7 @@ impl<'g> Inserter<'g> {
         let mut first_reads: BTreeMap<usize, Vec<ValueId>> = BTreeMap::new();
         for (o, host) in chosen.offloaded.iter().zip(copies) {
             let reads = self.readers[o.value.index()].iter().map(|r| r.0);
-            if let Some(first_reader) = reads.filter(|&p| p >= self.split).min() {
+            if let Some(first_reader) = reads.filter(|&p| self.backward[p]).min() {
                 first_reads.entry(first_reader).or_default().push(o.value);
                 pending.insert(o.value, Pending { host, layer: o.layer, first_reader, state: State::Away });
             }
@@ -211,14 +211,14 @@ impl<'g> Inserter<'g> {
         let x_of: BTreeMap<NodeId, ValueId> = chosen.layers.iter().copied().collect();
         let at = self.graph.positions();
         let mut backward_end: BTreeMap<NodeId, usize> = BTreeMap::new();
-        for (p, &id) in self.order.iter().enumerate().skip(self.split) {
+        for (p, &id) in self.order.iter().enumerate().filter(|&(p, _)| self.backward[p]) {
             let node = self.graph.node(id);
             if let (Stage::Backward, Some(layer)) = (node.stage, node.origin) {
                 backward_end.insert(layer, p);
             }
         }
         let mut begun = vec![false; self.graph.node_bound()];
-        for p in self.split..self.order.len() {
+        for p in (0..self.order.len()).filter(|&p| self.backward[p]).collect::<Vec<_>>() {
             let node = self.graph.node(self.order[p]);
             // A layer that is gone is nowhere to look back from.
             let layer = match (node.stage, node.origin) {
@@ -301,7 +301,7 @@ impl<'g> Inserter<'g> {
         let mut new = vec![done];
         let mut shaped: BTreeMap<ValueId, ValueId> = BTreeMap::from([(x, back)]);
         for (p, v) in self.readers[x.index()].clone() {
-            if p < self.split {
+            if !self.backward[p] {
                 continue;
             }
             let reader = self.order[p];
@@ -334,9 +334,8 @@ impl<'g> Inserter<'g> {
         }
         // Reshapes in backward that only the rewired readers used.
         self.graph.set_order(order);
-        let idle: Vec<NodeId> = self.order[self.split..]
-            .iter()
-            .copied()
+        let backward = self.order.iter().zip(&self.backward).filter(|(_, b)| **b).map(|(&id, _)| id);
+        let idle: Vec<NodeId> = backward
             .filter(|&id| {
                 let node = self.graph.node(id);
                 let y = node.outputs[0];

@@ -53,11 +53,14 @@ pub fn selection(graph: &Graph, policy: Policy) -> Selection {
         return out;
     }
     let mut seen = vec![false; graph.value_bound()];
-    for (id, node) in graph.nodes().filter(|(_, n)| n.stage == Stage::Forward) {
-        if matches!(node.op, Op::Gemm { .. } | Op::MatMul { .. }) {
-            break;
+    let mut classifier = false;
+    for ((id, node), backward) in graph.nodes().zip(backward(graph)) {
+        if node.stage != Stage::Forward {
+            classifier &= !backward;
+            continue;
         }
-        if !selects(graph, policy, node) {
+        classifier |= matches!(node.op, Op::Gemm { .. } | Op::MatMul { .. });
+        if classifier || !selects(graph, policy, node) {
             continue;
         }
         let x = view_root(graph, node.inputs[0]);
@@ -75,6 +78,24 @@ pub fn selection(graph: &Graph, policy: Policy) -> Selection {
         }
     }
     out
+}
+
+/// By position: true in a backward pass. There is one for each slice of the batch; after it the
+/// next forward pass begins with its first layer.
+pub(super) fn backward(graph: &Graph) -> Vec<bool> {
+    let layer = |node: &Node| {
+        selects(graph, Policy::All, node) || matches!(node.op, Op::Gemm { .. } | Op::MatMul { .. })
+    };
+    let mut now = false;
+    let positions = graph.nodes().map(|(_, node)| {
+        match node.stage {
+            Stage::Backward | Stage::Update => now = true,
+            Stage::Forward => now &= !layer(node),
+            Stage::Setup => {}
+        }
+        now
+    });
+    positions.collect()
 }
 
 /// True if the policy offloads the X of such a layer.

@@ -4,8 +4,8 @@
 use crate::cursor::{self, Cursor, Fail};
 use crate::names;
 use crate::plan::{
-    Arena, Binding, BufId, Buffer, Command, EventId, FORMAT_VERSION, Header, ModelRef, Output, Param,
-    ParamSource, Plan, Predicted, SetupId, SetupLoad, SetupOp, StreamId,
+    Arena, Binding, BufId, Buffer, Command, EngineOrigin, EventId, FORMAT_VERSION, Header, ModelRef, Output,
+    Param, ParamSource, Plan, Predicted, SetupId, SetupLoad, SetupOp, StreamId,
 };
 use crate::sig::Sig;
 use smallvec::SmallVec;
@@ -57,6 +57,7 @@ struct Parser<'a> {
     policy: Option<String>,
     algo: Option<String>,
     device_name: Option<(String, Precision)>,
+    engines: Option<EngineOrigin>,
     model: Option<ModelRef>,
     predicted: Option<Predicted>,
     device: Option<Arena>,
@@ -152,6 +153,11 @@ impl<'a> Parser<'a> {
                 let name = c.quoted()?;
                 let precision = if c.eat("precision=") { c.parse("a precision")? } else { Precision::F32 };
                 once(&mut self.device_name, (name, precision))?;
+            }
+            "engines" => {
+                let device = c.quoted()?;
+                c.expect("cudnn=")?;
+                once(&mut self.engines, EngineOrigin { device, cudnn: c.quoted()? })?;
             }
             "weights" => {
                 let path = c.quoted()?;
@@ -289,6 +295,7 @@ impl<'a> Parser<'a> {
                 algo: need(self.algo, "algo")?,
                 device,
                 precision,
+                engines: self.engines,
                 model: self.model,
             },
             device: need(self.device, "arena device")?,
@@ -331,6 +338,7 @@ mod tests {
     fn every_form() -> Plan {
         let mut p = sound();
         p.header.model_name = "a \"b\" \\ \n\t\r\u{0}\u{2028}\u{202e} é ".into();
+        p.header.engines = Some(EngineOrigin { device: "G \"1\"\n".into(), cudnn: String::new() });
         p.header.model = Some(ModelRef { path: "dir/m.onnx".into(), sha256: [0xa5; 32] });
         p.predicted.step = Nanos(u64::MAX);
         p.device.budget = None;

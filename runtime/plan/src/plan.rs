@@ -15,7 +15,7 @@
 use crate::sig::Sig;
 use smallvec::SmallVec;
 use std::fmt;
-use vdnn_ir::graph::{NodeId, Stage};
+use vdnn_ir::graph::{ConvAlgo, NodeId, Stage};
 use vdnn_ir::id::PrimaryMap;
 use vdnn_ir::{Bytes, ConvSchedule, Mode, Nanos, Op, ParamRole, Precision, Space, TensorType, define_id};
 
@@ -63,8 +63,26 @@ pub struct Header {
     pub device: String,
     /// Arithmetic of convolutions and matrix products.
     pub precision: Precision,
+    /// Whose numbers the engines of the convolutions are, where it is known.
+    pub engines: Option<EngineOrigin>,
     /// The weights' file, if the plan loads any.
     pub model: Option<ModelRef>,
+}
+
+/// Where convolution engines were chosen. Their numbers mean the same only on the same kind of
+/// device with the same version of cuDNN; classic algorithms have names and run anywhere.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EngineOrigin {
+    /// What the driver calls the device.
+    pub device: String,
+    /// Version of cuDNN, such as `9.19.0`.
+    pub cudnn: String,
+}
+
+impl fmt::Display for EngineOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} with cuDNN {}", self.device, self.cudnn)
+    }
 }
 
 /// Reference to the ONNX file that holds the weights.
@@ -248,6 +266,12 @@ pub enum Command {
 }
 
 impl Command {
+    /// True for a convolution that runs by an engine's number, or a part of whose batch does.
+    pub fn uses_engines(&self) -> bool {
+        let Self::Launch { algo: Some(schedule), .. } = self else { return false };
+        schedule.runs(1).iter().any(|run| matches!(run.algo, ConvAlgo::Engine(_)))
+    }
+
     /// The queue the command is in.
     pub fn stream(&self) -> StreamId {
         match self {
@@ -257,6 +281,28 @@ impl Command {
             | Self::Record { stream, .. }
             | Self::Wait { stream, .. } => *stream,
         }
+    }
+}
+
+impl Plan {
+    /// True if a convolution runs by an engine's number.
+    pub fn uses_engines(&self) -> bool {
+        self.commands.iter().any(Command::uses_engines)
+    }
+
+    /// Why the plan's engines are not those of the device and libraries at hand, if they are
+    /// not. A plan without engines runs anywhere.
+    pub fn engines_differ(&self, here: &EngineOrigin) -> Option<String> {
+        let chosen = match &self.header.engines {
+            _ if !self.uses_engines() => return None,
+            Some(origin) if origin == here => return None,
+            Some(origin) => origin.to_string(),
+            None => "a device that it does not name".to_owned(),
+        };
+        Some(format!(
+            "the convolution engines of this plan were chosen for {chosen}; here is {here}, where their numbers mean \
+             other kernels"
+        ))
     }
 }
 
@@ -302,4 +348,41 @@ pub struct Plan {
     pub commands: Vec<Command>,
     /// Predictions.
     pub predicted: Predicted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::sound;
+
+    #[test]
+    fn only_engine_numbers_bind_a_plan() {
+        let origin = |device: &str, cudnn: &str| EngineOrigin { device: device.into(), cudnn: cudnn.into() };
+        let here = origin("GPU A", "9.19.0");
+        let mut plan = sound();
+        plan.header.engines = Some(origin("GPU B", "8.0.0"));
+        assert_eq!(plan.engines_differ(&here), None, "there is no engine in it");
+        let with = |plan: &mut Plan, chosen: &str| {
+            let Some(Command::Launch { algo, .. }) = plan.commands.first_mut() else {
+                panic!("a launch first")
+            };
+            *algo = Some(chosen.parse().expect("a schedule"));
+        };
+        with(&mut plan, "fft");
+        assert_eq!(plan.engines_differ(&here), None, "classic algorithms have names");
+        with(&mut plan, "fft@3+eng5_k2=7@1");
+        assert!(plan.uses_engines(), "a part of the batch");
+        with(&mut plan, "eng5_k2=7");
+        for (engines, says) in [
+            (Some(here.clone()), None),
+            (Some(origin("GPU B", "9.19.0")), Some("chosen for GPU B with cuDNN 9.19.0; here is GPU A with")),
+            (Some(origin("GPU A", "9.20.0")), Some("chosen for GPU A with cuDNN 9.20.0; here is GPU A with")),
+            (None, Some("a device that it does not name")),
+        ] {
+            plan.header.engines = engines;
+            let why = plan.engines_differ(&here);
+            assert_eq!(why.is_some(), says.is_some(), "{why:?}");
+            assert!(why.unwrap_or_default().contains(says.unwrap_or_default()));
+        }
+    }
 }

@@ -8,6 +8,7 @@
 //! policy "conv"
 //! algo "performance"
 //! device "h200"
+//! engines "NVIDIA H200" cudnn="9.19.0"
 //! weights "lenet.onnx" sha256=9f86…
 //! predicted step=81200 compute=80000 stall=1200 lower_bound=4096
 //! arena device 8192 budget=16384
@@ -153,6 +154,9 @@ impl fmt::Display for Plan {
         match h.precision {
             Precision::F32 => writeln!(f)?,
             other => writeln!(f, " precision={other}")?,
+        }
+        if let Some(e) = &h.engines {
+            writeln!(f, "engines {} cudnn={}", Quoted(&e.device), Quoted(&e.cudnn))?;
         }
         if let Some(m) = &h.model {
             writeln!(f, "weights {} sha256={}", Quoted(&m.path), Hex(&m.sha256))?;

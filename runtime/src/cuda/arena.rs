@@ -75,10 +75,10 @@ impl PinnedArena {
         // SAFETY: a plain allocation; freed in `drop`.
         match unsafe { result::malloc_host(size(bytes, what)?, sys::CU_MEMHOSTALLOC_PORTABLE) } {
             Ok(start) => Ok(Self { start: start.cast(), bytes }),
-            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                Err(CudaError::OutOfMemory { what: what.to_owned(), bytes, free: None })
+            Err(e) => {
+                let text = CudaError::driver("cuMemHostAlloc", e.0).text();
+                Err(CudaError::CannotPin { what: what.to_owned(), bytes, text })
             }
-            Err(e) => Err(CudaError::driver("cuMemHostAlloc", e.0)),
         }
     }
 

@@ -23,7 +23,7 @@ use vdnn_ir::id::EntityId;
 use vdnn_ir::kernel::Kernels;
 use vdnn_ir::{Bytes, Space};
 use vdnn_plan::print::command_text;
-use vdnn_plan::{CmdId, StreamKind};
+use vdnn_plan::{CmdId, EngineOrigin, StreamKind};
 
 /// Options of the CUDA backend.
 #[derive(Clone, Debug)]
@@ -42,6 +42,8 @@ pub struct CudaOptions {
     /// Leave out one of the plan's waits, counted round and round: shows that a test notices.
     /// Results are garbage; nothing outside the plan's memory is touched.
     pub drop_wait: Option<usize>,
+    /// Make one of the plan's launches fail, counted round and round: shows what is said of it.
+    pub fail_launch: Option<usize>,
     /// Where compiled kernels are kept; `None` compiles them in every process.
     pub cache_dir: Option<PathBuf>,
     /// Where the libraries are.
@@ -58,6 +60,7 @@ impl Default for CudaOptions {
             poison: false,
             delay_seed: None,
             drop_wait: None,
+            fail_launch: None,
             cache_dir: None,
             libs: LibrarySearch::default(),
             deterministic: false,
@@ -130,6 +133,15 @@ impl CudaBackend {
     /// The libraries in use.
     pub fn libraries(&self) -> &[LoadedLibrary] {
         &self.libraries
+    }
+
+    /// Whose engine numbers plans that run here may hold.
+    pub fn engine_origin(&self) -> EngineOrigin {
+        let cudnn = self.libraries.iter().find(|l| l.library == libs::Library::Cudnn);
+        EngineOrigin {
+            device: self.device.facts().name.clone(),
+            cudnn: cudnn.map(|l| l.version.clone()).unwrap_or_default(),
+        }
     }
 
     /// True once steps are replayed from a graph.
@@ -282,6 +294,10 @@ impl Backend for CudaBackend {
             return Err(RunError::NeedsCheckedPlan);
         }
         let plan = program.plan();
+        if let Some(why) = plan.engines_differ(&self.engine_origin()) {
+            let next = "plan for this GPU with --device cuda:N, or run the plan with --replan";
+            return Err(CudaError::BadPlan { why: format!("{why}; {next}") }.into());
+        }
         self.device.make_current()?;
         let device_arena = DeviceArena::new(plan.device.bytes, "the plan's device arena")?;
         let host_arena = PinnedArena::new(plan.host.bytes, "the plan's pinned host arena")?;
@@ -302,6 +318,7 @@ impl Backend for CudaBackend {
             poison: self.options.poison,
             delays: delays.as_ref().map(Delays::range),
             dropped_wait: self.options.drop_wait.and_then(|n| delays::nth_wait(plan, n)),
+            failing: self.options.fail_launch.and_then(|n| delays::nth_launch(plan, n)),
         };
         let table = Table::new(&program, &resources, &mut self.modules, options)
             .map_err(|(at, error)| command_error(&program, at, error))?;
@@ -368,5 +385,33 @@ impl Drop for CudaBackend {
 impl fmt::Debug for CudaBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CudaBackend").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program() -> Program {
+        let text = "vplan 1\nmodel \"m\"\nmode infer\nbatch 1\npolicy \"all\"\nalgo \"memory\"\ndevice \"d\"\n\
+                    predicted step=0 compute=0 stall=0 lower_bound=0\narena device 512\narena host 256\n\
+                    stream s0 compute\nstream s1 d2h\nevents 0\nbuffer b0 device 0 f32[1] \"features.3\"\n\
+                    buffer b1 host 0 f32[1] \"features.3.host\"\ninput \"x\" b0\nc0 s1 copy b0 -> b1\n";
+        Program::unchecked(vdnn_plan::parse_plan(text).expect("a plan")).expect("it runs")
+    }
+
+    #[test]
+    fn what_a_call_refuses_names_the_command_and_what_shows_late_says_how_to_find_it() {
+        let failed = |text: &str| {
+            let error = CudaError::Driver { call: "cuMemcpyDtoHAsync", text: text.to_owned() };
+            command_error(&program(), CmdId::from_index(0), error).to_string()
+        };
+        let refused = failed("invalid argument (CUDA_ERROR_INVALID_VALUE)");
+        assert!(
+            refused.starts_with("c0") && refused.contains("copy") && refused.contains("cuMemcpy"),
+            "{refused}"
+        );
+        let late = failed("an illegal memory access was encountered (CUDA_ERROR_ILLEGAL_ADDRESS)");
+        assert!(!late.contains("c0") && late.contains("CUDA_LAUNCH_BLOCKING"), "{late}");
     }
 }

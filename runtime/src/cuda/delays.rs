@@ -83,9 +83,17 @@ impl Delays {
 
 /// The `n`th wait of a plan, counted round and round; `None` if it has none.
 pub(super) fn nth_wait(plan: &Plan, n: usize) -> Option<CmdId> {
-    let waits: Vec<usize> =
-        (0..plan.commands.len()).filter(|&i| matches!(plan.commands[i], Command::Wait { .. })).collect();
-    waits.get(n % waits.len().max(1)).map(|&i| CmdId::from_index(i))
+    nth(plan, n, |c| matches!(c, Command::Wait { .. }))
+}
+
+/// The `n`th launch of a plan, counted round and round; `None` if it has none.
+pub(super) fn nth_launch(plan: &Plan, n: usize) -> Option<CmdId> {
+    nth(plan, n, |c| matches!(c, Command::Launch { .. }))
+}
+
+fn nth(plan: &Plan, n: usize, wanted: impl Fn(&Command) -> bool) -> Option<CmdId> {
+    let found: Vec<usize> = (0..plan.commands.len()).filter(|&i| wanted(&plan.commands[i])).collect();
+    found.get(n % found.len().max(1)).map(|&i| CmdId::from_index(i))
 }
 
 #[cfg(test)]
@@ -142,5 +150,6 @@ mod tests {
         let mut none = plan(1);
         none.commands.retain(|c| !matches!(c, Command::Wait { .. }));
         assert_eq!(nth_wait(&none, 0), None);
+        assert_eq!(nth_launch(&none, 3), None);
     }
 }

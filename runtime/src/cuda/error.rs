@@ -54,7 +54,20 @@ pub enum CudaError {
         /// What is missing.
         why: String,
     },
-    /// The device or the pinned host memory is too small.
+    /// The host does not give so much page-locked memory.
+    #[error(
+        "cannot pin {bytes} ({} bytes) of host memory for {what}: {text}; lower --host-memory, raise --memory so that \
+         less is offloaded, use a smaller batch, or close what holds the host's memory", .bytes.0
+    )]
+    CannotPin {
+        /// What it was for.
+        what: String,
+        /// Its size.
+        bytes: Bytes,
+        /// What the driver says.
+        text: String,
+    },
+    /// The device's memory is too small.
     #[error(
         "cannot allocate {bytes} for {what}{}; lower --memory or the batch",
         free.map(|f| format!(" ({f} free)")).unwrap_or_default()
@@ -94,11 +107,22 @@ impl CudaError {
         let error = cudarc::driver::result::DriverError(status);
         let text = |r: Result<&std::ffi::CStr, _>| r.ok().map(|s| s.to_string_lossy().into_owned());
         let name = text(error.error_name()).unwrap_or_else(|| format!("CUresult {}", status as u32));
-        let text = match text(error.error_string()) {
+        let mut text = match text(error.error_string()) {
             Some(words) => format!("{words} ({name})"),
             None => name,
         };
+        if let Some(advice) = advice(status) {
+            text = format!("{text}; {advice}");
+        }
         Self::Driver { call, text }
+    }
+
+    /// What the driver says, if it is the driver's.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Driver { text, .. } => text.clone(),
+            other => other.to_string(),
+        }
     }
 
     /// The error of cudarc's checked calls as ours.
@@ -131,6 +155,24 @@ impl CudaError {
     }
 }
 
+/// What to do about a failure that is not the plan's.
+fn advice(status: cudarc::driver::sys::CUresult) -> Option<&'static str> {
+    use cudarc::driver::sys::CUresult as R;
+    match status {
+        R::CUDA_ERROR_OUT_OF_MEMORY => {
+            Some("the driver needs device memory of its own; lower --memory, or end other processes there")
+        }
+        R::CUDA_ERROR_DEVICE_UNAVAILABLE
+        | R::CUDA_ERROR_ECC_UNCORRECTABLE
+        | R::CUDA_ERROR_HARDWARE_STACK_ERROR
+        | R::CUDA_ERROR_NVLINK_UNCORRECTABLE
+        | R::CUDA_ERROR_SYSTEM_NOT_READY => {
+            Some("the device is lost to this process; run again, and look at nvidia-smi if it stays so")
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +183,23 @@ mod tests {
         assert!(driver("an illegal memory access was encountered (CUDA_ERROR_ILLEGAL_ADDRESS)").is_late());
         assert!(!driver("invalid argument (CUDA_ERROR_INVALID_VALUE)").is_late());
         assert!(!CudaError::BadPlan { why: "ILLEGAL_ADDRESS".to_owned() }.is_late());
+    }
+
+    #[test]
+    fn a_lost_device_and_a_full_one_come_with_advice() {
+        use cudarc::driver::sys::CUresult as R;
+        assert!(advice(R::CUDA_ERROR_ECC_UNCORRECTABLE).is_some_and(|a| a.contains("nvidia-smi")));
+        assert!(advice(R::CUDA_ERROR_OUT_OF_MEMORY).is_some_and(|a| a.contains("--memory")));
+        assert_eq!(advice(R::CUDA_ERROR_INVALID_VALUE), None);
+    }
+
+    #[test]
+    fn pinning_less_needs_more_of_the_device() {
+        let what = "the plan's pinned host arena".to_owned();
+        let error = CudaError::CannotPin { what, bytes: Bytes(3 << 30), text: "no".to_owned() };
+        let text = error.to_string();
+        assert!(text.contains("3.00GiB (3221225472 bytes)") && text.contains("host arena"), "{text}");
+        assert!(text.contains("raise --memory") && text.contains("lower --host-memory"), "{text}");
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Measuring kernels for the cost model: each way to run an op, on operands filled with
 //! random numbers, timed on the device.
 
+mod link;
+
+pub use link::LinkTimes;
+
 use super::arena::DeviceArena;
 use super::backend::CudaOptions;
 use super::blas::{self, Blas};

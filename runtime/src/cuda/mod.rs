@@ -28,5 +28,5 @@ mod timing;
 pub use backend::{CudaBackend, CudaOptions};
 pub use device::{Device, DeviceFacts, DeviceSelector};
 pub use error::CudaError;
-pub use measure::{MeasureLimits, Measurer, identify};
+pub use measure::{LinkTimes, MeasureLimits, Measurer, identify};
 pub use proof::SavedParams;

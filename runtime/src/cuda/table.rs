@@ -117,6 +117,8 @@ pub(super) struct TableOptions {
     pub delays: Option<DeviceRange>,
     /// Leave this wait out.
     pub dropped_wait: Option<CmdId>,
+    /// Make this launch fail.
+    pub failing: Option<CmdId>,
 }
 
 /// Every command, by id.
@@ -267,6 +269,7 @@ fn entry(
     };
     let delay = match options.delays.filter(|_| delays::may_delay(command)) {
         Some(table) => Some(kernels::delay_by(table.ptr + delays::offset(at), modules)?),
+        None if options.failing == Some(at) => Some(kernels::trap(modules)?),
         None => None,
     };
     Ok(Entry { stream, delay, undefined, action })

@@ -52,6 +52,7 @@ impl Builder {
                 algo: String::new(),
                 device: String::new(),
                 precision: vdnn_ir::Precision::F32,
+                engines: None,
                 model: None,
             },
             device: Arena::default(),

@@ -256,12 +256,17 @@ fn mix(seed: u64, i: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// `x / (1 - ratio)` where `U(mix(seed, step), i) >= ratio`, else 0.
-pub(super) fn dropout<E: Element>(ratio: f32, seed: u64, operands: &[TensorRef<'_>], y: &mut TensorMut<'_>) {
+/// `x / (1 - ratio)` where `U(mix(seed, step), first + i) >= ratio`, else 0.
+pub(super) fn dropout<E: Element>(
+    ratio: f32,
+    [seed, first]: [u64; 2],
+    operands: &[TensorRef<'_>],
+    y: &mut TensorMut<'_>,
+) {
     let stream = mix(seed, operands[1].i64()[0] as u64);
     let ratio = f64::from(ratio);
     for (i, (y, &x)) in put::<E>(y).iter_mut().zip(get::<E>(operands[0])).enumerate() {
-        let u = (mix(stream, i as u64) >> 40) as f64 / f64::from(1 << 24);
+        let u = (mix(stream, first.wrapping_add(i as u64)) >> 40) as f64 / f64::from(1 << 24);
         *y = E::round(if u >= ratio { x.wide() / (1.0 - ratio) } else { 0.0 });
     }
 }

@@ -5,10 +5,11 @@
 //! Images are N, C, then one or more spatial dimensions, whatever their order in memory (see
 //! [`infer::takes_channels_last`]). All arithmetic is f32 unless stated. The text form of an op is RON (`Display`/`FromStr`).
 //!
-//! Feature maps, their gradients, and the weights that products read may be bf16, all of one op
-//! alike; arithmetic is f32 then, too, and results are rounded once ([`crate::bf16`]). Parameters
-//! of batch norms, biases, statistics, losses, softmax and updates are f32 always, and so are the
-//! results of [`Op::Gemm`], [`Op::MatMul`], [`Op::ConvWgrad`] and [`Op::Reduce`] on bf16.
+//! Feature maps, their gradients, and operands of convolutions and products may be bf16, all of
+//! one op alike; arithmetic is f32 then, too, and results are rounded once ([`crate::bf16`]).
+//! Parameters and statistics of batch norms, losses, softmax and updates are f32 always, and so
+//! are the third operand and the results of [`Op::Gemm`] and [`Op::MatMul`] and the result of
+//! [`Op::Reduce`].
 
 pub mod attrs;
 pub mod infer;
@@ -166,13 +167,16 @@ pub enum Op {
         /// The resulting shape.
         dims: Dims,
     },
-    /// `x, step:i64[] -> y`: `y[i] = x[i]/(1-ratio)` if `U(mix(seed, step), i) >= ratio` else 0.
-    /// The mask depends only on (seed, step, i), so the gradient is the same op on dy.
+    /// `x, step:i64[] -> y`: `y[i] = x[i]/(1-ratio)` if `U(mix(seed, step), first + i) >= ratio`
+    /// else 0. The mask depends only on (seed, step, i), so the gradient is the same op on dy.
     Dropout {
         /// Probability of zero.
         ratio: Real,
         /// Stream of this layer.
         seed: u64,
+        /// Elements of the stream before the first: those of the batch's earlier slices.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        first: u64,
     },
     /// `logits[N,C,..], labels:i64[N,..], [weight[C]] -> loss, log_prob`. Loss is `[]` for
     /// mean and sum, the labels' shape for none. Mean divides by the sum of label weights.
@@ -396,6 +400,10 @@ impl Op {
         let text = self.to_string();
         text.split(['(', ' ']).next().unwrap_or_default().to_owned()
     }
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 fn ron_options() -> ron::Options {

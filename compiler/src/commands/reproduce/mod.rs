@@ -12,6 +12,7 @@ use crate::cli::{Artefact, ReproduceArgs};
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline::{self, Attempt};
+use crate::slicing::Slices;
 use crate::timing::Timings;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -126,8 +127,10 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         dims: BTreeMap::new(),
         device: DEVICE.to_owned(),
         overhead: vdnn_ir::Bytes::ZERO,
+        host_memory: None,
         deterministic: false,
         kernels: std::collections::BTreeMap::new(),
+        kernels_made_for: None,
         micro_batch: BatchSizes::Undivided,
         workspace: Workspace::Planned,
         memory: None,
@@ -137,5 +140,6 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         elide_waits: true,
         elide_copies: true,
         fuse: Fuse::Off,
+        slices: Slices::Off,
     }
 }

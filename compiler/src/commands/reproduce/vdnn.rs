@@ -68,8 +68,8 @@ How ours comes about
   feature extractor managed, layer-end synchronisation. Offloaded bytes and times are those
   of our plans and our simulator. Memory is the paper's account, which leaves out weight
   gradients and momentum: the rules are in compiler/src/commands/reproduce/replay.rs, the same
-  for every cell. Constants fitted once: the convolution efficiencies and the FFT workspaces of
-  the profile.
+  for every cell. Constants fitted once: the efficiencies of the convolutions and of the FFTs'
+  workspace and passes, in the profile, which says why.
 ";
 
 /// The figures.

@@ -147,7 +147,7 @@ fn dropout(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
         let mask = Constant::uniform(cx.dims(&x)?, Scalar::Bool(true));
         return Ok(vec![x, Item::Const(mask)]);
     }
-    let op = Op::Dropout { ratio: ratio.into(), seed: fnv1a64(node.name.as_bytes()) };
+    let op = Op::Dropout { ratio: ratio.into(), seed: fnv1a64(node.name.as_bytes()), first: 0 };
     let inputs = [cx.value(&x)?, cx.step()];
     one(cx.emit(node, op, &inputs)?)
 }

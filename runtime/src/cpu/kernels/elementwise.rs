@@ -150,11 +150,11 @@ pub(super) fn unary_grad(
 }
 
 /// [`vdnn_ir::Op::Dropout`]: element i is kept if `U >= ratio`, U being the top 24 bits of
-/// splitmix64(splitmix64(seed, step), i) as a fraction.
+/// splitmix64(splitmix64(seed, step), first + i) as a fraction.
 pub(super) fn dropout(
     call: &Call<'_>,
     ratio: f32,
-    seed: u64,
+    [seed, first]: [u64; 2],
     outputs: &mut [TensorMut<'_>],
 ) -> Result<(), KernelError> {
     let x = call.f32_or_in_place(0)?;
@@ -166,17 +166,17 @@ pub(super) fn dropout(
         if let Some(x) = x {
             y.copy_from_slice(&x[i * CHUNK..][..y.len()]);
         }
-        drop_some(y, stream, i * CHUNK, ratio);
+        drop_some(y, stream, first.wrapping_add((i * CHUNK) as u64), ratio);
     });
     Ok(())
 }
 
 simd_fn! {
-    /// Drops out elements of `y`, the first of which is number `base` of the tensor.
-    fn drop_some(y: &mut [f32], stream: u64, base: usize, ratio: f32) {
+    /// Drops out elements of `y`, the first of which is number `base` of the stream.
+    fn drop_some(y: &mut [f32], stream: u64, base: u64, ratio: f32) {
         let keep = 1.0 - ratio;
         for (i, y) in y.iter_mut().enumerate() {
-            let u = (splitmix64(stream, (base + i) as u64) >> 40) as i32 as f32 * (1.0 / 16_777_216.0);
+            let u = (splitmix64(stream, base.wrapping_add(i as u64)) >> 40) as i32 as f32 * (1.0 / 16_777_216.0);
             *y = if u >= ratio { *y / keep } else { 0.0 };
         }
     }

@@ -104,7 +104,9 @@ impl Kernels for CpuKernels {
             Op::MatMul { trans_a, trans_b } => gemm::matmul(&call, *trans_a, *trans_b, outputs),
             Op::Unary(kind) => elementwise::unary(&call, *kind, outputs),
             Op::UnaryGrad(kind) => elementwise::unary_grad(&call, *kind, outputs),
-            Op::Dropout { ratio, seed } => elementwise::dropout(&call, ratio.0, *seed, outputs),
+            Op::Dropout { ratio, seed, first } => {
+                elementwise::dropout(&call, ratio.0, [*seed, *first], outputs)
+            }
             Op::Binary(kind) => binary::binary(&call, *kind, outputs),
             Op::Reduce { kind, axes, .. } => reduce::reduce(&call, *kind, axes, outputs),
             Op::Softmax { axis } => softmax::softmax(&call, *axis as usize, false, outputs),

@@ -72,7 +72,7 @@ pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaErr
     let conv = conv.finalize()?;
 
     let x = tensor(session, &problem.x, uid::X, problem.narrow, false)?;
-    let w = tensor(session, &problem.w, uid::W, problem.narrow_w(), false)?;
+    let w = tensor(session, &problem.w, uid::W, problem.narrow, false)?;
     // The epilogue: each step with its other operand. The residual comes before the bias: that
     // is the order all fused engines know (`cudnnConvolutionBiasActivationForward` has it too),
     // with the other there is none.
@@ -82,7 +82,7 @@ pub(super) fn build(target: &Target, problem: &Problem) -> Result<Graph, CudaErr
         steps.push((ADD, Some(other)));
     }
     if problem.bias {
-        let bias = tensor(session, &problem.bias_shape(), uid::BIAS, false, false)?;
+        let bias = tensor(session, &problem.bias_shape(), uid::BIAS, problem.narrow, false)?;
         steps.push((ADD, Some(bias)));
     }
     if problem.relu {

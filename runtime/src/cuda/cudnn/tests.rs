@@ -56,8 +56,7 @@ fn cases(
     };
     let ty = |dims: [u64; 4]| TensorType::new(element, dims).in_layout(layout);
     let (x, w, y) = (ty([n, c, hw, hw]), ty([k, c, kernel, kernel]), ty([n, k, hw, hw]));
-    let dw = TensorType { dtype: DType::F32, ..w.clone() };
-    let bias = TensorType::f32([k]);
+    let bias = TensorType::new(element, [k]);
     let dgrad = Op::ConvDgrad { conv: attrs.clone(), x_dims: x.dims.clone() };
     let wgrad = Op::ConvWgrad { conv: attrs.clone(), w_dims: w.dims.clone() };
     let conv = Op::Conv(attrs);
@@ -70,7 +69,7 @@ fn cases(
         case(&conv, &[&x, &w], &y),
         case(&conv, &[&x, &w, &bias], &y),
         case(&dgrad, &[&y, &w], &x),
-        case(&wgrad, &[&x, &y], &dw),
+        case(&wgrad, &[&x, &y], &w),
     ]
 }
 
@@ -250,11 +249,11 @@ fn odd(
     let y = ty([n, k], (0..extents.len()).map(out).collect());
     let dgrad = Op::ConvDgrad { conv: conv.clone(), x_dims: x.dims.clone() };
     let wgrad = Op::ConvWgrad { conv: conv.clone(), w_dims: w.dims.clone() };
-    let bias = TensorType::f32([k]);
+    let bias = TensorType::new(element(precision), [k]);
     vec![
         Case { op: Op::Conv(conv), inputs: vec![x.clone(), w.clone(), bias], outputs: vec![y.clone()] },
         Case { op: dgrad, inputs: vec![y.clone(), w.clone()], outputs: vec![x.clone()] },
-        Case { op: wgrad, inputs: vec![x, y], outputs: vec![TensorType { dtype: DType::F32, ..w }] },
+        Case { op: wgrad, inputs: vec![x, y], outputs: vec![w] },
     ]
 }
 

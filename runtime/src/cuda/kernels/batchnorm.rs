@@ -229,7 +229,7 @@ pub(super) fn relu_grad(cx: &mut Cx<'_>) -> Result<(), CudaError> {
 
 /// The bias, summand and ReLU behind a convolution: a normalisation with mean 0 and factor 1.
 pub(super) fn epilogue(cx: &mut Cx<'_>, relu: bool) -> Result<(), CudaError> {
-    let (bias, y) = (cx.f32(2)?, cx.real_out(0)?);
+    let (bias, y) = (cx.real(2)?, cx.real_out(0)?);
     let added = if cx.spec.inputs.len() > 3 { cx.real(3)?.ptr } else { 0 };
     let norm = Norm::new(cx, y)?;
     if norm.image.elements() == 0 {
@@ -237,7 +237,8 @@ pub(super) fn epilogue(cx: &mut Cx<'_>, relu: bool) -> Result<(), CudaError> {
     }
     let factors = norm.coefficients(cx)?;
     let args = Args::new().ptr(bias.ptr).ptr(factors).u32(norm.channels);
-    coefficients(cx, "bias_coefficients", norm.channels.div_ceil(THREADS), args);
+    let kernel = Kernel::instance(Source::BatchNormCoefficients, "BIAS_COEFFICIENTS", cx.element(bias)?.name);
+    cx.push(Step::new(kernel, norm.channels.div_ceil(THREADS), args));
     let pointers = Args::new().ptr(y.ptr).ptr(added).ptr(y.ptr);
     norm.apply(cx, "BN_APPLY", &format!("{relu}, {}", added != 0), pointers, factors)
 }

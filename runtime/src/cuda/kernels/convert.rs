@@ -7,7 +7,7 @@ use crate::cuda::error::CudaError;
 use vdnn_ir::Layout;
 
 /// [`vdnn_ir::Op::Dropout`].
-pub(super) fn dropout(cx: &mut Cx<'_>, ratio: f32, seed: u64) -> Result<(), CudaError> {
+pub(super) fn dropout(cx: &mut Cx<'_>, ratio: f32, seed: u64, before: u64) -> Result<(), CudaError> {
     let (x, step, y) = (cx.real(0)?, cx.input(1)?, cx.real_out(0)?);
     if y.ty.layout == Layout::ChannelsLast && !y.ty.layout_is_moot() {
         return Err(cx.unsupported("the mask follows row-major order; the tensor is channels-last"));
@@ -18,7 +18,8 @@ pub(super) fn dropout(cx: &mut Cx<'_>, ratio: f32, seed: u64) -> Result<(), Cuda
     }
     let element = cx.element(x)?;
     let scale = 1.0 / (1.0 - f64::from(ratio));
-    let args = Args::new().ptr(x.ptr).ptr(step.ptr).ptr(y.ptr).u64(n).u64(seed).f64(scale).f32(ratio);
+    let args = Args::new().ptr(x.ptr).ptr(step.ptr).ptr(y.ptr).u64(n).u64(seed).u64(before);
+    let args = args.f64(scale).f32(ratio);
     cx.per_items(Kernel::instance(Source::Dropout, "DROPOUT", element.name), n / element.width, args)
 }
 

@@ -27,7 +27,7 @@ mod tests;
 mod update;
 
 pub(crate) use modules::Modules;
-pub(crate) use proof::{count_different, delay_by};
+pub(crate) use proof::{count_different, delay_by, trap};
 
 use super::error::CudaError;
 use super::launch::{DeviceRange, LaunchSpec, Prepared};
@@ -131,7 +131,7 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::Transpose { perm } => movement::permute(cx, perm),
         Op::Expand { .. } => movement::expand(cx),
         Op::Relayout { .. } => movement::relayout(cx),
-        Op::Dropout { ratio, seed } => convert::dropout(cx, ratio.0, *seed),
+        Op::Dropout { ratio, seed, first } => convert::dropout(cx, ratio.0, *seed, *first),
         Op::Cast { .. } => convert::cast(cx),
         Op::SgdUpdate => update::sgd(cx),
         Op::Fill { value, .. } => update::fill(cx, value.0),

@@ -18,6 +18,13 @@ pub(crate) fn delay_by(length: CUdeviceptr, modules: &mut Modules) -> Result<Box
     Ok(Box::new(modules.bind(vec![step])?))
 }
 
+/// A kernel that fails when it runs; the context is lost with it.
+pub(crate) fn trap(modules: &mut Modules) -> Result<Box<dyn Prepared>, CudaError> {
+    let step =
+        Step { kernel: Kernel::fixed(Source::Proof, "trap"), grid: [1; 3], block: 1, args: Args::new() };
+    Ok(Box::new(modules.bind(vec![step])?))
+}
+
 /// Adds to the 32-bit word at `found` how many of `words` 32-bit words differ.
 pub(crate) fn count_different(
     a: CUdeviceptr,

@@ -17,7 +17,7 @@ pub(super) fn conv_wgrad(cx: &Rule<'_>, conv: &ConvAttrs, w_dims: &Dims) -> Resu
     cx.arity(2, 2)?;
     let out = window::conv_out(cx, conv, cx.real(0, "x")?, w_dims)?;
     cx.real_dims(1, "dy", &out, 0)?;
-    cx.one(DType::F32, w_dims.clone())
+    cx.one(cx.inputs[0].dtype, w_dims.clone())
 }
 
 pub(super) fn max_pool(cx: &Rule<'_>, pool: &PoolAttrs, x_dims: &Dims) -> Result<Types, InferError> {

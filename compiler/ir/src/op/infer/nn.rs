@@ -10,7 +10,7 @@ pub(super) fn conv(cx: &Rule<'_>, conv: &ConvAttrs) -> Result<Types, InferError>
     let out = window::conv_out(cx, conv, cx.real(0, "x")?, cx.real(1, "w")?)?;
     cx.equal_dtypes(0, 1)?;
     if cx.inputs.len() == 3 {
-        cx.f32_dims(2, "b", &out[1..2])?;
+        cx.real_dims(2, "b", &out[1..2], 0)?;
     }
     cx.one(cx.inputs[0].dtype, out)
 }
@@ -33,7 +33,7 @@ pub(super) fn conv_epilogue(cx: &Rule<'_>, conv: &ConvAttrs) -> Result<Types, In
     cx.arity(3, 4)?;
     let out = window::conv_out(cx, conv, cx.real(0, "x")?, cx.real(1, "w")?)?;
     cx.equal_dtypes(0, 1)?;
-    cx.f32_dims(2, "b", &out[1..2])?;
+    cx.real_dims(2, "b", &out[1..2], 0)?;
     if cx.inputs.len() == 4 {
         cx.real_dims(3, "r", &out, 0)?;
     }

@@ -231,12 +231,11 @@ fn feature_maps_may_be_bf16_and_parameters_may_not() {
     let conv = "kernel:[3,3],strides:[1,1],before:[1,1],after:[1,1],dilations:[1,1],groups:1";
     let (x, w, y) = ("bf16[2,4,5,5]", "bf16[6,4,3,3]", "bf16[2,6,5,5]");
     let forward = format!("conv({conv})");
-    assert_eq!(ok(&forward, &[x, w, "f32[6]"], 1), y);
+    assert_eq!(ok(&forward, &[x, w, "bf16[6]"], 1), y);
     assert!(err(&forward, &[x, "f32[6,4,3,3]"]).contains("element type bf16"));
-    assert!(err(&forward, &[x, w, "bf16[6]"]).contains("b of type f32[6]"));
+    assert!(err(&forward, &[x, w, "f32[6]"]).contains("b of type bf16[6]"));
     assert_eq!(ok(&format!("conv_dgrad(conv:({conv}),x_dims:[2,4,5,5])"), &[y, w], 1), x);
-    // Gradients of parameters are f32.
-    assert_eq!(ok(&format!("conv_wgrad(conv:({conv}),w_dims:[6,4,3,3])"), &[x, y], 1), "f32[6,4,3,3]");
+    assert_eq!(ok(&format!("conv_wgrad(conv:({conv}),w_dims:[6,4,3,3])"), &[x, y], 1), w);
     let gemm = "gemm(trans_a:false,trans_b:true,alpha:1.0,beta:1.0)";
     assert_eq!(ok(gemm, &["bf16[2,3]", "bf16[5,3]", "f32[5]"], 1), "f32[2,5]");
     let v = "f32[3]";

@@ -86,8 +86,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // Those that only add a bias.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    bias_coefficients(const float* bias, float* coefficients, u32 channels) {
-    const u32 c = blockIdx.x * THREADS + threadIdx.x;
-    if (c < channels) put(coefficients, channels, c, 0.0f, 1.0f, bias[c], 0.0f);
-}
+#define BIAS_COEFFICIENTS(NAME, T)                                                               \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                        \
+        NAME(const T* bias, float* coefficients, u32 channels) {                                 \
+        const u32 c = blockIdx.x * THREADS + threadIdx.x;                                        \
+        if (c < channels) put(coefficients, channels, c, 0.0f, 1.0f, get(bias + c), 0.0f);       \
+    }

@@ -18,10 +18,11 @@ __device__ __forceinline__ float drop(float x, u64 stream, u64 i, float ratio, d
 }
 
 template <class T>
-__device__ __forceinline__ void dropout(const T* x, const i64* step, T* y, u64 n, u64 seed, double scale,
-                                        float ratio) {
+__device__ __forceinline__ void dropout(const T* x, const i64* step, T* y, u64 n, u64 seed, u64 before,
+                                        double scale, float ratio) {
     constexpr u32 V = WIDTH<T>;
-    const u64 stream = splitmix64(seed, (u64)*step);
+    // Output i of a stream that is `before` numbers ahead is output before + i.
+    const u64 stream = splitmix64(seed, (u64)*step) + before * 0x9E3779B97F4A7C15ull;
     const u64 vectors = n / V, first = first_item();
     Pack<T, V> v[ITEMS];
 #pragma unroll
@@ -45,6 +46,6 @@ __device__ __forceinline__ void dropout(const T* x, const i64* step, T* y, u64 n
 
 #define DROPOUT(NAME, T)                                                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
-        NAME(const T* x, const i64* step, T* y, u64 n, u64 seed, double scale, float ratio) {              \
-        dropout(x, step, y, n, seed, scale, ratio);                                                        \
+        NAME(const T* x, const i64* step, T* y, u64 n, u64 seed, u64 before, double scale, float ratio) {  \
+        dropout(x, step, y, n, seed, before, scale, ratio);                                                \
     }

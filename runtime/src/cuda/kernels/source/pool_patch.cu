@@ -7,10 +7,9 @@ constexpr u32 PATCH = 2;
 
 // What a window sends: a maximum everything to its tap, an average a share to every tap. The
 // taps of V channels are the bytes of one word, from the lowest.
-template <class T, u32 V>
+template <u32 V>
 struct Window {
-    Pack<T, V> g;
-    float factor;
+    Vec<V> g;
     u32 taps;
     __device__ __forceinline__ bool sends(u32 e, u32 tap) const { return (taps >> 8 * e & 0xff) == tap; }
 };
@@ -54,7 +53,7 @@ __device__ __forceinline__ void pool_grad_patch(const T* dy, const u8* index, T*
 #pragma unroll
     for (u32 jh = 0; jh < N; jh++) {
         const u32 oh = oh0 + jh;
-        Window<T, V> window[N];
+        Window<V> window[N];
         bool in[N];
 #pragma unroll
         for (u32 jw = 0; jw < N; jw++) {
@@ -62,11 +61,13 @@ __device__ __forceinline__ void pool_grad_patch(const T* dy, const u8* index, T*
             in[jw] = oh < p.output[H] && ow < p.output[W];
             if (in[jw]) {
                 const u64 o = from + (u64)(oh * p.output[W] + ow) * step;
-                window[jw].g = fetch<V>(dy + o);
+                window[jw].g = load<V>(dy + o);
                 if constexpr (MAX) {
                     window[jw].taps = load_taps<V>(index + o);
                 } else {
-                    window[jw].factor = average(p, 0, oh, ow);
+                    const float factor = average(p, 0, oh, ow);
+#pragma unroll
+                    for (u32 e = 0; e < V; e++) window[jw].g.v[e] *= factor;
                 }
             }
         }
@@ -80,8 +81,7 @@ __device__ __forceinline__ void pool_grad_patch(const T* dy, const u8* index, T*
                     for (u32 e = 0; e < V; e++) {
                         bool sent = in[jw];
                         if constexpr (MAX) sent = sent && window[jw].sends(e, th * K + tw);
-                        const float g = MAX ? window[jw].g[e] : window[jw].g[e] * window[jw].factor;
-                        sum[k].v[e] += sent ? g : 0.0f;
+                        sum[k].v[e] += sent ? window[jw].g.v[e] : 0.0f;
                     }
                 }
             }

@@ -1,5 +1,5 @@
 // For tests of a plan's waits: delays whose lengths change without a new graph, and a
-// comparison of what two courses of steps left.
+// comparison of what two courses of steps left; and a failure.
 #include "common.cuh"
 
 // Occupies its stream for as many nanoseconds as the word says.
@@ -20,3 +20,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (u64 i = (u64)blockIdx.x * THREADS + threadIdx.x; i < n; i += stride) mine += a[i] != b[i];
     if (mine) atomicAdd(found, mine);
 }
+
+// Fails.
+extern "C" __global__ void trap() { __trap(); }

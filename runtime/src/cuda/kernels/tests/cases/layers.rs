@@ -2,7 +2,7 @@
 
 use super::{Case, Rng, list, naive};
 use vdnn_ir::op::{LrnAttrs, Op, PoolAttrs};
-use vdnn_ir::{Real, Tensor};
+use vdnn_ir::{DType, Real, Tensor};
 
 /// Per dimension: input, kernel, stride, dilation, padding before, after.
 fn attrs(dims: &[[u64; 6]], ceil_mode: bool) -> PoolAttrs {
@@ -89,6 +89,8 @@ pub(super) fn batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
         let tolerance = if dims.iter().product::<u64>() == 2 { 1e-5 } else { 2e-6 };
         // A mean far from zero, which sums of squares in f32 get wrong.
         let x = rng.tensor(dims, 9.0, 11.0);
+        // Bf16 numbers, of which the statistics below are in either precision.
+        let x = x.to_dtype(DType::BF16).and_then(|x| x.to_dtype(DType::F32)).expect("f32 elements");
         let [scale, bias, mean] = [0; 3].map(|_: i32| rng.tensor(&c, -1.0, 1.0));
         let var = rng.tensor(&c, 0.5, 2.0);
         let all = vec![x.clone(), scale.clone(), bias, mean.clone(), var.clone()];

@@ -185,7 +185,7 @@ fn pointwise(rng: &mut Rng, out: &mut Vec<Case>) {
     }
     for (dims, step) in [(&[4099][..], 0), (&[2, 3, 5, 7], 41), (&[3], -1)] {
         let step = Tensor::from_i64([], &[step]);
-        let op = Op::Dropout { ratio: Real(0.3), seed: 7 };
+        let op = Op::Dropout { ratio: Real(0.3), seed: 7, first: dims.len() as u64 - 1 };
         let x = rng.tensor(dims, 1.0, 2.0);
         // Channels-last tensors keep the row-major mask, which no kernel does yet.
         out.push(Case::new(op, vec![x, step], 1e-7));

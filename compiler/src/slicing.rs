@@ -1,0 +1,162 @@
+//! In how many slices a plan runs its batch: what the user may say, which numbers a search
+//! tries, and which it takes.
+
+use crate::driver::{Compiled, NoPlan, Summary};
+use crate::error::Failure;
+use crate::options::CompileOptions;
+use crate::pipeline;
+use crate::timing::Timings;
+use std::fmt;
+use std::str::FromStr;
+use vdnn_cost::CostModel;
+use vdnn_ir::{Bytes, Graph, Mode, Nanos};
+use vdnn_passes::PassError;
+use vdnn_passes::slice_batch::{SliceBatch, Slicing};
+
+/// Most slices that a search tries.
+const MOST: u64 = 64;
+
+/// How many percent of the step time a plan of [`Slices::On`] may cost.
+const SLOWER: u64 = 5;
+
+/// Whether the batch is cut into slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slices {
+    /// It is not.
+    Off,
+    /// If the plan is larger than the budget else: the fastest that is not.
+    Auto,
+    /// The smallest plan that is predicted to be at most 5 % slower.
+    On,
+    /// So many slices of everything.
+    Count(u64),
+}
+
+impl fmt::Display for Slices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Auto => f.write_str("auto"),
+            Self::On => f.write_str("on"),
+            Self::Count(n) => write!(f, "{n}"),
+        }
+    }
+}
+
+impl FromStr for Slices {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            _ => match text.parse() {
+                Ok(n) if n > 0 => Ok(Self::Count(n)),
+                _ => Err(format!("`{text}` is not off, on, auto or a number of slices")),
+            },
+        }
+    }
+}
+
+/// The ways to cut the batch that the options ask to consider, besides not at all.
+///
+/// # Errors
+/// Those of the passes that make the joint graph.
+pub fn candidates(
+    imported: &Graph,
+    batch: u64,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<Vec<SliceBatch>, PassError> {
+    let counts = || std::iter::successors(Some(2), |k| Some(2 * k)).take_while(|&k| k <= batch.min(MOST));
+    let slicings: Vec<Slicing> = match (options.slices, options.mode) {
+        (Slices::Off, _) => Vec::new(),
+        (Slices::Count(n), _) => vec![Slicing::Count(n)],
+        (_, Mode::Train) => counts().map(Slicing::Count).collect(),
+        (_, Mode::Infer) => {
+            let joint = joint(imported, options, None, cost, &mut Timings::default())?;
+            let largest = largest_images(&joint, batch);
+            let some = |least: u64| counts().filter(move |&k| k >= least).map(move |k| (k, least));
+            let pairs = [1, 2, 4, 8].into_iter().flat_map(some);
+            pairs.map(|(k, least)| Slicing::Target { bytes: Bytes(largest.0 / k), least }).collect()
+        }
+    };
+    Ok(slicings.into_iter().map(|slicing| SliceBatch { batch, slicing }).collect())
+}
+
+/// The largest sum of the feature maps that one node reads and writes.
+fn largest_images(joint: &Graph, batch: u64) -> Bytes {
+    let bytes = |v: &vdnn_ir::ValueId| {
+        let ty = joint.ty(*v);
+        if ty.dims.first() == Some(&batch) { ty.bytes().0 } else { 0 }
+    };
+    let of_node = |n: &vdnn_ir::Node| n.inputs.iter().chain(&n.outputs).map(bytes).sum();
+    Bytes(joint.nodes().map(|(_, n)| of_node(n)).max().unwrap_or(0))
+}
+
+/// The joint graph of a model with its batch cut in a way.
+///
+/// # Errors
+/// Those of the passes.
+pub fn joint(
+    imported: &Graph,
+    options: &CompileOptions,
+    slices: Option<SliceBatch>,
+    cost: &CostModel,
+    timings: &mut Timings,
+) -> Result<Graph, PassError> {
+    let mut graph = imported.clone();
+    let CompileOptions { mode, keep_gradients, fuse, .. } = options;
+    pipeline::to_joint_in_slices(&mut graph, *mode, *keep_gradients, *fuse, slices, cost, timings)?;
+    Ok(graph)
+}
+
+/// Makes the plan the options ask for; `plan` makes the one for a way of cutting the batch.
+///
+/// # Errors
+/// Those of `plan`: of the whole batch if no way of cutting it fits either.
+pub fn choose(
+    imported: &Graph,
+    batch: u64,
+    options: &CompileOptions,
+    cost: &CostModel,
+    plan: &dyn Fn(Option<SliceBatch>) -> Result<Compiled, NoPlan>,
+) -> Result<Compiled, NoPlan> {
+    let ways = candidates(imported, batch, options, cost)?;
+    if let Slices::Count(_) = options.slices {
+        return plan(ways.first().copied());
+    }
+    let whole = plan(None);
+    let limit = match (options.slices, &whole) {
+        (Slices::Off, _) | (Slices::Auto, Ok(_)) | (_, Err(NoPlan::Failed(_))) => return whole,
+        (_, Ok(c)) => Some(slower(&c.summary)),
+        (Slices::On, Err(NoPlan::TooLarge { summary, .. })) => Some(slower(summary)),
+        (_, Err(NoPlan::TooLarge { .. })) => None,
+    };
+    let mut best: Option<Compiled> = None;
+    for way in ways {
+        let found = match plan(Some(way)) {
+            Ok(found) => found,
+            Err(NoPlan::TooLarge { .. }) => continue,
+            // A barrier: no other number of slices will do either.
+            Err(NoPlan::Failed(Failure { .. })) => break,
+        };
+        let (new, old) = (&found.summary, best.as_ref().map(|b| &b.summary));
+        let better = match limit {
+            Some(limit) => new.step <= limit && old.is_none_or(|old| new.peak < old.peak),
+            None => old.is_none_or(|old| new.step < old.step),
+        };
+        if better {
+            best = Some(found);
+        }
+    }
+    match (best, whole) {
+        (Some(sliced), Ok(whole)) if sliced.summary.peak >= whole.summary.peak => Ok(whole),
+        (Some(sliced), _) => Ok(sliced),
+        (None, whole) => whole,
+    }
+}
+
+fn slower(summary: &Summary) -> Nanos {
+    Nanos(summary.step.0 + summary.step.0 / 100 * SLOWER)
+}

@@ -1,0 +1,392 @@
+//! Runs chains of layers on one slice of the batch after the other, so that only a slice of
+//! what they compute is in memory at a time.
+//!
+//! In training every sample's forward and backward pass belongs to one slice, weight gradients
+//! are summed over the slices and the optimizer steps follow once (gradient accumulation). In
+//! inference early layers, whose images are large, may run in more slices than later ones; the
+//! rows of several slices are then joined for the layer that takes more of them at once.
+//!
+//! The result is the same up to the rounding of sums over the batch. What needs the whole
+//! batch, such as batch norm in training, is a barrier.
+
+mod counts;
+mod rules;
+
+pub use counts::Slicing;
+
+use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
+use rules::{Part, Rule, on_rows, rule};
+use smallvec::SmallVec;
+use std::collections::BTreeMap;
+use vdnn_ir::graph::NodeSpec;
+use vdnn_ir::id::EntityId;
+use vdnn_ir::op::infer::InferError;
+use vdnn_ir::op::{BinaryKind, SliceAttrs};
+use vdnn_ir::{Graph, Node, NodeId, Op, Phase, Stage, ValueId};
+
+const PASS: &str = "slice-batch";
+
+/// Cuts the batch of a joint graph into slices.
+///
+/// Counters: `sliced` (nodes that run in slices), `slices` (the most of any), `barriers`
+/// (nodes that read rows and need them all).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SliceBatch {
+    /// Samples of the batch: the first extent of the inputs that have a row per sample.
+    pub batch: u64,
+    /// How many slices.
+    pub slicing: Slicing,
+}
+
+impl Pass for SliceBatch {
+    fn name(&self) -> &'static str {
+        PASS
+    }
+
+    fn requires(&self) -> Phase {
+        Phase::Joint
+    }
+
+    fn produces(&self) -> Phase {
+        Phase::Joint
+    }
+
+    fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
+        let rows = Rows::of(graph, self.batch);
+        let counts = counts::counts(graph, &rows, self)?;
+        let most = counts.iter().copied().max().unwrap_or(1);
+        let stats = Stats::from([
+            ("sliced", counts.iter().filter(|&&k| k > 1).count() as u64),
+            ("slices", most),
+            ("barriers", rows.barriers.len() as u64),
+        ]);
+        if most > 1 {
+            let mut slicer = Slicer::new(graph, self.batch, rows, counts);
+            slicer.run().map_err(|error| PassError::Infer { pass: PASS, error })?;
+        }
+        Ok(Outcome { changed: most > 1, stats })
+    }
+}
+
+/// Which values have a row per sample.
+struct Rows {
+    /// By value.
+    value: Vec<bool>,
+    /// By node: how it runs on some samples.
+    rule: Vec<Option<Rule>>,
+    /// By node: it depends on rows, itself or through others.
+    late: Vec<bool>,
+    /// Nodes that need what slices before them make and have no rule, unless only sums over
+    /// the whole batch and what is made of them depend on them, too.
+    barriers: Vec<NodeId>,
+}
+
+impl Rows {
+    fn of(graph: &Graph, batch: u64) -> Self {
+        let mut value = vec![false; graph.value_bound()];
+        for &v in graph.inputs() {
+            // The step number and the optimizer's settings belong to no sample.
+            let settings = graph.value(v).name.starts_with("vdnnc.");
+            value[v.index()] = graph.ty(v).dims.first() == Some(&batch) && !settings;
+        }
+        let mut rules = vec![None; graph.node_bound()];
+        let mut late = vec![false; graph.node_bound()];
+        let mut reads = vec![false; graph.node_bound()];
+        for (id, node) in graph.nodes() {
+            let reads_rows = node.inputs.iter().any(|&v| value[v.index()]);
+            let after = |v: &ValueId| graph.def_node(*v).is_some_and(|d| late[d.index()]);
+            reads[id.index()] = reads_rows;
+            late[id.index()] = reads_rows || node.inputs.iter().any(after);
+            if !reads_rows || node.stage == Stage::Setup {
+                continue;
+            }
+            let found = rule(graph, node, batch, |v| value[v.index()]);
+            for (part, v) in found.iter().flat_map(|rule| rule.results.iter().zip(&node.outputs)) {
+                value[v.index()] = *part == Part::Rows;
+            }
+            rules[id.index()] = found;
+        }
+        // Nodes that a node which reads rows depends on.
+        let mut feeds = reads.clone();
+        let mut barriers = Vec::new();
+        for (id, node) in graph.nodes().rev() {
+            let mut users = node.outputs.iter().flat_map(|&v| graph.value(v).users());
+            feeds[id.index()] |= users.any(|u| feeds[u.index()]);
+            if late[id.index()] && feeds[id.index()] && rules[id.index()].is_none() {
+                barriers.push(id);
+            }
+        }
+        barriers.reverse();
+        Self { value, rule: rules, late, barriers }
+    }
+}
+
+/// What a new node is called and belongs to.
+struct Like {
+    name: String,
+    stage: Stage,
+    origin: Option<NodeId>,
+}
+
+/// Rows `first..first + len`.
+#[derive(Clone, Copy)]
+struct Range {
+    first: u64,
+    len: u64,
+}
+
+struct Slicer<'a> {
+    graph: &'a mut Graph,
+    batch: u64,
+    rows: Rows,
+    /// By node: in how many slices it runs.
+    counts: Vec<u64>,
+    /// The rows of a value, by number of slices and slice.
+    pieces: BTreeMap<(ValueId, u64, u64), ValueId>,
+    /// What the slices of a sum have added up to so far.
+    totals: BTreeMap<ValueId, ValueId>,
+    /// Copies of forward nodes, by slice, for the origins of the others.
+    copies: BTreeMap<(NodeId, u64), NodeId>,
+    order: Vec<NodeId>,
+}
+
+impl<'a> Slicer<'a> {
+    fn new(graph: &'a mut Graph, batch: u64, rows: Rows, counts: Vec<u64>) -> Self {
+        Self {
+            graph,
+            batch,
+            rows,
+            counts,
+            pieces: BTreeMap::new(),
+            totals: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            order: Vec::new(),
+        }
+    }
+
+    fn run(&mut self) -> Result<(), InferError> {
+        let old = self.graph.order().to_vec();
+        for chain in self.chains(&old) {
+            let slices = chain.last().map_or(1, |s| s.0);
+            for slice in 0..slices {
+                self.emit(&chain, slice)?;
+            }
+        }
+        for i in 0..self.graph.outputs.len() {
+            let value = self.whole(self.graph.outputs[i].value)?;
+            self.graph.outputs[i].value = value;
+        }
+        for i in 0..self.graph.updates.len() {
+            let value = self.whole(self.graph.updates[i].value)?;
+            self.graph.updates[i].value = value;
+        }
+        // The originals now only read each other.
+        for &id in old.iter().rev() {
+            if self.counts[id.index()] > 1 {
+                self.graph.remove(id);
+            }
+        }
+        self.graph.set_order(std::mem::take(&mut self.order));
+        Ok(())
+    }
+
+    /// The nodes by how they follow each other: runs of one slice count, in chains along which
+    /// each count is a multiple of the next.
+    ///
+    /// What depends on no rows comes first, since every slice may read it. What runs once but
+    /// reads a sum over slices ends up behind them.
+    fn chains(&self, old: &[NodeId]) -> Vec<Vec<(u64, Vec<NodeId>)>> {
+        let early = old.iter().copied().filter(|id| !self.rows.late[id.index()]).collect();
+        let mut chains = vec![vec![(1, early)]];
+        let mut segments: Vec<(u64, Vec<NodeId>)> = Vec::new();
+        // What is made of sums and feeds no slice can wait for all of them.
+        let mut waiting = Vec::new();
+        for &id in old.iter().filter(|id| self.rows.late[id.index()]) {
+            let k = self.counts[id.index()];
+            let sums_only = self.rows.rule[id.index()].is_none() && !self.rows.barriers.contains(&id);
+            if sums_only {
+                waiting.push(id);
+                continue;
+            }
+            match segments.last_mut() {
+                Some((last, nodes)) if *last == k => nodes.push(id),
+                _ => segments.push((k, vec![id])),
+            }
+        }
+        let mut chain: Vec<(u64, Vec<NodeId>)> = Vec::new();
+        for segment in segments {
+            if chain.last().is_some_and(|last| last.0 % segment.0 != 0) {
+                chains.push(std::mem::take(&mut chain));
+            }
+            chain.push(segment);
+        }
+        chains.push(chain);
+        chains.push(vec![(1, waiting)]);
+        chains
+    }
+
+    /// One slice of the last segment of a chain, after the slices of the others that it needs.
+    fn emit(&mut self, chain: &[(u64, Vec<NodeId>)], slice: u64) -> Result<(), InferError> {
+        let Some(((k, nodes), before)) = chain.split_last() else { return Ok(()) };
+        if let Some((finer, _)) = before.last() {
+            let each = finer / k;
+            for child in slice * each..(slice + 1) * each {
+                self.emit(before, child)?;
+            }
+        }
+        for &id in nodes {
+            if *k == 1 { self.once(id)? } else { self.copy(id, *k, slice)? }
+        }
+        Ok(())
+    }
+
+    /// A node that stays, on whole operands.
+    fn once(&mut self, id: NodeId) -> Result<(), InferError> {
+        let operands = self.graph.node(id).inputs.clone();
+        let mut inputs = operands.clone();
+        for v in &mut inputs {
+            *v = self.whole(*v)?;
+        }
+        if inputs != operands {
+            self.graph.set_inputs(id, &inputs);
+        }
+        self.order.push(id);
+        Ok(())
+    }
+
+    fn range(&self, k: u64, slice: u64) -> Range {
+        let first = slice * self.batch / k;
+        Range { first, len: (slice + 1) * self.batch / k - first }
+    }
+
+    /// One slice of a node.
+    fn copy(&mut self, id: NodeId, k: u64, slice: u64) -> Result<(), InferError> {
+        let node: Node = self.graph.node(id).clone();
+        let like = self.like(id, slice);
+        let rule = self.rows.rule[id.index()].clone();
+        let rule =
+            rule.ok_or_else(|| InferError(format!("node {id} `{}` needs the whole batch", node.name)))?;
+        let Range { first, len } = self.range(k, slice);
+        let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::new();
+        for (i, &v) in node.inputs.iter().enumerate() {
+            let v = if rule.cut[i] { self.piece(v, k, slice)? } else { self.whole(v)? };
+            inputs.push(if rule.scaled == Some(i) { self.share(v, len, &like, slice)? } else { v });
+        }
+        let op = on_rows(&node.op, self.graph, &node, first, len);
+        let made = self.add(op, &inputs, &like, &format!("{slice}"), node.outputs.len())?;
+        self.copies.insert((id, slice), made);
+        for (i, &part) in rule.results.iter().enumerate() {
+            let (whole, piece) = (node.outputs[i], self.graph.node(made).outputs[i]);
+            if part == Part::Rows {
+                self.pieces.insert((whole, k, slice), piece);
+                continue;
+            }
+            let used = !self.graph.value(whole).users().is_empty() || self.named(whole);
+            if used {
+                let piece = if part == Part::Mean { self.share(piece, len, &like, slice)? } else { piece };
+                let total = match self.totals.get(&whole) {
+                    None => piece,
+                    Some(&so_far) => {
+                        let op = Op::Binary(BinaryKind::Add);
+                        let name = format!("{slice}/sum");
+                        let sum = self.add(op, &[so_far, piece], &like, &name, 1)?;
+                        self.graph.node(sum).outputs[0]
+                    }
+                };
+                self.totals.insert(whole, total);
+            }
+        }
+        Ok(())
+    }
+
+    fn named(&self, v: ValueId) -> bool {
+        self.graph.outputs.iter().any(|o| o.value == v) || self.graph.updates.iter().any(|u| u.value == v)
+    }
+
+    /// Adds a node behind what has been emitted.
+    fn add(
+        &mut self,
+        op: Op,
+        inputs: &[ValueId],
+        like: &Like,
+        suffix: &str,
+        n_outputs: usize,
+    ) -> Result<NodeId, InferError> {
+        let name = format!("{}#{suffix}", like.name);
+        let spec = NodeSpec { name, stage: like.stage, origin: like.origin, n_outputs };
+        let id = self.graph.add(op, inputs, spec)?;
+        self.order.push(id);
+        Ok(id)
+    }
+
+    /// A value times the share that `len` samples are of the batch.
+    fn share(&mut self, v: ValueId, len: u64, like: &Like, slice: u64) -> Result<ValueId, InferError> {
+        let share = self.graph.add_const_f32([], &[(len as f64 / self.batch as f64) as f32]);
+        let op = Op::Binary(BinaryKind::Mul);
+        let id = self.add(op, &[v, share], like, &format!("{slice}/share"), 1)?;
+        Ok(self.graph.node(id).outputs[0])
+    }
+
+    /// In how many slices a value's rows are made: 1 if all at once.
+    fn made_in(&self, v: ValueId) -> u64 {
+        let def = self.graph.def_node(v).filter(|_| self.rows.value.get(v.index()) == Some(&true));
+        def.map_or(1, |d| self.counts[d.index()])
+    }
+
+    /// The whole of a value of the graph as it was.
+    fn whole(&mut self, v: ValueId) -> Result<ValueId, InferError> {
+        if let Some(&total) = self.totals.get(&v) {
+            return Ok(total);
+        }
+        if self.made_in(v) > 1 { self.piece(v, 1, 0) } else { Ok(v) }
+    }
+
+    /// The rows of slice `slice` of `k` of a value of the graph as it was.
+    fn piece(&mut self, v: ValueId, k: u64, slice: u64) -> Result<ValueId, InferError> {
+        let made_in = self.made_in(v);
+        if k == 1 && made_in == 1 {
+            return Ok(v);
+        }
+        if let Some(&piece) = self.pieces.get(&(v, k, slice)) {
+            return Ok(piece);
+        }
+        let like = match self.graph.def_node(v) {
+            Some(def) => self.like(def, slice),
+            None => Like { name: self.graph.value(v).name.clone(), stage: Stage::Forward, origin: None },
+        };
+        let made = if made_in > k {
+            let each = made_in / k;
+            let mut parts: SmallVec<[ValueId; 8]> = SmallVec::new();
+            for i in slice * each..(slice + 1) * each {
+                let part = self.pieces.get(&(v, made_in, i)).copied();
+                parts.push(
+                    part.ok_or_else(|| InferError(format!("slice {i} of {v} is read before it is made")))?,
+                );
+            }
+            self.add(Op::Concat { axis: 0 }, &parts, &like, &format!("{slice}/rows"), 1)?
+        } else {
+            let coarse = slice * made_in / k;
+            let from = self.piece(v, made_in, coarse)?;
+            let (own, outer) = (self.range(k, slice), self.range(made_in, coarse));
+            let dims = &self.graph.ty(from).dims;
+            let mut attrs = SliceAttrs {
+                starts: dims.iter().map(|_| 0).collect(),
+                steps: dims.iter().map(|_| 1).collect(),
+                lens: dims.clone(),
+            };
+            attrs.starts[0] = own.first - outer.first;
+            attrs.lens[0] = own.len;
+            self.add(Op::Slice(attrs), &[from], &like, &format!("{slice}/rows"), 1)?
+        };
+        let piece = self.graph.node(made).outputs[0];
+        self.pieces.insert((v, k, slice), piece);
+        Ok(piece)
+    }
+
+    /// As a slice of a node is.
+    fn like(&self, id: NodeId, slice: u64) -> Like {
+        let node = self.graph.node(id);
+        let origin = node.origin.map(|o| self.copies.get(&(o, slice)).copied().unwrap_or(o));
+        Like { name: node.name.clone(), stage: node.stage, origin }
+    }
+}
