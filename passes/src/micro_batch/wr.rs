@@ -74,7 +74,9 @@ impl<'a, T: Copy> Table<'a, T> {
         let mut last = vec![0usize; n + 1];
         least[0] = Some((0, 0));
         for b in 1..=n {
-            for &m in self.sizes.iter().take_while(|&&m| m <= b) {
+            // Of two parts or more one is at most half.
+            let half = self.sizes.partition_point(|&m| m <= b / 2);
+            for &m in self.sizes[..half].iter().chain([&b]) {
                 let (Some(rest), Some(kernel)) = (least[b - m], self.best[m]) else { continue };
                 let here = (rest.0.saturating_add(kernel.time.0), rest.1 + 1);
                 if least[b].is_none_or(|best| here < best) {

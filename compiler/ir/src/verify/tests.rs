@@ -76,6 +76,8 @@ fn phases_and_algorithms() {
     expect(IMPORTED, &conv("forward", "algo=gemm"), &["before phase selected"]);
     expect("phase=selected mode=infer", &conv("forward", "algo=gemm"), &[]);
     expect("phase=selected mode=infer", &conv("forward", ""), &["without an algorithm"]);
+    expect("phase=selected mode=infer", &conv("forward", "algo=gemm@1"), &[]);
+    expect("phase=selected mode=infer", &conv("forward", "algo=gemm@1+fft@1x2"), &["micro-batches"]);
     expect("phase=selected mode=infer", &conv("setup", ""), &[]);
     expect(
         "phase=selected mode=train",

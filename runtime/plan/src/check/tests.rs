@@ -445,3 +445,46 @@ fn errors_are_bounded_and_draw_the_commands() {
     assert!(text.contains("c0 s0 launch n0 binary(add) forward (b0, b1) -> (b2) \"a\""), "{text}");
     assert!(text.contains("c2 s1 copy b2 -> b3"), "{text}");
 }
+
+#[test]
+fn micro_batches_are_of_the_whole_batch_and_change_nothing_else() {
+    let op: Op = "conv(kernel:[1],strides:[1],before:[0],after:[0],dilations:[1],groups:1)".parse().unwrap();
+    let (x, w) = (Sig::input("x"), Sig::param("w"));
+    let types = [TensorType::f32([4, 1, 2]), TensorType::f32([1, 1, 1])];
+    let y = Sig::apply(&op, &[(x, &types[0]), (w, &types[1])], 0);
+    let plan = |algo: &str| {
+        let text = format!(
+            r#"vplan 1
+model "tiny"
+mode infer
+batch 4
+policy "none"
+algo "memory"
+device "cpu"
+predicted step=0 compute=0 stall=0 lower_bound=0
+arena device 1024
+arena host 0
+stream s0 compute
+events 0
+buffer b0 device 0 f32[4,1,2] "x"
+buffer b1 device 256 f32[1,1,1] "w"
+buffer b2 device 512 f32[4,1,2] "y"
+input "x" b0
+output "y" b2 expect={y}
+param "w" b1 frozen initializer expect={w}
+c0 s0 launch n0 {op} algo={algo} forward (b0, b1) -> (b2) "c"
+"#
+        );
+        parse_plan(&text).unwrap()
+    };
+    for sound in ["gemm", "gemm@4", "gemm@1x3+fft@1", "gemm@3+eng5_k2=3@1"] {
+        let plan = plan(sound);
+        assert!(check(&plan).is_ok(), "{sound}: {:?}", check(&plan));
+        assert_eq!(parse_plan(&plan.to_string()).as_ref(), Ok(&plan));
+    }
+    for wrong in ["gemm@3", "gemm@5", "gemm@2+fft@3", "gemm@18446744073709551615x2"] {
+        let PlanErrors { errors, .. } = check(&plan(wrong)).expect_err(wrong);
+        assert!(matches!(errors[..], [PlanError::Division { at: CmdId(0), images: 4, .. }]), "{errors:?}");
+        assert!(errors[0].to_string().contains(wrong));
+    }
+}
