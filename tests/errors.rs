@@ -93,9 +93,10 @@ fn plan() -> (Plan, BTreeMap<String, Tensor>) {
     (harness::compile(&imported.graph, 2, &options).plan, harness::params(&imported))
 }
 
-fn load(how: Fails) -> Result<Executor<Failing>, RunError> {
+fn load(how: Fails) -> Result<Executor<Failing>, Box<RunError>> {
     let (plan, params) = plan();
     Executor::load(plan, &FromTensors(&params), Failing { cpu: CpuBackend::new(CpuOptions::default()), how })
+        .map_err(Box::new)
 }
 
 fn inputs(plan: &Plan) -> BTreeMap<String, Tensor> {

@@ -9,6 +9,9 @@ use crate::timing::Timings;
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_ir::{Graph, Op, Stage, TensorType, ValueId};
 
+/// Operands of one kernel that are all shown.
+const MANY: usize = 8;
+
 /// One kernel to time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -26,9 +29,17 @@ impl Kernel {
         (self.inputs.iter().collect(), self.outputs.iter().collect())
     }
 
-    /// For people: the op's name and the operands.
+    /// For people: the op's name and the operands; of long lists, which updates of many
+    /// parameters have, only the first.
     pub fn describe(&self) -> String {
-        let list = |types: &[TensorType]| types.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let list = |types: &[TensorType]| {
+            let shown = if types.len() > MANY { 3 } else { types.len() };
+            let mut text: Vec<String> = types[..shown].iter().map(ToString::to_string).collect();
+            if shown < types.len() {
+                text.push(format!("and {} more", types.len() - shown));
+            }
+            text.join(" ")
+        };
         format!("{} {} -> {}", self.op.name(), list(&self.inputs), list(&self.outputs))
     }
 }

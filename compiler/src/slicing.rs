@@ -13,8 +13,12 @@ use vdnn_ir::{Bytes, Graph, Mode, Nanos};
 use vdnn_passes::PassError;
 use vdnn_passes::slice_batch::{SliceBatch, Slicing};
 
-/// Most slices that a search tries.
-const MOST: u64 = 64;
+/// Numbers of slices that a search tries for a training step. Between two powers of two the step
+/// time can pass the limit of [`Slices::On`].
+const COUNTS: [u64; 12] = [2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64];
+
+/// Parts of the largest feature maps that a search tries as the size of a slice in inference.
+const PARTS: [u64; 6] = [2, 4, 8, 16, 32, 64];
 
 /// How many percent of the step time a plan of [`Slices::On`] may cost.
 const SLOWER: u64 = 5;
@@ -68,15 +72,14 @@ pub fn candidates(
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Vec<SliceBatch>, PassError> {
-    let counts = || std::iter::successors(Some(2), |k| Some(2 * k)).take_while(|&k| k <= batch.min(MOST));
     let slicings: Vec<Slicing> = match (options.slices, options.mode) {
         (Slices::Off, _) => Vec::new(),
         (Slices::Count(n), _) => vec![Slicing::Count(n)],
-        (_, Mode::Train) => counts().map(Slicing::Count).collect(),
+        (_, Mode::Train) => COUNTS.into_iter().filter(|&k| k <= batch).map(Slicing::Count).collect(),
         (_, Mode::Infer) => {
             let joint = joint(imported, options, None, cost, &mut Timings::default())?;
             let largest = largest_images(&joint, batch);
-            let some = |least: u64| counts().filter(move |&k| k >= least).map(move |k| (k, least));
+            let some = |least: u64| PARTS.into_iter().filter(move |&k| k >= least).map(move |k| (k, least));
             let pairs = [1, 2, 4, 8].into_iter().flat_map(some);
             pairs.map(|(k, least)| Slicing::Target { bytes: Bytes(largest.0 / k), least }).collect()
         }

@@ -77,7 +77,7 @@ run() { # a part
   local m n p net precision i
   case $part in
   devices) "$vdnnc" devices && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv ;;
-  ops) shared "" cuda/ops ;;
+  ops) shared "" cuda/ops cuda/micro ;;
   nets) shared "" cuda/nets ;;
   golden) VDNNC_TEST_DATA=${DATA:?} shared "" cuda/golden ;;
   control) shared "" cuda/control ;;
@@ -150,7 +150,7 @@ run() { # a part
     python3 "$here/checks.py" losses "$out/lenet-cuda.json" "$out/lenet-cpu.json" 1e-3
     ;;
   memcheck)
-    shared "compute-sanitizer --tool memcheck --error-exitcode 9" cuda/ops cuda/nets/f32/lenet cuda/nets/tf32/lenet \
+    shared "compute-sanitizer --tool memcheck --error-exitcode 9" cuda/ops cuda/micro cuda/nets/f32/lenet cuda/nets/tf32/lenet \
       cuda/nets/f32/resnet18
     ;;
   racecheck) # of our own kernels

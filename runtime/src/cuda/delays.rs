@@ -43,7 +43,7 @@ fn lengths(plan: &Plan, seed: Option<u64>) -> Vec<u32> {
         let apart = (counts[command.stream().index()] / EXPECTED).max(LEAST_APART);
         let z = splitmix64(seed?, i as u64);
         let delayed = may_delay(command) && (z >> 32).is_multiple_of(apart);
-        delayed.then_some(((z & 0xffff_ffff) * MAX_DELAY >> 32) as u32)
+        delayed.then_some((((z & 0xffff_ffff) * MAX_DELAY) >> 32) as u32)
     };
     plan.commands.iter().enumerate().map(|c| length(c).unwrap_or(0)).collect()
 }
@@ -121,14 +121,14 @@ mod tests {
         assert_eq!(of(7), of(7));
         assert_ne!(of(7), of(8));
         assert!(lengths(&plan, None).iter().all(|&d| d == 0));
-        let all: Vec<u32> = (0..100).flat_map(|seed| of(seed)).filter(|&d| d > 0).collect();
+        let all: Vec<u32> = (0..100).flat_map(of).filter(|&d| d > 0).collect();
         // 8 are expected in each of the 100.
         assert!((700..900).contains(&all.len()), "{}", all.len());
         let longest = MAX_DELAY as u32;
         assert!(all.iter().all(|&d| d < longest));
         assert!(all.iter().any(|&d| d > longest / 10 * 9) && all.iter().any(|&d| d < longest / 10));
         // In time every command has its turn.
-        let turns = (0..4000).map(|seed| of(seed)).fold(vec![0u32; 4002], |sum, d| {
+        let turns = (0..4000).map(of).fold(vec![0u32; 4002], |sum, d| {
             sum.iter().zip(&d).map(|(s, &d)| s + u32::from(d > 0)).collect()
         });
         assert!(turns[2..].iter().filter(|&&n| n == 0).count() < 10);

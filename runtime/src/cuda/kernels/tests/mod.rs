@@ -54,7 +54,8 @@ fn narrow(case: &Case) -> Option<Case> {
         infer(&case.op, &types, case.outputs).ok()?;
         Some(Case { inputs, tolerance: case.tolerance.max(1.0 / 128.0), ..case.clone() })
     };
-    (1..1u32 << case.inputs.len()).rev().find_map(legal)
+    // No op with more operands than that computes on bf16.
+    if case.inputs.len() > 8 { None } else { (1..1u32 << case.inputs.len()).rev().find_map(legal) }
 }
 
 /// The cases in both precisions and every layout that their ops take.
