@@ -191,3 +191,70 @@ fn the_kernels_of_a_plan_can_be_taken_by_another() {
     assert_eq!(algos(&second.plan), taken.kernels);
     assert!(taken.kernels.values().any(ConvSchedule::is_divided));
 }
+
+#[test]
+fn a_list_of_convolutions_is_compared_under_limits() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let list = dir.path().join("list.csv");
+    let rows = "set,idx,source,w,h,c,n,k,filter_w,filter_h,pad_w,pad_h,stride_w,stride_h\n\
+                a,0,conv2,27,27,64,256,192,5,5,2,2,1,1\na,1,conv3,13,13,192,256,384,3,3,1,1,1,1\n\
+                b,0,other,56,56,64,32,64,1,1,0,0,1,1\n";
+    std::fs::write(&list, rows).expect("the list is written");
+    let vdnnc = || assert_cmd::Command::new(vdnn_tests::data::vdnnc_binary());
+    let (csv, svg) = (dir.path().join("o.csv"), dir.path().join("o.svg"));
+    let mut command = vdnnc();
+    command.arg("bench-conv").arg(&list).args(["--set", "a", "--device", "v100", "--json"]);
+    command.args(["--limits", "8MiB,64MiB", "--csv"]).arg(&csv).arg("--svg").arg(&svg);
+    let out = command.output().expect("it runs");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let v: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let cells = v["cells"].as_array().expect("cells");
+    assert_eq!(cells.len(), 2 * 3 * 2, "layers, directions, limits");
+    for cell in cells {
+        assert!(cell["gain"].as_f64().is_some_and(|g| g >= 1.0), "{cell}");
+        let best = &cell["best"];
+        assert!(best["workspace"].as_u64() <= cell["limit"].as_u64(), "{cell}");
+        let schedule: ConvSchedule = best["schedule"].as_str().expect("text").parse().expect("a schedule");
+        assert!(schedule.covers(256));
+    }
+    assert!(v["summaries"][1]["geomean"].as_f64().is_some_and(|g| g > 1.2), "{v}");
+    let read = |path| std::fs::read_to_string(path).expect("it was written");
+    assert_eq!(read(&csv).lines().count(), 13);
+    assert_eq!(read(&svg).matches("<title>").count(), 12);
+    for (args, word) in [
+        (vec!["--set", "c"], "no layer is left"),
+        (vec!["--run"], "needs a GPU"),
+        (vec!["--micro-batch", "some"], "power-of-two"),
+        (vec!["--limits", "many"], "many"),
+    ] {
+        let out = vdnnc().arg("bench-conv").arg(&list).args(args).output().expect("it runs");
+        let error = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(1) && error.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn equivalence_is_checked_before_a_plan_runs() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = dir.path().join("m.onnx");
+    let vdnnc = || assert_cmd::Command::new(vdnn_tests::data::vdnnc_binary());
+    vdnnc().args(["zoo", "alexnet", "-o"]).arg(&model).assert().success();
+    let plan = dir.path().join("m.vplan");
+    let mut command = vdnnc();
+    command.arg(&model).args(["--mode", "infer", "--batch", "4", "--device", "v100", "-o"]).arg(&plan);
+    command.args(["--micro-batch", "all", "--workspace-limit", "1MiB"]).assert().success();
+    // A division by hand, of a convolution that is whole.
+    let text = std::fs::read_to_string(&plan).expect("a plan");
+    let divided = text.replacen("algo=implicit_precomp_gemm ", "algo=implicit_gemm@3+gemm@1 ", 1);
+    let expected = vdnn_plan::parse_plan(&divided).map(|p| workspaces(&p).1).expect("it still parses");
+    assert!(expected > 0, "{text}");
+    std::fs::write(&plan, &divided).expect("the plan is written");
+    let mut command = vdnnc();
+    command.arg("run").arg(&plan).args(["--synthetic", "--verify-equivalence", "--json"]);
+    let out = command.output().expect("it runs");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    let count = said.split(" divided convolutions equal").next().and_then(|s| s.split_whitespace().last());
+    let count: usize = count.and_then(|n| n.parse().ok()).expect("a number");
+    assert!((1..=expected).contains(&count), "{said}; {expected} launches");
+}
