@@ -22,11 +22,10 @@ times="profile train infer capped f32"
 peers="peers-vgg16 peers-resnet50 peers-densenet121 peers-googlenet peers-infer peers-f32 peers-offload peers-densenet121-compile"
 limit() { # of a part, in seconds
   case $1 in
-  devices) echo 20 ;; ops | lenet | errors | dropped | f32 | peers-googlenet | peers-f32) echo 60 ;;
-  nets | golden | control | pair | train | infer | capped | racecheck | initcheck) echo 90 ;;
-  memcheck | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-offload) echo 120 ;;
-  peers-infer) echo 180 ;;
-  profile) echo 200 ;; same | peers-densenet121-compile) echo 300 ;; *) echo 60 ;;
+  devices) echo 20 ;; ops | lenet | errors | dropped | f32 | peers-f32) echo 60 ;;
+  nets | golden | control | pair | train | infer | racecheck | initcheck) echo 90 ;;
+  memcheck | capped | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-googlenet | peers-offload) echo 120 ;;
+  profile | peers-infer) echo 200 ;; peers-densenet121-compile) echo 300 ;; same) echo 400 ;; *) echo 60 ;;
   esac
 }
 
