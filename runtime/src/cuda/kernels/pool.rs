@@ -52,12 +52,17 @@ struct Plan {
 enum Per {
     Input,
     Output,
-    /// A patch of [`PATCH`] by [`PATCH`] input positions.
+    /// A patch of input positions.
     Patch,
+    /// [`COLUMN`] output positions above each other.
+    Column,
 }
 
-/// Edge of a patch of input positions; pool_patch.cu calls it PATCH.
-const PATCH: u32 = 2;
+/// Columns of a patch of input positions; pool_patch.cu calls it PATCH_COLUMNS.
+const PATCH_COLUMNS: u32 = 2;
+
+/// Output positions of a thread; pool_planes.cu calls it COLUMN.
+const COLUMN: u32 = 2;
 
 impl Plan {
     fn new(
@@ -126,6 +131,25 @@ impl Plan {
         if self.plain && h == w && matches!(h, 2 | 3) && (self.width == 4 || !self.x.last) { h } else { 0 }
     }
 
+    /// Rows of a patch of input positions, as pool_patch.cu has it.
+    fn patch_rows(&self) -> u32 {
+        if self.x.last || self.pool.stride[1] == 1 { 2 } else { 4 }
+    }
+
+    /// The kernel for columns of maxima, if the geometry has one.
+    fn column_kernel(&self) -> Option<Kernel> {
+        let [_, s, sw] = self.pool.stride;
+        let k = self.window();
+        let fits = !self.x.last && k > 0 && s == sw && matches!(s, 1 | 2);
+        fits.then(|| {
+            Kernel::instance(
+                Source::PoolPlanes,
+                "MAX_POOL_COLUMNS",
+                &format!("{}, {k}, {s}", self.element.name),
+            )
+        })
+    }
+
     /// The kernel for the gradient by patches of input positions, if the geometry has one.
     fn patch_kernel(&self, max: bool) -> Option<Kernel> {
         let Pool { kernel: [_, k, kw], stride: [_, s, sw], before: [_, h, w], .. } = self.pool;
@@ -157,11 +181,15 @@ impl Plan {
         per: Per,
         args: impl Fn(u64) -> Args,
     ) -> Result<(), CudaError> {
-        let [rows, columns] = [1, 2].map(|d| u64::from(self.pool.input[d].div_ceil(PATCH)));
+        let (rows, columns) = match per {
+            Per::Column => (self.pool.output[1].div_ceil(COLUMN), self.pool.output[2]),
+            _ => (self.pool.input[1].div_ceil(self.patch_rows()), self.pool.input[2].div_ceil(PATCH_COLUMNS)),
+        };
+        let (rows, columns) = (u64::from(rows), u64::from(columns));
         let per_image = match per {
             Per::Input => self.x.channels * self.x.plane,
             Per::Output => self.y.channels * self.y.plane,
-            Per::Patch => self.x.channels * rows * columns,
+            Per::Patch | Per::Column => self.x.channels * rows * columns,
         } / self.width;
         cx.count(per_image)?;
         let most = (LIMIT - 1) / per_image.max(1);
@@ -170,8 +198,11 @@ impl Plan {
             let images = most.min(self.x.images - image);
             let n = cx.count(images * per_image)?;
             let mut args = args(image).u32(n);
+            if matches!(per, Per::Patch | Per::Column) {
+                args = args.pod(&Divisor::new(rows));
+            }
             if per == Per::Patch {
-                args = args.pod(&Divisor::new(rows)).pod(&Divisor::new(columns));
+                args = args.pod(&Divisor::new(columns));
             }
             cx.per_thread(kernel.clone(), n, args.pod(&self.pool));
             image += images;
@@ -201,8 +232,10 @@ pub(super) fn max(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaError> {
     let (x, y) = (cx.real(0)?, cx.real_out(0)?);
     let plan = Plan::new(cx, attrs, false, x, y)?;
     let index = cx.spec.outputs.get(1).copied();
-    let kernel = plan.kernel("MAX_POOL", &plan.window().to_string());
-    plan.launch(cx, &kernel, Per::Output, |image| {
+    let column = plan.column_kernel();
+    let per = if column.is_some() { Per::Column } else { Per::Output };
+    let kernel = column.unwrap_or_else(|| plan.kernel("MAX_POOL", &plan.window().to_string()));
+    plan.launch(cx, &kernel, per, |image| {
         let size = index.map_or(0, |i| i.ty.dtype.bytes());
         let [at_x, at_y, at_index] = plan.offsets(image, size);
         let address = |dtype: DType| index.filter(|i| i.ty.dtype == dtype).map_or(0, |i| i.ptr + at_index);

@@ -255,7 +255,7 @@ fn pools_beyond_32_bit_indices_are_launched_by_images() {
         ceil_mode: false,
     };
     let ty = |text: &str| text.parse::<TensorType>().expect("a type");
-    let (dy, index, dx) = (ty("f32[3000,64,112,112]"), ty("u8[3000,64,112,112]"), ty("f32[3000,64,224,224]"));
+    let (dy, index, dx) = (ty("f32[6000,64,112,112]"), ty("u8[6000,64,112,112]"), ty("f32[6000,64,224,224]"));
     let x_dims = dx.dims.clone();
     let placed = Placed {
         inputs: vec![(dy, 1 << 40), (index, 2 << 40)],
@@ -264,14 +264,14 @@ fn pools_beyond_32_bit_indices_are_launched_by_images() {
         scratch_bytes: SCRATCH.0,
     };
     let steps = placed.plan(&Op::MaxPoolGrad { pool, x_dims }, 132);
-    // 2674 images of 64 * 112 * 112 patches lie below 2^31, 2675 do not.
+    // 5349 images of 64 * 56 * 112 patches lie below 2^31, 5350 do not.
     let pointers: Vec<Vec<u64>> =
         steps.iter().map(|s| s.args.all().take(3).map(|words| words[0]).collect()).collect();
-    let small = 2674 * 64 * 112 * 112;
+    let small = 5349 * 64 * 112 * 112;
     let second = vec![(1 << 40) + 4 * small, (2 << 40) + small, (3 << 40) + 16 * small];
     assert_eq!(pointers, [vec![1 << 40, 2 << 40, 3 << 40], second]);
     let blocks: Vec<u32> = steps.iter().map(|s| s.grid[0]).collect();
-    assert_eq!(blocks, [2674 * 64 * 112 * 112 / 256, 326 * 64 * 112 * 112 / 256]);
+    assert_eq!(blocks, [5349 * 64 * 56 * 112 / 256, 651 * 64 * 56 * 112 / 256]);
 }
 
 #[test]
