@@ -7,7 +7,8 @@
 #   OUT       a folder for results; a part that left OUT/PART.pass is skipped
 #   PART      see `parts` below; `checks`, `times` and `peers` stand for several
 # Environment: DATA, a folder with golden/, onnx/ and mnist/ as tests/gpu/data.sh makes it, for the
-# parts golden and lenet; DELAY_EVERY, steps that a seed of delays serves in the part same (1).
+# parts golden and lenet; DELAY_EVERY, steps that a seed of delays serves in the part same (1);
+# CHAINS, the NET:PRECISION of that part.
 # Every part has a time limit, its output goes to OUT/PART.log, a table of all comes last. Peers
 # need PyTorch, sanitizers compute-sanitizer.
 set -u
@@ -30,6 +31,7 @@ limit() { # of a part, in seconds
 }
 
 mkdir -p "$out"
+chains=${CHAINS:-densenet121:tf32 densenet121:f32 vgg16:f32 resnet50:tf32 resnet50:f32 vgg16:tf32}
 table=()
 [ -e "$out/h200.times" ] && table=(--times "$out/h200.times")
 
@@ -82,12 +84,10 @@ run() { # a part
   control) shared "" cuda/control ;;
   same) # the same bytes, whatever moves when
     local running=0
-    for net in densenet121 resnet50 vgg16; do
-      for precision in tf32 f32; do
-        chain $net $precision &
-        running=$((running + 1))
-        [ $running -ge 3 ] && { wait -n; running=$((running - 1)); }
-      done
+    for i in $chains; do
+      chain "${i%:*}" "${i#*:}" &
+      running=$((running + 1))
+      [ $running -ge 3 ] && { wait -n; running=$((running - 1)); }
     done
     wait
     python3 "$here/checks.py" same "$out"/same-*.json
