@@ -193,10 +193,25 @@ fn enqueue_commands(table: &Table, lanes: &Lanes, program: &Program) -> Result<(
 /// What to say when queueing a command fails: which command, unless the error is an earlier
 /// one's that shows only now. Where launches block, every error is the call's own.
 pub(super) fn command_error(program: &Program, at: CmdId, error: CudaError) -> RunError {
-    if error.is_late() && std::env::var_os("CUDA_LAUNCH_BLOCKING").is_none_or(|v| v != "1") {
-        return RunError::Step { error };
+    if std::env::var_os("CUDA_LAUNCH_BLOCKING").is_none_or(|v| v != "1") {
+        if error.is_late() {
+            return RunError::Step { error };
+        }
+        // A library that meets an earlier failure only says that it failed itself.
+        let behind = (!matches!(error, CudaError::Driver { .. })).then(late_error).flatten();
+        if let Some(error) = behind {
+            return RunError::Step { error };
+        }
     }
     RunError::Command { at, command: command_text(at, &program.plan().commands[at.index()]), error }
+}
+
+/// What the driver reports of kernels and copies that were queued, if one of them failed.
+#[expect(unsafe_code, reason = "calls the driver")]
+fn late_error() -> Option<CudaError> {
+    // SAFETY: without arguments; without a current context it returns an error.
+    let status = unsafe { sys::cuCtxSynchronize() };
+    CudaError::check("cuCtxSynchronize", status).err().filter(CudaError::is_late)
 }
 
 impl Loaded {
