@@ -28,7 +28,7 @@ use vdnn_plan::plan::ALIGNMENT;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayoutOptions {
     /// Network-wide allocation, the baseline vDNN compares with ([`baseline`]), instead of
-    /// reuse of bytes as soon as they are dead.
+    /// reuse of bytes as soon as they are dead. Slices and concats of rows are copies then.
     pub baseline: bool,
 }
 
@@ -55,6 +55,8 @@ pub struct Layout {
     pub storages: PrimaryMap<StorageId, Storage>,
     /// The storage of each value that has bytes.
     pub storage_of: SecondaryMap<ValueId, Option<StorageId>>,
+    /// Where in its storage each value starts.
+    pub within: SecondaryMap<ValueId, Bytes>,
     /// The workspace storage of each node that has one.
     pub workspace_of: SecondaryMap<NodeId, Option<StorageId>>,
     /// Size of the device arena.
@@ -91,7 +93,7 @@ impl Layout {
     /// The byte range of a value: arena and offset; `None` if it has no bytes.
     pub fn place(&self, value: ValueId) -> Option<(Space, Bytes)> {
         let s = &self.storages[self.storage_of[value]?];
-        Some((s.space, s.offset))
+        Some((s.space, s.offset + self.within[value]))
     }
 
     /// The layout as a table for people and text tests: one line per arena, then one per
@@ -112,7 +114,14 @@ impl Layout {
             let space = if s.space == Space::Host { "host" } else { "device" };
             let kept = if s.kept { " kept" } else { "" };
             let live = &s.live;
-            let values: Vec<String> = s.values.iter().map(ToString::to_string).collect();
+            let values: Vec<String> = s
+                .values
+                .iter()
+                .map(|&v| match self.within[v] {
+                    Bytes(0) => v.to_string(),
+                    Bytes(at) => format!("{v}+{at}"),
+                })
+                .collect();
             let name = s.values.first().map_or("workspace".into(), |&v| storage::describe(graph, v));
             let _ = writeln!(
                 out,
@@ -161,7 +170,7 @@ impl Layout {
 /// # Errors
 /// If a size overflows, or updates make two parameters share bytes.
 pub fn layout(graph: &Graph, options: &LayoutOptions) -> Result<Layout, LayoutError> {
-    let Storages { all: mut storages, of, workspace } = storage::storages(graph)?;
+    let Storages { all: mut storages, of, within, workspace } = storage::storages(graph, !options.baseline)?;
     let total = storages
         .values()
         .try_fold(Bytes::ZERO, |sum, s| sum.checked_add(s.bytes.align_up(ALIGNMENT)))
@@ -198,6 +207,7 @@ pub fn layout(graph: &Graph, options: &LayoutOptions) -> Result<Layout, LayoutEr
     Ok(Layout {
         storages,
         storage_of: of,
+        within,
         workspace_of: workspace,
         device_bytes,
         host_bytes,

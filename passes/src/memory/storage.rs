@@ -11,7 +11,8 @@ use std::fmt;
 use std::ops::Range;
 use vdnn_ir::graph::{Def, Graph, NodeId, Stage, ValueId};
 use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
-use vdnn_ir::{Bytes, Op, Space};
+use vdnn_ir::rows::{Placement, placement};
+use vdnn_ir::{Bytes, Node, Op, Space, TensorType};
 
 vdnn_ir::define_id!(
     /// A storage: one byte range shared by one or more values.
@@ -78,20 +79,26 @@ pub struct Storages {
     /// The storage of each value; `None` for values without bytes in an arena (dead ones
     /// and those only the setup program sees).
     pub of: SecondaryMap<ValueId, Option<StorageId>>,
+    /// Where in its storage each value starts.
+    pub within: SecondaryMap<ValueId, Bytes>,
     /// The workspace of each node that needs one.
     pub workspace: SecondaryMap<NodeId, Option<StorageId>>,
 }
 
-/// Disjoint sets of values that share bytes.
+/// Disjoint sets of values that share bytes. The representative of a set has all of its bytes;
+/// every other value starts somewhere within.
 pub(crate) struct Sharing {
     parent: Vec<u32>,
+    /// Where each value starts in its parent.
+    start: Vec<Bytes>,
 }
 
 impl Sharing {
     /// Values shared through views only ([`Op::views`]). Setup nodes run on the host at load
     /// and share nothing with the step.
     pub(crate) fn of_views(graph: &Graph) -> Self {
-        let mut s = Self { parent: (0..graph.value_bound() as u32).collect() };
+        let n = graph.value_bound();
+        let mut s = Self { parent: (0..n as u32).collect(), start: vec![Bytes::ZERO; n] };
         for (_, node) in graph.nodes().filter(|(_, n)| n.stage != Stage::Setup) {
             for &(o, i) in node.op.views() {
                 s.join(node.inputs[i], node.outputs[o]);
@@ -100,12 +107,20 @@ impl Sharing {
         s
     }
 
-    /// Values shared through views, chosen in-place pairs and parameter updates.
-    pub(crate) fn of_storage(graph: &Graph) -> Self {
+    /// Values shared through views, chosen in-place pairs and parameter updates, and with
+    /// `rows` also through slices and concats in place.
+    pub(crate) fn of_storage(graph: &Graph, rows: bool) -> Self {
         let mut s = Self::of_views(graph);
         for (_, node) in graph.nodes() {
+            let placement = row_placement(graph, node);
             for &(o, i) in &node.inplace {
-                s.join(node.inputs[i as usize], node.outputs[o as usize]);
+                let (input, output) = (node.inputs[i as usize], node.outputs[o as usize]);
+                match &placement {
+                    None => s.join(input, output),
+                    Some(_) if !rows => {}
+                    Some(Placement::ResultInOperand(at)) => s.join_at(input, output, *at),
+                    Some(Placement::OperandsInResult(at)) => s.join_at(output, input, at[i as usize]),
+                }
             }
         }
         for u in &graph.updates {
@@ -116,19 +131,48 @@ impl Sharing {
 
     /// The representative of a value's set.
     pub(crate) fn find(&mut self, value: ValueId) -> ValueId {
+        self.locate(value).0
+    }
+
+    /// The representative of a value's set, and where the value starts in its bytes.
+    pub(crate) fn locate(&mut self, value: ValueId) -> (ValueId, Bytes) {
         let mut at = value.index();
+        let mut start = Bytes::ZERO;
         while self.parent[at] as usize != at {
-            self.parent[at] = self.parent[self.parent[at] as usize];
+            let next = self.parent[at] as usize;
+            // Halves the path.
+            let further = self.start[next];
+            self.start[at] += further;
+            self.parent[at] = self.parent[next];
+            start += self.start[at];
             at = self.parent[at] as usize;
         }
-        ValueId::from_index(at)
+        (ValueId::from_index(at), start)
     }
 
     /// Makes the sets of two values one; the representative is that of `keep`.
     pub(crate) fn join(&mut self, keep: ValueId, other: ValueId) {
-        let (keep, other) = (self.find(keep), self.find(other));
-        self.parent[other.index()] = keep.0;
+        self.join_at(keep, other, Bytes::ZERO);
     }
+
+    /// Makes the sets of two values one; `other`, which must have all bytes of its set, starts
+    /// at byte `at` of `keep`.
+    pub(crate) fn join_at(&mut self, keep: ValueId, other: ValueId, at: Bytes) {
+        let ((keep, start), other) = (self.locate(keep), self.find(other));
+        if keep != other {
+            self.parent[other.index()] = keep.0;
+            self.start[other.index()] = start + at;
+        }
+    }
+}
+
+/// The placement of a slice or concat of rows that is part of the step.
+pub(crate) fn row_placement(graph: &Graph, node: &Node) -> Option<Placement> {
+    if node.stage == Stage::Setup || !matches!(node.op, Op::Slice(_) | Op::Concat { .. }) {
+        return None;
+    }
+    let types: SmallVec<[&TensorType; 4]> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+    placement(&node.op, &types)
 }
 
 /// True if a node that is part of the step reads the value, or the graph names it.
@@ -191,18 +235,20 @@ fn weight_gradients(graph: &Graph) -> Vec<bool> {
     is
 }
 
-/// Finds the storages of a graph and their lifetimes. Offsets are zero.
+/// Finds the storages of a graph and their lifetimes. Offsets are zero. Slices and concats in
+/// place share a storage if `rows` says so; else they are copies.
 ///
 /// # Errors
 /// If two parameters would share bytes, or a size overflows.
-pub fn storages(graph: &Graph) -> Result<Storages, LayoutError> {
+pub fn storages(graph: &Graph, rows: bool) -> Result<Storages, LayoutError> {
     let n = u32::try_from(graph.order().len().max(1)).map_err(|_| LayoutError::TooLarge)?;
     let at = graph.positions();
-    let mut sharing = Sharing::of_storage(graph);
+    let mut sharing = Sharing::of_storage(graph, rows);
     let weight_gradient = weight_gradients(graph);
     let mut out = Storages {
         all: PrimaryMap::new(),
         of: SecondaryMap::with_default(None),
+        within: SecondaryMap::with_default(Bytes::ZERO),
         workspace: SecondaryMap::with_default(None),
     };
     let mut by_root: Vec<Option<StorageId>> = vec![None; graph.value_bound()];
@@ -222,7 +268,9 @@ pub fn storages(graph: &Graph) -> Result<Storages, LayoutError> {
         out.of[v] = Some(id);
     }
     let mut add = |out: &mut Storages, v: ValueId, kind: StorageKind, live: Range<u32>| {
-        let root = sharing.find(v).index();
+        let (owner, start) = sharing.locate(v);
+        let root = owner.index();
+        out.within[v] = start;
         let id = match by_root[root] {
             Some(id) => {
                 let s = &mut out.all[id];
@@ -238,7 +286,9 @@ pub fn storages(graph: &Graph) -> Result<Storages, LayoutError> {
                 id
             }
             None => {
-                let id = out.all.push(new_storage(graph, v, kind, live, false));
+                let mut storage = new_storage(graph, v, kind, live, false);
+                storage.bytes = graph.ty(owner).bytes();
+                let id = out.all.push(storage);
                 by_root[root] = Some(id);
                 id
             }
