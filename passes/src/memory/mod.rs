@@ -2,11 +2,13 @@
 //!
 //! The device arena holds a persistent block at the bottom (parameters, optimizer state,
 //! literals) and above it everything else, packed by [`pack`] so that storages whose
-//! lifetimes overlap never share a byte. The pinned host arena is packed the same way.
+//! lifetimes overlap never share a byte. The pinned host arena is packed the same way. Where
+//! concats grow row by row, [`stepped`] packs their parts at the times these begin.
 
 pub mod baseline;
 mod greedy;
 pub mod pack;
+mod stepped;
 pub mod storage;
 mod sweep;
 
@@ -15,10 +17,12 @@ pub(crate) mod testnet;
 #[cfg(test)]
 mod tests;
 
+pub use stepped::Part;
 pub use storage::{Storage, StorageId, StorageKind, Storages};
 
 use pack::Block;
 use std::fmt::Write as _;
+use stepped::Shape;
 use vdnn_ir::graph::{Graph, NodeId, ValueId};
 use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
 use vdnn_ir::{Bytes, Space};
@@ -155,7 +159,7 @@ impl Layout {
                         |&n| format!("workspace of {}", graph.node(n).name),
                     ),
                 };
-                all.push(Contributor { name, bytes: s.bytes.align_up(ALIGNMENT), kind: s.kind });
+                all.push(Contributor { name, bytes: s.bytes_at(p), kind: s.kind });
             }
         }
         all.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
@@ -232,7 +236,18 @@ fn pack_space(storages: &mut PrimaryMap<StorageId, Storage>, space: Space, base:
         .iter()
         .map(|&id| Block { size: storages[id].bytes.align_up(ALIGNMENT), live: storages[id].live.clone() })
         .collect();
-    let packing = pack::pack(&blocks);
+    let mut packing = pack::pack(&blocks);
+    if ids.iter().any(|&id| !storages[id].parts.is_empty()) {
+        let shapes: Vec<Shape> = ids.iter().map(|&id| storages[id].shape()).collect();
+        let positions = shapes.iter().map(|s| s.until).max().unwrap_or(0) as usize;
+        let live = pack::live_profile(shapes.iter().flat_map(Shape::blocks), positions);
+        packing.lower_bound = live.into_iter().max().unwrap_or_default();
+        if let Some((offsets, height)) = stepped::pack(&shapes)
+            && height < packing.height
+        {
+            (packing.offsets, packing.height) = (offsets, height);
+        }
+    }
     for (&id, &offset) in ids.iter().zip(&packing.offsets) {
         storages[id].offset = base + offset;
     }
@@ -243,6 +258,9 @@ fn pack_space(storages: &mut PrimaryMap<StorageId, Storage>, space: Space, base:
 fn profile(storages: &PrimaryMap<StorageId, Storage>, positions: usize, base: Bytes) -> Vec<Bytes> {
     let transients =
         storages.values().filter(|s| s.space == Space::Device && s.kind != StorageKind::Persistent);
-    let blocks = transients.map(|s| (s.bytes.align_up(ALIGNMENT), s.live.clone()));
-    pack::live_profile(blocks, positions).into_iter().map(|b| base + b).collect()
+    let shapes: Vec<Shape> = transients.map(Storage::shape).collect();
+    pack::live_profile(shapes.iter().flat_map(Shape::blocks), positions)
+        .into_iter()
+        .map(|b| base + b)
+        .collect()
 }

@@ -6,6 +6,7 @@
 //! copy; that makes intervals on the compute stream sound with several streams.
 
 use super::LayoutError;
+use super::stepped::{Part, Shape};
 use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Range;
@@ -13,6 +14,7 @@ use vdnn_ir::graph::{Def, Graph, NodeId, Stage, ValueId};
 use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
 use vdnn_ir::rows::{Placement, placement};
 use vdnn_ir::{Bytes, Node, Op, Space, TensorType};
+use vdnn_plan::plan::ALIGNMENT;
 
 vdnn_ir::define_id!(
     /// A storage: one byte range shared by one or more values.
@@ -63,12 +65,29 @@ pub struct Storage {
     pub kind: StorageKind,
     /// Program-order positions at which the bytes are in use, half-open.
     pub live: Range<u32>,
+    /// If its bytes come into use one after the other (operands made in their concat): which
+    /// when, in pages of [`ALIGNMENT`]. Empty if all do at once.
+    pub parts: Vec<Part>,
     /// True if the bytes must outlive the step: parameters and graph outputs.
     pub kept: bool,
     /// The values, in program order; empty for a workspace.
     pub values: SmallVec<[ValueId; 2]>,
     /// Offset in the arena, aligned; set by the layout.
     pub offset: Bytes,
+}
+
+impl Storage {
+    /// The bytes with their times, in pages.
+    pub(super) fn shape(&self) -> Shape {
+        let whole = Part { start: Bytes::ZERO, end: self.bytes.align_up(ALIGNMENT), from: self.live.start };
+        let parts = if self.parts.is_empty() { vec![whole] } else { self.parts.clone() };
+        Shape { parts, until: self.live.end }
+    }
+
+    /// How many bytes, in pages, are in use at a position.
+    pub(super) fn bytes_at(&self, position: u32) -> Bytes {
+        self.shape().blocks().filter(|(_, live)| live.contains(&position)).map(|(bytes, _)| bytes).sum()
+    }
 }
 
 /// Every storage of a graph.
@@ -331,6 +350,7 @@ pub fn storages(graph: &Graph, rows: bool) -> Result<Storages, LayoutError> {
                 bytes: node.workspace,
                 kind: StorageKind::Workspace,
                 live: p..p + 1,
+                parts: Vec::new(),
                 kept: false,
                 values: SmallVec::new(),
                 offset: Bytes::ZERO,
@@ -345,7 +365,44 @@ pub fn storages(graph: &Graph, rows: bool) -> Result<Storages, LayoutError> {
             s.kept = true;
         }
     }
+    for s in out.all.values_mut().filter(|s| s.space == Space::Device) {
+        s.parts = parts(graph, s, &out.within, &at);
+    }
     Ok(out)
+}
+
+/// Values whose bytes are looked at together at most, for the time it takes.
+const MEMBERS: usize = 1024;
+
+/// When the pages of a storage come into use: each with the first value that has bytes of it.
+fn parts(graph: &Graph, s: &Storage, within: &SecondaryMap<ValueId, Bytes>, at: &[u32]) -> Vec<Part> {
+    let size = |v: ValueId| graph.ty(v).bytes();
+    let shared = s.values.iter().any(|&v| size(v) != s.bytes);
+    if s.kind == StorageKind::Persistent || !shared || s.values.len() > MEMBERS {
+        return Vec::new();
+    }
+    let members: Vec<Part> = s
+        .values
+        .iter()
+        .map(|&v| Part {
+            start: Bytes(within[v].0 / ALIGNMENT * ALIGNMENT),
+            end: (within[v] + size(v)).align_up(ALIGNMENT),
+            from: graph.def_node(v).map_or(0, |node| at[node.index()]),
+        })
+        .collect();
+    let mut bounds: Vec<Bytes> = members.iter().flat_map(|m| [m.start, m.end]).collect();
+    bounds.sort_unstable();
+    bounds.dedup();
+    let mut parts: Vec<Part> = Vec::new();
+    for pair in bounds.windows(2) {
+        let meeting = members.iter().filter(|m| m.start < pair[1] && pair[0] < m.end);
+        let from = meeting.map(|m| m.from).min().unwrap_or(s.live.start);
+        match parts.last_mut() {
+            Some(last) if last.from == from => last.end = pair[1],
+            _ => parts.push(Part { start: pair[0], end: pair[1], from }),
+        }
+    }
+    if parts.len() > 1 { parts } else { Vec::new() }
 }
 
 fn new_storage(graph: &Graph, v: ValueId, kind: StorageKind, live: Range<u32>, kept: bool) -> Storage {
@@ -354,6 +411,7 @@ fn new_storage(graph: &Graph, v: ValueId, kind: StorageKind, live: Range<u32>, k
         bytes: graph.ty(v).bytes(),
         kind,
         live,
+        parts: Vec::new(),
         kept,
         values: SmallVec::from_slice(&[v]),
         offset: Bytes::ZERO,
