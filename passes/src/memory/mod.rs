@@ -242,7 +242,7 @@ fn pack_space(storages: &mut PrimaryMap<StorageId, Storage>, space: Space, base:
         let positions = shapes.iter().map(|s| s.until).max().unwrap_or(0) as usize;
         let live = pack::live_profile(shapes.iter().flat_map(Shape::blocks), positions);
         packing.lower_bound = live.into_iter().max().unwrap_or_default();
-        if let Some((offsets, height)) = stepped::pack(&shapes)
+        if let Some((offsets, height)) = stepped::pack(&shapes, packing.lower_bound)
             && height < packing.height
         {
             (packing.offsets, packing.height) = (offsets, height);

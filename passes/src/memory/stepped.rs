@@ -52,52 +52,81 @@ struct Slot {
 
 /// Pairs of parts that may be compared in all.
 const WORK: u64 = 60_000_000;
-const ORDERS: usize = 6;
+/// Orders tried at most.
+const ORDERS: u64 = 120;
+/// Number of heuristics of [`sorted`].
+const KEYS: u64 = 6;
 
-/// Where blocks go, and the height of the arena: the best of several greedy orders. `None` if
-/// there are too many parts. The same blocks give the same packing.
-pub(super) fn pack(shapes: &[Shape]) -> Option<(Vec<Bytes>, Bytes)> {
+/// A packing.
+struct Placed {
+    offsets: Vec<Bytes>,
+    height: Bytes,
+    /// Place in the order of the block that ends highest.
+    highest: usize,
+}
+
+/// Where blocks go, and the height of the arena: the best of several greedy orders, then of those
+/// that come of placing the highest block of the order before it first, until the bound is
+/// reached or the work is done. `None` if there are too many parts. The same blocks give the
+/// same packing.
+pub(super) fn pack(shapes: &[Shape], bound: Bytes) -> Option<(Vec<Bytes>, Bytes)> {
     let parts = shapes.iter().map(|s| s.parts.len() as u64).sum::<u64>();
-    let orders = (WORK / (parts * parts / 2).max(1)).min(ORDERS as u64) as usize;
+    let orders = (WORK / (parts * parts / 2).max(1)).min(ORDERS);
     let positions = shapes.iter().map(|s| s.until).max().unwrap_or(0) as usize;
     let profile = live_profile(shapes.iter().flat_map(Shape::blocks), positions);
-    let crests: Vec<u64> = shapes
-        .iter()
-        .map(|s| {
-            profile[s.first() as usize..s.until.max(s.first()) as usize]
-                .iter()
-                .map(|b| b.0)
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    let all = (0..orders).map(|key| {
-        let mut order: Vec<usize> = (0..shapes.len()).collect();
-        order.sort_by_cached_key(|&i| {
-            let (s, span) = (&shapes[i], u64::from(shapes[i].until - shapes[i].first().min(shapes[i].until)));
-            let keys = match key {
-                0 => (crests[i], span),
-                1 => (crests[i], s.size()),
-                2 => (s.size(), span),
-                3 => (span, s.size()),
-                4 => (span.saturating_mul(s.size()), s.size()),
-                _ => (u64::from(u32::MAX - s.first()), span),
-            };
-            (Reverse(keys), i)
-        });
-        place(shapes, &order)
+    let crest = |s: &Shape| profile[s.first() as usize..s.until as usize].iter().max().map_or(0, |b| b.0);
+    let crests: Vec<u64> = shapes.iter().map(crest).collect();
+    let mut best: Option<(Vec<usize>, Placed)> = None;
+    for key in 0..orders.min(KEYS) {
+        let order = sorted(shapes, &crests, key);
+        let placed = place(shapes, &order);
+        if best.as_ref().is_none_or(|(_, b)| placed.height < b.height) {
+            best = Some((order, placed));
+        }
+    }
+    let (mut order, mut best) = best?;
+    let mut highest = best.highest;
+    for _ in KEYS..orders {
+        if best.height <= bound || highest == 0 {
+            break;
+        }
+        order[..=highest].rotate_right(1);
+        let placed = place(shapes, &order);
+        highest = placed.highest;
+        if placed.height < best.height {
+            best = placed;
+        }
+    }
+    Some((best.offsets, best.height))
+}
+
+/// The blocks by the `key`-th heuristic.
+fn sorted(shapes: &[Shape], crests: &[u64], key: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..shapes.len()).collect();
+    order.sort_by_cached_key(|&i| {
+        let s = &shapes[i];
+        let (span, size) = (u64::from(s.until.saturating_sub(s.first())), s.size());
+        let keys = match key {
+            0 => (crests[i], span),
+            1 => (crests[i], size),
+            2 => (size, span),
+            3 => (span, size),
+            4 => (span.saturating_mul(size), size),
+            _ => (u64::from(u32::MAX - s.first()), span),
+        };
+        (Reverse(keys), i)
     });
-    all.min_by_key(|(_, height)| *height)
+    order
 }
 
 /// Places blocks one by one, each at the lowest offset it fits.
-fn place(shapes: &[Shape], order: &[usize]) -> (Vec<Bytes>, Bytes) {
+fn place(shapes: &[Shape], order: &[usize]) -> Placed {
     let mut slots: Vec<Slot> = Vec::new();
     let mut offsets = vec![Bytes::ZERO; shapes.len()];
-    let mut height = 0;
+    let (mut height, mut highest) = (0, 0);
     // Offsets strictly between these two bounds are taken.
     let mut taken: Vec<(i128, i128)> = Vec::new();
-    for &i in order {
+    for (at, &i) in order.iter().enumerate() {
         let shape = &shapes[i];
         taken.clear();
         for slot in slots.iter().filter(|s| s.t0 < shape.until) {
@@ -117,11 +146,13 @@ fn place(shapes: &[Shape], order: &[usize]) -> (Vec<Bytes>, Bytes) {
         for p in shape.parts.iter().filter(|p| p.start < p.end && p.from < shape.until) {
             let (start, end) = (offset + i128::from(p.start.0), offset + i128::from(p.end.0));
             slots.push(Slot { start, end, t0: p.from, t1: shape.until });
-            height = height.max(end);
+            if end > height {
+                (height, highest) = (end, at);
+            }
         }
         offsets[i] = Bytes(u64::try_from(offset).unwrap_or(u64::MAX));
     }
-    (offsets, Bytes(u64::try_from(height).unwrap_or(u64::MAX)))
+    Placed { offsets, height: Bytes(u64::try_from(height).unwrap_or(u64::MAX)), highest }
 }
 
 #[cfg(test)]
@@ -137,13 +168,13 @@ mod tests {
         // Two halves of a result, each made by way of something larger.
         let result = Shape { parts: vec![part(0, 256, 1), part(256, 512, 4)], until: 6 };
         let work = |t: u32| Shape { parts: vec![part(0, 1024, t)], until: t + 2 };
-        let (offsets, height) = pack(&[result.clone(), work(0), work(3)]).expect("few");
+        let (offsets, height) = pack(&[result.clone(), work(0), work(3)], Bytes(1536)).expect("few");
         // Beside the whole at the moment at which the second half is made.
         assert_eq!(height, Bytes(1536));
         assert_ne!(offsets[0], offsets[1]);
         // A work that ends as the second half begins lies in its bytes.
         let early = Shape { parts: vec![part(0, 1024, 2)], until: 4 };
-        assert_eq!(pack(&[result, early]).expect("few").1, Bytes(1280));
+        assert_eq!(pack(&[result, early], Bytes(1280)).expect("few").1, Bytes(1280));
     }
 
     #[test]
@@ -168,7 +199,7 @@ mod tests {
                     Shape { parts, until: last + 1 + next(5) as u32 }
                 })
                 .collect();
-            let Some((offsets, height)) = pack(&shapes) else { panic!("few") };
+            let Some((offsets, height)) = pack(&shapes, Bytes::ZERO) else { panic!("few") };
             let placed: Vec<(usize, u64, u64, Range<u32>)> = shapes
                 .iter()
                 .zip(&offsets)
