@@ -65,9 +65,9 @@ struct Placed {
     highest: usize,
 }
 
-/// Where blocks go, and the height of the arena: the best of several greedy orders, then of those
-/// that come of placing the highest block of the order before it first, until the bound is
-/// reached or the work is done. `None` if there are too many parts. The same blocks give the
+/// Where blocks go, and the height of the arena: the best of several greedy orders and of those
+/// that come of placing the highest block of the order before first, until the bound is reached
+/// or the work is done. `None` if there are too many parts. The same blocks give the
 /// same packing.
 pub(super) fn pack(shapes: &[Shape], bound: Bytes) -> Option<(Vec<Bytes>, Bytes)> {
     let parts = shapes.iter().map(|s| s.parts.len() as u64).sum::<u64>();
@@ -76,27 +76,24 @@ pub(super) fn pack(shapes: &[Shape], bound: Bytes) -> Option<(Vec<Bytes>, Bytes)
     let profile = live_profile(shapes.iter().flat_map(Shape::blocks), positions);
     let crest = |s: &Shape| profile[s.first() as usize..s.until as usize].iter().max().map_or(0, |b| b.0);
     let crests: Vec<u64> = shapes.iter().map(crest).collect();
-    let mut best: Option<(Vec<usize>, Placed)> = None;
+    let mut best: Option<Placed> = None;
+    // What is left of the work is shared by the heuristics.
+    let rounds = orders.div_ceil(KEYS);
     for key in 0..orders.min(KEYS) {
-        let order = sorted(shapes, &crests, key);
-        let placed = place(shapes, &order);
-        if best.as_ref().is_none_or(|(_, b)| placed.height < b.height) {
-            best = Some((order, placed));
+        let mut order = sorted(shapes, &crests, key);
+        for _ in 0..rounds {
+            let placed = place(shapes, &order);
+            let highest = placed.highest;
+            if best.as_ref().is_none_or(|b| placed.height < b.height) {
+                best = Some(placed);
+            }
+            if highest == 0 || best.as_ref().is_some_and(|b| b.height <= bound) {
+                break;
+            }
+            order[..=highest].rotate_right(1);
         }
     }
-    let (mut order, mut best) = best?;
-    let mut highest = best.highest;
-    for _ in KEYS..orders {
-        if best.height <= bound || highest == 0 {
-            break;
-        }
-        order[..=highest].rotate_right(1);
-        let placed = place(shapes, &order);
-        highest = placed.highest;
-        if placed.height < best.height {
-            best = placed;
-        }
-    }
+    let best = best?;
     Some((best.offsets, best.height))
 }
 
