@@ -2,14 +2,22 @@
 //! to the rounding of sums over the batch.
 
 use std::collections::BTreeMap;
-use vdnn_ir::{Graph, Mode, Tensor};
+use std::time::Instant;
+use vdnn_ir::parse::parse_graph;
+use vdnn_ir::{Bytes, Graph, Mode, Op, Tensor};
+use vdnn_passes::slice_batch::{SliceBatch, Slicing};
 use vdnn_passes::{AlgoMode, Fuse, Policy};
-use vdnn_runtime::cpu::CpuOptions;
+use vdnn_plan::rows::rows_in_place;
+use vdnn_plan::{Command, Plan};
+use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
+use vdnn_runtime::executor::Executor;
 use vdnn_tests::arbitrary::{random_cnn_of, random_inputs, random_params};
 use vdnn_tests::harness;
+use vdnn_tests::mutate::mutate;
 use vdnnc::driver::{self, NoPlan};
 use vdnnc::options::CompileOptions;
-use vdnnc::slicing::Slices;
+use vdnnc::slicing::{self, Slices};
+use vdnnc::timing::Timings;
 
 const GRAPHS: u64 = 80;
 
@@ -26,6 +34,11 @@ fn run(graph: &Graph, batch: u64, options: &CompileOptions, seed: u64) -> Option
         }
         Err(NoPlan::TooLarge { .. }) => panic!("{}: there is no budget", graph.name),
     };
+    Some(step(graph, plan, options.mode, seed))
+}
+
+/// What a plan of a graph computes.
+fn step(graph: &Graph, plan: Plan, mode: Mode, seed: u64) -> BTreeMap<String, Tensor> {
     let mut inputs = random_inputs(graph, seed);
     for binding in &plan.inputs {
         let ty = &plan.buffers[binding.buf].ty;
@@ -43,13 +56,13 @@ fn run(graph: &Graph, batch: u64, options: &CompileOptions, seed: u64) -> Option
     let cpu = CpuOptions { poison: true, ..CpuOptions::default() };
     let mut executor = harness::executor(plan, &random_params(graph, seed), cpu);
     let mut all = executor.step(&inputs).expect("the plan runs");
-    if options.mode == Mode::Train {
+    if mode == Mode::Train {
         // Literals, such as the share of a slice, are parameters of the plan.
         for p in executor.params().to_vec().into_iter().filter(|p| !p.name.starts_with("const:")) {
             all.insert(format!("param {}", p.name), executor.read_param(&p.name).expect("it exists"));
         }
     }
-    Some(all)
+    all
 }
 
 fn differs(a: &Tensor, b: &Tensor) -> bool {
@@ -93,4 +106,89 @@ fn slices_of_every_size_give_the_results_of_the_whole_batch() {
     }
     assert!(sliced > 300, "only {sliced} plans ran in slices");
     assert!(barriers > 20, "only {barriers} training steps were refused");
+}
+
+/// The network in slices, planned.
+fn planned(graph: &Graph, slicing: Slicing, options: &CompileOptions) -> Plan {
+    let (cost, mut timings) = (harness::cost(options), Timings::default());
+    let slices = SliceBatch { batch: 8, slicing };
+    let joint = slicing::joint(graph, options, Some(slices), &cost, &mut timings).expect("slices");
+    driver::plan_joint(&joint, 8, None, options, &cost, Instant::now(), timings).expect("it fits").plan
+}
+
+/// Rows of every tensor but the last are a multiple of the alignment.
+const WIDE: &str = r#"graph "wide" phase=imported mode=infer {
+  input %0 "x" : f32[8,4,16,16]
+  param %1 "w1" trainable : f32[8,4,3,3]
+  param %2 "w2" trainable : f32[8,8,3,3]
+  n0: %3 : f32[8,8,16,16] = conv(kernel:[3,3],strides:[1,1],before:[1,1],after:[1,1],dilations:[1,1],groups:1) (%0, %1) forward "conv1"
+  n1: %4 : f32[8,8,16,16] = unary(relu) (%3) forward "relu1"
+  n2: %5 : f32[8,8,8,8] = max_pool(kernel:[2,2],strides:[2,2],before:[0,0],after:[0,0],dilations:[1,1],ceil_mode:false) (%4) forward "pool1"
+  n3: %6 : f32[8,8,8,8] = conv(kernel:[3,3],strides:[1,1],before:[1,1],after:[1,1],dilations:[1,1],groups:1) (%5, %2) forward "conv2"
+  n4: %7 : f32[8,8,8,8] = binary(add) (%6, %5) forward "sum"
+  n5: %8 : f32[8,8,4,4] = max_pool(kernel:[2,2],strides:[2,2],before:[0,0],after:[0,0],dilations:[1,1],ceil_mode:false) (%7) forward "pool2"
+  n6: %9 : f32[8,8] = reduce(kind:mean,axes:[2,3],keepdims:false) (%8) forward "mean"
+  output "y" = %9
+}"#;
+
+#[test]
+fn rows_lie_in_place_and_what_lies_there_is_right() {
+    let graph = parse_graph(WIDE).expect("the graph parses");
+    let options = harness::options(Mode::Infer, Policy::None, AlgoMode::Dynamic);
+    let whole = run(&graph, 8, &options, 1).expect("the whole batch runs");
+    // The convolutions in eight slices, or four, of which two are joined for what follows.
+    for (bytes, least) in [(15_000, 1), (15_000, 2), (30_000, 2), (60_000, 1)] {
+        let plan = planned(&graph, Slicing::Target { bytes: Bytes(bytes), least }, &options);
+        let mut moves = Vec::new();
+        for c in &plan.commands {
+            if let Command::Launch {
+                op: op @ (Op::Slice(_) | Op::Concat { .. }),
+                inputs,
+                outputs,
+                name,
+                ..
+            } = c
+            {
+                moves.push((name.clone(), rows_in_place(&plan, op, inputs, outputs).map(|m| m.len())));
+            }
+        }
+        let still = moves.iter().filter(|(_, moves)| *moves == Some(0)).count();
+        assert!(still > 2, "{bytes}, {least}: {moves:?}");
+        assert!(moves.iter().all(|(name, moves)| *moves == Some(0) || name.contains("mean")), "{moves:?}");
+        let found = step(&graph, plan, Mode::Infer, 1);
+        assert!(!differs(&whole["y"], &found["y"]), "{bytes}, {least}");
+    }
+}
+
+#[test]
+fn damaged_rows_are_rejected_or_mean_the_same() {
+    let graph = parse_graph(WIDE).expect("the graph parses");
+    let params = random_params(&graph, 1);
+    let inputs = random_inputs(&graph, 1);
+    let (mut rejected, mut accepted) = (0, 0);
+    let options = harness::options(Mode::Infer, Policy::None, AlgoMode::Dynamic);
+    let slicing = |bytes: u64, least: u64| Slicing::Target { bytes: Bytes(bytes), least };
+    for slicing in [Slicing::Count(4), slicing(15_000, 2), slicing(60_000, 1)] {
+        let plan = planned(&graph, slicing, &options);
+        let run = |plan: &Plan| {
+            let backend = CpuBackend::new(CpuOptions { threads: 1, poison: true, ..CpuOptions::default() });
+            let loader = vdnnc::commands::load::FromTensors(&params);
+            let executor = Executor::load_unchecked_for_tests(plan.clone(), &loader, backend);
+            executor.ok()?.step(&inputs).ok()
+        };
+        let same =
+            |a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>| a["y"].bytes() == b["y"].bytes();
+        let reference = run(&plan).expect("the plan runs");
+        for seed in 0..1500 {
+            let Some((mutant, what)) = mutate(&plan, seed) else { continue };
+            if vdnn_plan::check(&mutant).is_err() {
+                rejected += 1;
+                continue;
+            }
+            accepted += 1;
+            let found = run(&mutant);
+            assert!(found.is_some_and(|found| same(&found, &reference)), "{slicing:?}, {seed}: {what}");
+        }
+    }
+    assert!(rejected > 1000 && accepted > 50, "{rejected} rejected, {accepted} accepted");
 }

@@ -2,7 +2,10 @@
 //!
 //! An output may take the bytes of an operand that nobody reads any more (Chen et al.,
 //! arXiv:1604.06174, section 3); which pairs an op allows is [`vdnn_ir::Op::inplace`].
-//! Parameter updates are always in place: a parameter has one address for ever.
+//! Parameter updates are always in place: a parameter has one address for ever. Slices and
+//! concats of rows may share bytes with their operands for good (`rows.rs`).
+
+mod rows;
 
 use crate::memory::storage::Sharing;
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
@@ -18,7 +21,7 @@ type Pairs = SmallVec<[(u32, u32); 2]>;
 /// be final.
 ///
 /// Counters: `inplace` (pairs chosen), `updates` (pairs among them that an update binding
-/// demands).
+/// demands), `rows` (operands that share bytes with a slice or concat of rows).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Inplace;
 
@@ -35,7 +38,7 @@ impl Pass for Inplace {
     fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
         let mut state = Liveness::new(graph);
         let mut chosen: Vec<(NodeId, Pairs)> = Vec::new();
-        let mut stats = Stats::from([("inplace", 0), ("updates", 0)]);
+        let mut stats = Stats::from([("inplace", 0), ("updates", 0), ("rows", 0)]);
         for (p, (id, node)) in graph.nodes().enumerate() {
             let mut pairs = Pairs::new();
             for &(o, i) in node.op.inplace() {
@@ -52,6 +55,10 @@ impl Pass for Inplace {
                 }
             }
             *stats.entry("inplace").or_default() += pairs.len() as u64;
+            if pairs.is_empty() {
+                pairs = state.rows(graph, node, p as u32);
+                *stats.entry("rows").or_default() += pairs.len() as u64;
+            }
             if pairs != node.inplace {
                 chosen.push((id, pairs));
             }
@@ -67,11 +74,19 @@ impl Pass for Inplace {
 /// Which values share bytes so far, and when each set is read for the last time.
 struct Liveness {
     sharing: Sharing,
+    /// Positions by node, and how many there are.
+    at: Vec<u32>,
+    n: u32,
+    /// By representative: the position that defines the bytes.
+    first: Vec<u32>,
     /// By representative: last position that reads or writes the bytes.
     last: Vec<u32>,
     /// By representative: the bytes hold something that must survive the step or was
     /// written before it.
     pinned: Vec<bool>,
+    /// By representative: the bytes belong to the step for ever.
+    fixed: Vec<bool>,
+    parts: rows::Parts,
 }
 
 impl Liveness {
@@ -82,7 +97,9 @@ impl Liveness {
             sharing.join(u.param, u.value);
         }
         let mut last = vec![0; graph.value_bound()];
+        let mut first = vec![u32::MAX; graph.value_bound()];
         let mut pinned = vec![false; graph.value_bound()];
+        let mut fixed = vec![false; graph.value_bound()];
         for v in graph.value_ids() {
             let root = sharing.find(v).index();
             let value = graph.value(v);
@@ -94,6 +111,8 @@ impl Liveness {
                 _ => (0, true),
             };
             pinned[root] |= keep;
+            fixed[root] |= keep && !matches!(value.def, Def::Input);
+            first[root] = first[root].min(defined);
             let reads = value.users().iter().filter(|&&u| !matches!(graph.node(u).op, Op::Reshape { .. }));
             let end = reads.map(|u| at[u.index()]).max().unwrap_or(0).max(defined);
             last[root] = last[root].max(end);
@@ -102,7 +121,8 @@ impl Liveness {
             let root = sharing.find(o.value).index();
             last[root] = u32::MAX;
         }
-        Self { sharing, last, pinned }
+        let n = graph.order().len() as u32;
+        Self { sharing, at, n, first, last, pinned, fixed, parts: rows::Parts::default() }
     }
 
     /// True if `output` of the node at `p` may take the bytes of `input`: equal types, own
@@ -122,6 +142,7 @@ impl Liveness {
         let last = self.last[to].max(self.last[from]);
         self.sharing.join(input, output);
         self.last[from] = last;
+        self.first[from] = self.first[from].min(self.first[to]);
     }
 }
 

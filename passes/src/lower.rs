@@ -226,11 +226,12 @@ impl Lowering<'_> {
     }
 
     fn free(&mut self, storage: StorageId, node: &str) -> Result<(), LowerError> {
-        // Every value of a storage has the same range; one that a command used is preferred
+        // Of the values that have all bytes of the storage, one that a command used is preferred
         // so that no buffer is made just to be freed.
-        let values = &self.layout.storages[storage].values;
-        let used = values.iter().rev().find_map(|&v| self.buf_of[v]);
-        let buf = match (used, values.first()) {
+        let storage = &self.layout.storages[storage];
+        let whole = |v: &&ValueId| self.graph.ty(**v).bytes() == storage.bytes;
+        let used = storage.values.iter().rev().filter(whole).find_map(|&v| self.buf_of[v]);
+        let buf = match (used, storage.values.iter().find(whole)) {
             (Some(buf), _) => buf,
             (None, Some(&v)) => self.buf(v, node)?,
             (None, None) => return Ok(()),

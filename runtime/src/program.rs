@@ -5,6 +5,7 @@ use crate::error::RunError;
 use smallvec::SmallVec;
 use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Op, Space};
+use vdnn_plan::rows::{RowMoves, moves_operand, rows_in_place};
 use vdnn_plan::{BufId, CmdId, Command, Plan, check};
 
 /// The bytes `[start, start + len)` of an arena.
@@ -32,6 +33,8 @@ impl Span {
 pub struct LaunchInfo {
     /// For each input, the output whose bytes it is in, if it is run in place.
     pub in_place: SmallVec<[Option<usize>; 4]>,
+    /// What a slice or concat of rows with operands in place has still to move.
+    pub rows: Option<RowMoves>,
     /// Outputs or workspace overlap where the op does not allow it. Never in a checked plan.
     pub clobbers: bool,
 }
@@ -105,6 +108,7 @@ impl Program {
                 })
             })
             .collect();
+        let rows = rows_in_place(&self.plan, op, inputs, outputs);
         let clobbers = !self.checked && {
             let written: Vec<(usize, Span)> =
                 outputs.iter().chain(&workspace).map(|&b| self.span(b)).enumerate().collect();
@@ -115,10 +119,13 @@ impl Program {
                     || inputs
                         .iter()
                         .zip(&in_place)
-                        .any(|(&b, place)| *place != Some(*o) && self.span(b).overlaps(w))
+                        .enumerate()
+                        // Output 0 is the result of rows.
+                        .filter(|(n, _)| *o > 0 || rows.as_ref().is_none_or(|moves| moves_operand(moves, *n)))
+                        .any(|(_, (&b, place))| *place != Some(*o) && self.span(b).overlaps(w))
             })
         };
-        LaunchInfo { in_place, clobbers }
+        LaunchInfo { in_place, rows, clobbers }
     }
 
     /// The plan.

@@ -114,8 +114,9 @@ pub struct Node {
     pub algo: Option<ConvSchedule>,
     /// Transient device bytes the kernel needs while it runs.
     pub workspace: Bytes,
-    /// Chosen in-place reuse, pairs (output, input), a subset of `op.inplace()`. Set by the
-    /// in-place pass; update bindings are always in place.
+    /// Chosen in-place reuse, pairs (output, input), a subset of `op.inplace()`; of a slice or
+    /// concat of rows ([`crate::rows`]) the operands that share bytes with the result. Set by
+    /// the in-place pass; update bindings are always in place.
     pub inplace: SmallVec<[(u32, u32); 2]>,
     index: NodeIndex,
 }

@@ -18,6 +18,7 @@ pub mod parts;
 pub mod phase;
 pub mod print;
 pub mod random;
+pub mod rows;
 pub mod schedule;
 pub mod slices;
 pub mod tensor;

@@ -2,11 +2,13 @@
 //!
 //! The device arena holds a persistent block at the bottom (parameters, optimizer state,
 //! literals) and above it everything else, packed by [`pack`] so that storages whose
-//! lifetimes overlap never share a byte. The pinned host arena is packed the same way.
+//! lifetimes overlap never share a byte. The pinned host arena is packed the same way. Where
+//! concats grow row by row, [`stepped`] packs their parts at the times these begin.
 
 pub mod baseline;
 mod greedy;
 pub mod pack;
+mod stepped;
 pub mod storage;
 mod sweep;
 
@@ -15,10 +17,12 @@ pub(crate) mod testnet;
 #[cfg(test)]
 mod tests;
 
+pub use stepped::Part;
 pub use storage::{Storage, StorageId, StorageKind, Storages};
 
 use pack::Block;
 use std::fmt::Write as _;
+use stepped::Shape;
 use vdnn_ir::graph::{Graph, NodeId, ValueId};
 use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
 use vdnn_ir::{Bytes, Space};
@@ -28,7 +32,7 @@ use vdnn_plan::plan::ALIGNMENT;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayoutOptions {
     /// Network-wide allocation, the baseline vDNN compares with ([`baseline`]), instead of
-    /// reuse of bytes as soon as they are dead.
+    /// reuse of bytes as soon as they are dead. Slices and concats of rows are copies then.
     pub baseline: bool,
 }
 
@@ -55,6 +59,8 @@ pub struct Layout {
     pub storages: PrimaryMap<StorageId, Storage>,
     /// The storage of each value that has bytes.
     pub storage_of: SecondaryMap<ValueId, Option<StorageId>>,
+    /// Where in its storage each value starts.
+    pub within: SecondaryMap<ValueId, Bytes>,
     /// The workspace storage of each node that has one.
     pub workspace_of: SecondaryMap<NodeId, Option<StorageId>>,
     /// Size of the device arena.
@@ -91,7 +97,7 @@ impl Layout {
     /// The byte range of a value: arena and offset; `None` if it has no bytes.
     pub fn place(&self, value: ValueId) -> Option<(Space, Bytes)> {
         let s = &self.storages[self.storage_of[value]?];
-        Some((s.space, s.offset))
+        Some((s.space, s.offset + self.within[value]))
     }
 
     /// The layout as a table for people and text tests: one line per arena, then one per
@@ -112,7 +118,14 @@ impl Layout {
             let space = if s.space == Space::Host { "host" } else { "device" };
             let kept = if s.kept { " kept" } else { "" };
             let live = &s.live;
-            let values: Vec<String> = s.values.iter().map(ToString::to_string).collect();
+            let values: Vec<String> = s
+                .values
+                .iter()
+                .map(|&v| match self.within[v] {
+                    Bytes(0) => v.to_string(),
+                    Bytes(at) => format!("{v}+{at}"),
+                })
+                .collect();
             let name = s.values.first().map_or("workspace".into(), |&v| storage::describe(graph, v));
             let _ = writeln!(
                 out,
@@ -146,7 +159,7 @@ impl Layout {
                         |&n| format!("workspace of {}", graph.node(n).name),
                     ),
                 };
-                all.push(Contributor { name, bytes: s.bytes.align_up(ALIGNMENT), kind: s.kind });
+                all.push(Contributor { name, bytes: s.bytes_at(p), kind: s.kind });
             }
         }
         all.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
@@ -161,7 +174,7 @@ impl Layout {
 /// # Errors
 /// If a size overflows, or updates make two parameters share bytes.
 pub fn layout(graph: &Graph, options: &LayoutOptions) -> Result<Layout, LayoutError> {
-    let Storages { all: mut storages, of, workspace } = storage::storages(graph)?;
+    let Storages { all: mut storages, of, within, workspace } = storage::storages(graph, !options.baseline)?;
     let total = storages
         .values()
         .try_fold(Bytes::ZERO, |sum, s| sum.checked_add(s.bytes.align_up(ALIGNMENT)))
@@ -198,6 +211,7 @@ pub fn layout(graph: &Graph, options: &LayoutOptions) -> Result<Layout, LayoutEr
     Ok(Layout {
         storages,
         storage_of: of,
+        within,
         workspace_of: workspace,
         device_bytes,
         host_bytes,
@@ -222,7 +236,18 @@ fn pack_space(storages: &mut PrimaryMap<StorageId, Storage>, space: Space, base:
         .iter()
         .map(|&id| Block { size: storages[id].bytes.align_up(ALIGNMENT), live: storages[id].live.clone() })
         .collect();
-    let packing = pack::pack(&blocks);
+    let mut packing = pack::pack(&blocks);
+    if ids.iter().any(|&id| !storages[id].parts.is_empty()) {
+        let shapes: Vec<Shape> = ids.iter().map(|&id| storages[id].shape()).collect();
+        let positions = shapes.iter().map(|s| s.until).max().unwrap_or(0) as usize;
+        let live = pack::live_profile(shapes.iter().flat_map(Shape::blocks), positions);
+        packing.lower_bound = live.into_iter().max().unwrap_or_default();
+        if let Some((offsets, height)) = stepped::pack(&shapes, packing.lower_bound)
+            && height < packing.height
+        {
+            (packing.offsets, packing.height) = (offsets, height);
+        }
+    }
     for (&id, &offset) in ids.iter().zip(&packing.offsets) {
         storages[id].offset = base + offset;
     }
@@ -233,6 +258,9 @@ fn pack_space(storages: &mut PrimaryMap<StorageId, Storage>, space: Space, base:
 fn profile(storages: &PrimaryMap<StorageId, Storage>, positions: usize, base: Bytes) -> Vec<Bytes> {
     let transients =
         storages.values().filter(|s| s.space == Space::Device && s.kind != StorageKind::Persistent);
-    let blocks = transients.map(|s| (s.bytes.align_up(ALIGNMENT), s.live.clone()));
-    pack::live_profile(blocks, positions).into_iter().map(|b| base + b).collect()
+    let shapes: Vec<Shape> = transients.map(Storage::shape).collect();
+    pack::live_profile(shapes.iter().flat_map(Shape::blocks), positions)
+        .into_iter()
+        .map(|b| base + b)
+        .collect()
 }

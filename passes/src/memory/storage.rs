@@ -6,12 +6,15 @@
 //! copy; that makes intervals on the compute stream sound with several streams.
 
 use super::LayoutError;
+use super::stepped::{Part, Shape};
 use smallvec::SmallVec;
 use std::fmt;
 use std::ops::Range;
 use vdnn_ir::graph::{Def, Graph, NodeId, Stage, ValueId};
 use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
-use vdnn_ir::{Bytes, Op, Space};
+use vdnn_ir::rows::{Placement, placement};
+use vdnn_ir::{Bytes, Node, Op, Space, TensorType};
+use vdnn_plan::plan::ALIGNMENT;
 
 vdnn_ir::define_id!(
     /// A storage: one byte range shared by one or more values.
@@ -62,12 +65,29 @@ pub struct Storage {
     pub kind: StorageKind,
     /// Program-order positions at which the bytes are in use, half-open.
     pub live: Range<u32>,
+    /// If its bytes come into use one after the other (operands made in their concat): which
+    /// when, in pages of [`ALIGNMENT`]. Empty if all do at once.
+    pub parts: Vec<Part>,
     /// True if the bytes must outlive the step: parameters and graph outputs.
     pub kept: bool,
     /// The values, in program order; empty for a workspace.
     pub values: SmallVec<[ValueId; 2]>,
     /// Offset in the arena, aligned; set by the layout.
     pub offset: Bytes,
+}
+
+impl Storage {
+    /// The bytes with their times, in pages.
+    pub(super) fn shape(&self) -> Shape {
+        let whole = Part { start: Bytes::ZERO, end: self.bytes.align_up(ALIGNMENT), from: self.live.start };
+        let parts = if self.parts.is_empty() { vec![whole] } else { self.parts.clone() };
+        Shape { parts, until: self.live.end }
+    }
+
+    /// How many bytes, in pages, are in use at a position.
+    pub(super) fn bytes_at(&self, position: u32) -> Bytes {
+        self.shape().blocks().filter(|(_, live)| live.contains(&position)).map(|(bytes, _)| bytes).sum()
+    }
 }
 
 /// Every storage of a graph.
@@ -78,20 +98,26 @@ pub struct Storages {
     /// The storage of each value; `None` for values without bytes in an arena (dead ones
     /// and those only the setup program sees).
     pub of: SecondaryMap<ValueId, Option<StorageId>>,
+    /// Where in its storage each value starts.
+    pub within: SecondaryMap<ValueId, Bytes>,
     /// The workspace of each node that needs one.
     pub workspace: SecondaryMap<NodeId, Option<StorageId>>,
 }
 
-/// Disjoint sets of values that share bytes.
+/// Disjoint sets of values that share bytes. The representative of a set has all of its bytes;
+/// every other value starts somewhere within.
 pub(crate) struct Sharing {
     parent: Vec<u32>,
+    /// Where each value starts in its parent.
+    start: Vec<Bytes>,
 }
 
 impl Sharing {
     /// Values shared through views only ([`Op::views`]). Setup nodes run on the host at load
     /// and share nothing with the step.
     pub(crate) fn of_views(graph: &Graph) -> Self {
-        let mut s = Self { parent: (0..graph.value_bound() as u32).collect() };
+        let n = graph.value_bound();
+        let mut s = Self { parent: (0..n as u32).collect(), start: vec![Bytes::ZERO; n] };
         for (_, node) in graph.nodes().filter(|(_, n)| n.stage != Stage::Setup) {
             for &(o, i) in node.op.views() {
                 s.join(node.inputs[i], node.outputs[o]);
@@ -100,12 +126,20 @@ impl Sharing {
         s
     }
 
-    /// Values shared through views, chosen in-place pairs and parameter updates.
-    pub(crate) fn of_storage(graph: &Graph) -> Self {
+    /// Values shared through views, chosen in-place pairs and parameter updates, and with
+    /// `rows` also through slices and concats in place.
+    pub(crate) fn of_storage(graph: &Graph, rows: bool) -> Self {
         let mut s = Self::of_views(graph);
         for (_, node) in graph.nodes() {
+            let placement = row_placement(graph, node);
             for &(o, i) in &node.inplace {
-                s.join(node.inputs[i as usize], node.outputs[o as usize]);
+                let (input, output) = (node.inputs[i as usize], node.outputs[o as usize]);
+                match &placement {
+                    None => s.join(input, output),
+                    Some(_) if !rows => {}
+                    Some(Placement::ResultInOperand(at)) => s.join_at(input, output, *at),
+                    Some(Placement::OperandsInResult(at)) => s.join_at(output, input, at[i as usize]),
+                }
             }
         }
         for u in &graph.updates {
@@ -116,19 +150,48 @@ impl Sharing {
 
     /// The representative of a value's set.
     pub(crate) fn find(&mut self, value: ValueId) -> ValueId {
+        self.locate(value).0
+    }
+
+    /// The representative of a value's set, and where the value starts in its bytes.
+    pub(crate) fn locate(&mut self, value: ValueId) -> (ValueId, Bytes) {
         let mut at = value.index();
+        let mut start = Bytes::ZERO;
         while self.parent[at] as usize != at {
-            self.parent[at] = self.parent[self.parent[at] as usize];
+            let next = self.parent[at] as usize;
+            // Halves the path.
+            let further = self.start[next];
+            self.start[at] += further;
+            self.parent[at] = self.parent[next];
+            start += self.start[at];
             at = self.parent[at] as usize;
         }
-        ValueId::from_index(at)
+        (ValueId::from_index(at), start)
     }
 
     /// Makes the sets of two values one; the representative is that of `keep`.
     pub(crate) fn join(&mut self, keep: ValueId, other: ValueId) {
-        let (keep, other) = (self.find(keep), self.find(other));
-        self.parent[other.index()] = keep.0;
+        self.join_at(keep, other, Bytes::ZERO);
     }
+
+    /// Makes the sets of two values one; `other`, which must have all bytes of its set, starts
+    /// at byte `at` of `keep`.
+    pub(crate) fn join_at(&mut self, keep: ValueId, other: ValueId, at: Bytes) {
+        let ((keep, start), other) = (self.locate(keep), self.find(other));
+        if keep != other {
+            self.parent[other.index()] = keep.0;
+            self.start[other.index()] = start + at;
+        }
+    }
+}
+
+/// The placement of a slice or concat of rows that is part of the step.
+pub(crate) fn row_placement(graph: &Graph, node: &Node) -> Option<Placement> {
+    if node.stage == Stage::Setup || !matches!(node.op, Op::Slice(_) | Op::Concat { .. }) {
+        return None;
+    }
+    let types: SmallVec<[&TensorType; 4]> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+    placement(&node.op, &types)
 }
 
 /// True if a node that is part of the step reads the value, or the graph names it.
@@ -191,18 +254,20 @@ fn weight_gradients(graph: &Graph) -> Vec<bool> {
     is
 }
 
-/// Finds the storages of a graph and their lifetimes. Offsets are zero.
+/// Finds the storages of a graph and their lifetimes. Offsets are zero. Slices and concats in
+/// place share a storage if `rows` says so; else they are copies.
 ///
 /// # Errors
 /// If two parameters would share bytes, or a size overflows.
-pub fn storages(graph: &Graph) -> Result<Storages, LayoutError> {
+pub fn storages(graph: &Graph, rows: bool) -> Result<Storages, LayoutError> {
     let n = u32::try_from(graph.order().len().max(1)).map_err(|_| LayoutError::TooLarge)?;
     let at = graph.positions();
-    let mut sharing = Sharing::of_storage(graph);
+    let mut sharing = Sharing::of_storage(graph, rows);
     let weight_gradient = weight_gradients(graph);
     let mut out = Storages {
         all: PrimaryMap::new(),
         of: SecondaryMap::with_default(None),
+        within: SecondaryMap::with_default(Bytes::ZERO),
         workspace: SecondaryMap::with_default(None),
     };
     let mut by_root: Vec<Option<StorageId>> = vec![None; graph.value_bound()];
@@ -222,7 +287,9 @@ pub fn storages(graph: &Graph) -> Result<Storages, LayoutError> {
         out.of[v] = Some(id);
     }
     let mut add = |out: &mut Storages, v: ValueId, kind: StorageKind, live: Range<u32>| {
-        let root = sharing.find(v).index();
+        let (owner, start) = sharing.locate(v);
+        let root = owner.index();
+        out.within[v] = start;
         let id = match by_root[root] {
             Some(id) => {
                 let s = &mut out.all[id];
@@ -238,7 +305,9 @@ pub fn storages(graph: &Graph) -> Result<Storages, LayoutError> {
                 id
             }
             None => {
-                let id = out.all.push(new_storage(graph, v, kind, live, false));
+                let mut storage = new_storage(graph, v, kind, live, false);
+                storage.bytes = graph.ty(owner).bytes();
+                let id = out.all.push(storage);
                 by_root[root] = Some(id);
                 id
             }
@@ -281,6 +350,7 @@ pub fn storages(graph: &Graph) -> Result<Storages, LayoutError> {
                 bytes: node.workspace,
                 kind: StorageKind::Workspace,
                 live: p..p + 1,
+                parts: Vec::new(),
                 kept: false,
                 values: SmallVec::new(),
                 offset: Bytes::ZERO,
@@ -295,7 +365,44 @@ pub fn storages(graph: &Graph) -> Result<Storages, LayoutError> {
             s.kept = true;
         }
     }
+    for s in out.all.values_mut().filter(|s| s.space == Space::Device) {
+        s.parts = parts(graph, s, &out.within, &at);
+    }
     Ok(out)
+}
+
+/// Values whose bytes are looked at together at most, for the time it takes.
+const MEMBERS: usize = 1024;
+
+/// When the pages of a storage come into use: each with the first value that has bytes of it.
+fn parts(graph: &Graph, s: &Storage, within: &SecondaryMap<ValueId, Bytes>, at: &[u32]) -> Vec<Part> {
+    let size = |v: ValueId| graph.ty(v).bytes();
+    let shared = s.values.iter().any(|&v| size(v) != s.bytes);
+    if s.kind == StorageKind::Persistent || !shared || s.values.len() > MEMBERS {
+        return Vec::new();
+    }
+    let members: Vec<Part> = s
+        .values
+        .iter()
+        .map(|&v| Part {
+            start: Bytes(within[v].0 / ALIGNMENT * ALIGNMENT),
+            end: (within[v] + size(v)).align_up(ALIGNMENT),
+            from: graph.def_node(v).map_or(0, |node| at[node.index()]),
+        })
+        .collect();
+    let mut bounds: Vec<Bytes> = members.iter().flat_map(|m| [m.start, m.end]).collect();
+    bounds.sort_unstable();
+    bounds.dedup();
+    let mut parts: Vec<Part> = Vec::new();
+    for pair in bounds.windows(2) {
+        let meeting = members.iter().filter(|m| m.start < pair[1] && pair[0] < m.end);
+        let from = meeting.map(|m| m.from).min().unwrap_or(s.live.start);
+        match parts.last_mut() {
+            Some(last) if last.from == from => last.end = pair[1],
+            _ => parts.push(Part { start: pair[0], end: pair[1], from }),
+        }
+    }
+    if parts.len() > 1 { parts } else { Vec::new() }
 }
 
 fn new_storage(graph: &Graph, v: ValueId, kind: StorageKind, live: Range<u32>, kept: bool) -> Storage {
@@ -304,6 +411,7 @@ fn new_storage(graph: &Graph, v: ValueId, kind: StorageKind, live: Range<u32>, k
         bytes: graph.ty(v).bytes(),
         kind,
         live,
+        parts: Vec::new(),
         kept,
         values: SmallVec::from_slice(&[v]),
         offset: Bytes::ZERO,

@@ -11,6 +11,7 @@ mod names;
 pub mod parse;
 pub mod plan;
 pub mod print;
+pub mod rows;
 pub mod sig;
 pub mod stats;
 

@@ -150,6 +150,18 @@ impl Machine {
             }
         };
         scratch();
+        if let Some(moves) = &info.rows {
+            let result = program.span(outputs[0]);
+            for m in moves {
+                // Parts of a buffer fit the address space as it does.
+                let to = Span { start: result.start + m.at.0 as usize, len: m.len.0 as usize, ..result };
+                // SAFETY: an operand that is not in its place overlaps the result nowhere
+                // (`info.clobbers` is false); other commands as the caller promises.
+                let (from, to) = unsafe { (self.bytes(program.span(inputs[m.operand])), self.bytes_mut(to)) };
+                to.copy_from_slice(from);
+            }
+            return Ok(());
+        }
         let buffers = &program.plan().buffers;
         let operands: SmallVec<[Operand<'_>; 4]> = inputs
             .iter()

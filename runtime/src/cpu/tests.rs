@@ -6,7 +6,7 @@ use crate::executor::{Executor, LoadParamError, ParamLoader};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut};
-use vdnn_ir::op::{BinaryKind, UnaryKind};
+use vdnn_ir::op::{BinaryKind, SliceAttrs, UnaryKind};
 use vdnn_ir::{Bytes, Op, Tensor, TensorType};
 use vdnn_plan::{Command, EventId, ParamSource, Plan, Sig, StreamId, parse_plan};
 
@@ -303,4 +303,66 @@ fn an_arena_that_does_not_fit_is_an_error() {
         let e = Executor::load(p, &Loader, backend(CpuMode::Serial, false));
         assert!(matches!(e, Err(RunError::OutOfMemory { arena: "device", .. })));
     }
+}
+
+/// `y = concat(relu(x[0..2]), -x[2..4])`; `second` is where the second half is made.
+fn rows(second: u64) -> Plan {
+    let (all, half) = (TensorType::f32([4, 64]), TensorType::f32([2, 64]));
+    let slice = |first: u64| {
+        let (starts, lens) = ([first, 0].into_iter().collect(), [2, 64].into_iter().collect());
+        let op = Op::Slice(SliceAttrs { starts, steps: [1, 1].into_iter().collect(), lens });
+        (Sig::apply(&op, &[(Sig::input("x"), &all)], 0), op)
+    };
+    let [(a, first), (b, last)] = [slice(0), slice(2)];
+    let a = Sig::apply(&Op::Unary(UnaryKind::Relu), &[(a, &half)], 0);
+    let b = Sig::apply(&Op::Unary(UnaryKind::Neg), &[(b, &half)], 0);
+    let y = Sig::apply(&Op::Concat { axis: 0 }, &[(a, &half), (b, &half)], 0);
+    parse_plan(&format!(
+        r#"vplan 1
+model "rows"
+mode infer
+batch 4
+policy "none"
+algo "memory"
+device "cpu"
+predicted step=0 compute=0 stall=0 lower_bound=0
+arena device 4096
+arena host 0
+stream s0 compute
+events 0
+buffer b0 device 0 f32[4,64] "x"
+buffer b1 device 0 f32[2,64] "s0"
+buffer b2 device 512 f32[2,64] "s1"
+buffer b3 device 1024 f32[2,64] "a"
+buffer b4 device {second} f32[2,64] "b"
+buffer b5 device 1024 f32[4,64] "y"
+input "x" b0
+output "y" b5 expect={y}
+c0 s0 launch n0 {first} forward (b0) -> (b1) "s0"
+c1 s0 launch n1 {last} forward (b0) -> (b2) "s1"
+c2 s0 launch n2 unary(relu) forward (b1) -> (b3) "a"
+c3 s0 launch n3 unary(neg) forward (b2) -> (b4) "b"
+c4 s0 launch n4 concat(axis:0) forward (b3, b4) -> (b5) "y"
+c5 s0 free b0
+"#
+    ))
+    .unwrap()
+}
+
+#[test]
+fn rows_in_place_run_no_kernel_and_the_others_are_moved() {
+    // The kernels know neither slices nor concats.
+    let x: Vec<f32> = (0..256).map(|i| i as f32 - 100.0).collect();
+    let expected: Vec<f32> =
+        x.iter().enumerate().map(|(i, &x)| if i < 128 { x.max(0.0) } else { -x }).collect();
+    let inputs = BTreeMap::from([("x".to_owned(), Tensor::from_f32([4, 64], &x))]);
+    for second in [1536, 2048] {
+        let mut executor = Executor::load(rows(second), &Loader, backend(CpuMode::Serial, true)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(executor.step(&inputs).unwrap()["y"].f32(), expected);
+        }
+    }
+    // Where they overlap but not in place, the first to be clobbered is the result.
+    let wrong = Executor::load_unchecked_for_tests(rows(1280), &Loader, backend(CpuMode::Serial, true));
+    assert!(wrong.unwrap().step(&inputs).is_err());
 }

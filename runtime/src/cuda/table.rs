@@ -83,9 +83,23 @@ impl Resources<'_> {
 #[derive(Debug)]
 enum Action {
     Kernel(Box<dyn Prepared>),
-    ToHost { to: *mut c_void, from: sys::CUdeviceptr, len: usize },
-    ToDevice { to: sys::CUdeviceptr, from: *const c_void, len: usize },
-    Within { to: sys::CUdeviceptr, from: sys::CUdeviceptr, len: usize },
+    ToHost {
+        to: *mut c_void,
+        from: sys::CUdeviceptr,
+        len: usize,
+    },
+    ToDevice {
+        to: sys::CUdeviceptr,
+        from: *const c_void,
+        len: usize,
+    },
+    Within {
+        to: sys::CUdeviceptr,
+        from: sys::CUdeviceptr,
+        len: usize,
+    },
+    /// Copies within the device, one after the other.
+    Rows(Vec<Action>),
     Poison(DeviceBytes),
     Record(EventId),
     Wait(EventId),
@@ -173,6 +187,7 @@ impl Action {
         // each; that no other command touches them meanwhile is what the checker proved.
         unsafe {
             match *self {
+                Self::Rows(ref parts) => parts.iter().try_for_each(|part| part.enqueue_copy(stream)),
                 Self::ToHost { to, from, len } => {
                     CudaError::check("cuMemcpyDtoHAsync", sys::cuMemcpyDtoHAsync_v2(to, from, len, stream))
                 }
@@ -208,6 +223,9 @@ fn entry(
     let bytes = |s: Span| DeviceBytes { at: resources.address(s), len: s.len };
     let mut undefined = None;
     let action = match command {
+        Command::Launch { inputs, outputs, .. } if program.launch(at).rows.is_some() => {
+            rows(program, resources, at, inputs, outputs[0])
+        }
         Command::Launch { op, inputs, outputs, workspace, algo, name, .. } => {
             if program.plan().streams[stream.index()] != StreamKind::Compute {
                 return Err(CudaError::BadPlan { why: format!("a launch on copy stream {stream}") });
@@ -273,6 +291,19 @@ fn entry(
         None => None,
     };
     Ok(Entry { stream, delay, undefined, action })
+}
+
+/// What a slice or concat with rows in place has left to do.
+fn rows(program: &Program, resources: &Resources<'_>, at: CmdId, inputs: &[BufId], output: BufId) -> Action {
+    let to = resources.address(program.span(output));
+    let moves = program.launch(at).rows.iter().flatten();
+    let copies: Vec<Action> = moves
+        .map(|m| {
+            let from = program.span(inputs[m.operand]);
+            Action::Within { to: to + m.at.0, from: resources.address(from), len: from.len }
+        })
+        .collect();
+    if copies.is_empty() { Action::Nothing } else { Action::Rows(copies) }
 }
 
 fn launch(

@@ -4,7 +4,7 @@
 //! Streams are queues that run their commands in order. Kernels share one compute engine,
 //! copies one engine per direction, as on the GPUs that vDNN (MICRO 2016, section III)
 //! uses; an engine takes the command that became ready first, ties by stream. `Record`,
-//! `Wait` and `Free` take no time. While both copy directions run, each keeps the
+//! `Wait` and `Free` take no time, nor do slices and concats that find their rows in place. While both copy directions run, each keeps the
 //! profile's share of its rate; while copies run, kernels keep theirs (the copies use the
 //! memory the kernels read). Rates change only when an engine starts or stops, so between
 //! two such moments progress is linear, and the simulation is exact in integer
@@ -25,7 +25,8 @@ use crate::trace::{Span, SpanKind, Trace, command_name};
 use std::collections::VecDeque;
 use vdnn_cost::{CopyDir, CostModel, PPM};
 use vdnn_ir::id::EntityId;
-use vdnn_ir::{Bytes, Nanos, Space};
+use vdnn_ir::{Bytes, Nanos, Op, Space, TensorType};
+use vdnn_plan::rows::{RowMoves, rows_in_place};
 use vdnn_plan::{BufId, Buffer, CmdId, Command, EventId, Plan, StreamId};
 
 /// What a step costs on the simulated device.
@@ -143,6 +144,8 @@ enum Task {
         time: Nanos,
     },
     Free(BufId),
+    /// A launch whose result lies where its operands are.
+    InPlace,
     Record,
     /// Goes on when this command, a record, has been reached.
     Wait(CmdId),
@@ -166,8 +169,17 @@ fn tasks(plan: &Plan, cost: &CostModel) -> Result<Vec<Task>, SimError> {
                 let output_types =
                     outputs.iter().map(|&b| Ok(&buffer(b)?.ty)).collect::<Result<Vec<_>, SimError>>()?;
                 workspace.map(buffer).transpose()?;
-                let time = cost.launch(op, &input_types, &output_types, algo.as_ref());
-                Task::Work { engine: Engine::Compute, time }
+                match rows_in_place(plan, op, inputs, outputs) {
+                    Some(moves) if moves.is_empty() => Task::InPlace,
+                    Some(moves) => {
+                        let time = concat_of(&moves, &input_types, cost);
+                        Task::Work { engine: Engine::Compute, time }
+                    }
+                    None => {
+                        let time = cost.launch(op, &input_types, &output_types, algo.as_ref());
+                        Task::Work { engine: Engine::Compute, time }
+                    }
+                }
             }
             Command::Copy { src, dst, .. } => {
                 let (from, to) = (buffer(*src)?, buffer(*dst)?);
@@ -193,6 +205,14 @@ fn tasks(plan: &Plan, cost: &CostModel) -> Result<Vec<Task>, SimError> {
         });
     }
     Ok(tasks)
+}
+
+/// The time of a concat of rows that has only these operands to move.
+fn concat_of(moves: &RowMoves, types: &[&TensorType], cost: &CostModel) -> Nanos {
+    let moved: Vec<&TensorType> = moves.iter().map(|m| types[m.operand]).collect();
+    let mut result = moved[0].clone();
+    result.dims[0] = moved.iter().map(|ty| ty.dims[0]).fold(0, u64::saturating_add);
+    cost.launch(&Op::Concat { axis: 0 }, &moved, &[&result], None)
 }
 
 fn event_slot(
@@ -338,6 +358,8 @@ impl<'a> Device<'a> {
         match self.tasks[cmd.index()] {
             Task::Work { .. } => return false,
             Task::Free(buf) => self.set_live(buf, false),
+            // Its bytes are live already.
+            Task::InPlace => {}
             Task::Record => self.reached[cmd.index()] = true,
             Task::Wait(record) if !self.reached[record.index()] => return false,
             Task::Wait(_) => {

@@ -146,7 +146,7 @@ fn check_laws(plan: &Plan, cost: &CostModel, result: &SimResult) {
                 work[engine as usize] += time.0;
             }
             Task::Wait(record) => t = t.max(end[record.index()]),
-            Task::Free(_) | Task::Record => {}
+            Task::Free(_) | Task::InPlace | Task::Record => {}
         }
         end[i] = t;
         end_in_stream[stream] = t;

@@ -327,7 +327,8 @@ impl Op {
 
     /// Pairs (output, input) where the output may take the input's bytes if the input is
     /// dead afterwards and both have the same type. An input not listed is read until the
-    /// op ends ("late") and may overlap no output.
+    /// op ends ("late") and may overlap no output. Slices and concats of rows, which may share
+    /// bytes with their operands without overwriting them, are in [`crate::rows`].
     pub fn inplace(&self) -> &'static [(usize, usize)] {
         match self {
             Self::Unary(_)

@@ -6,20 +6,49 @@
 //! contents are read at the end of the step. Literals and setup results are never
 //! overwritten, a parameter only by the value of its update. That value must be able to
 //! take the parameter's bytes, which implies that its node comes after every other reader.
+//!
+//! A slice of rows may lie in its operand unless that is kept from step to step; an operand of
+//! a concat of rows may lie in the result if it has its bytes for itself, and then no other
+//! operand may. From there on all of these bytes are read for as long as any of them.
 
 use super::Checker;
 use crate::graph::{Def, Node, NodeId, Stage, ValueId};
 use crate::id::EntityId;
+use crate::rows::{Placement, placement};
+use crate::types::TensorType;
+use crate::units::Bytes;
 use std::collections::BTreeMap;
 
 /// Read when the step has ended.
 const END: u32 = u32::MAX;
 
 struct Storage {
-    /// The value whose bytes each value shares: the first one in them.
-    root: Vec<ValueId>,
+    /// The value in whose bytes each value lies, itself if in its own, and where it starts.
+    parent: Vec<(ValueId, Bytes)>,
     /// By root: the last position at which a value now in those bytes is read.
     read_until: Vec<u32>,
+}
+
+impl Storage {
+    /// The value that has all bytes of what a value lies in, and where the value starts there.
+    fn locate(&self, v: ValueId) -> (ValueId, Bytes) {
+        let (mut at, mut start) = (v, Bytes::ZERO);
+        while self.parent[at.index()].0 != at {
+            let (parent, here) = self.parent[at.index()];
+            (at, start) = (parent, start.saturating_add(here));
+        }
+        (at, start)
+    }
+
+    fn root(&self, v: ValueId) -> ValueId {
+        self.locate(v).0
+    }
+
+    /// Lets a new value lie in another one's bytes.
+    fn put(&mut self, v: ValueId, inside: ValueId, at: Bytes) {
+        let (root, start) = self.locate(inside);
+        self.parent[v.index()] = (root, start.saturating_add(at));
+    }
 }
 
 pub(super) fn check(cx: &mut Checker<'_>) {
@@ -33,19 +62,26 @@ pub(super) fn check(cx: &mut Checker<'_>) {
         last_read[v.index()] = END;
     }
     let target: BTreeMap<ValueId, ValueId> = graph.updates.iter().map(|u| (u.value, u.param)).collect();
-    let mut storage = Storage { root: graph.value_ids().collect(), read_until: last_read.clone() };
+    let parent = (0..graph.value_bound()).map(|v| (ValueId::from_index(v), Bytes::ZERO)).collect();
+    let mut storage = Storage { parent, read_until: last_read.clone() };
 
     for (id, node) in graph.nodes() {
         for &(out, input) in node.op.views() {
-            let root = storage.root[node.inputs[input].index()];
+            let root = storage.root(node.inputs[input]);
             let v = node.outputs[out];
-            storage.root[v.index()] = root;
+            storage.put(v, node.inputs[input], Bytes::ZERO);
             let until = &mut storage.read_until[root.index()];
             *until = last_read[v.index()].max(*until);
         }
         let mut taken = Vec::new();
-        for &(out, input) in &node.inplace {
-            pair(cx, &storage, id, node, (out as usize, input as usize), &target, &mut taken);
+        let types: Vec<&TensorType> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+        match placement(&node.op, &types).filter(|_| node.stage != Stage::Setup) {
+            Some(placement) => rows(cx, &mut storage, id, node, &placement),
+            None => {
+                for &(out, input) in &node.inplace {
+                    pair(cx, &storage, id, node, (out as usize, input as usize), &target, &mut taken);
+                }
+            }
         }
         for (out, v) in node.outputs.iter().enumerate() {
             let Some(&param) = target.get(v) else { continue };
@@ -65,9 +101,9 @@ pub(super) fn check(cx: &mut Checker<'_>) {
             }
         }
         for (out, input) in taken {
-            let root = storage.root[node.inputs[input].index()];
+            let root = storage.root(node.inputs[input]);
             let v = node.outputs[out];
-            storage.root[v.index()] = root;
+            storage.put(v, node.inputs[input], Bytes::ZERO);
             storage.read_until[root.index()] = last_read[v.index()];
         }
     }
@@ -76,6 +112,61 @@ pub(super) fn check(cx: &mut Checker<'_>) {
             let what =
                 format!("update {} = {}: no node computes the value", cx.show(u.param), cx.show(u.value));
             cx.fail(what);
+        }
+    }
+}
+
+/// Checks the pairs of a slice or concat of rows and lets its tensors lie in each other.
+fn rows(cx: &mut Checker<'_>, storage: &mut Storage, id: NodeId, node: &Node, placement: &Placement) {
+    let graph = cx.graph;
+    let v = node.outputs[0];
+    for (k, &(out, input)) in node.inplace.iter().enumerate() {
+        let label = format!("in place {out}:{input}");
+        let input = input as usize;
+        if out != 0 || input >= node.inputs.len() {
+            cx.fail_node(id, node, &format!("{label}: the op does not grant this"));
+            continue;
+        }
+        if node.inplace[..k].contains(&node.inplace[k]) {
+            cx.fail_node(id, node, &format!("{label}: the output or the input is in another pair"));
+            continue;
+        }
+        let source = node.inputs[input];
+        let (root, start) = storage.locate(source);
+        let kept = match graph.value(root).def {
+            Def::Input => false,
+            Def::Const(_) | Def::Param(_) => true,
+            Def::Node { node, .. } => graph.node(node).stage == Stage::Setup,
+        };
+        match placement {
+            Placement::ResultInOperand(_) if kept => {
+                let what = format!("{label}: the bytes of {} are kept from step to step", cx.show(source));
+                cx.fail_node(id, node, &what);
+            }
+            Placement::ResultInOperand(at) => {
+                let until = storage.read_until[v.index()].max(storage.read_until[root.index()]);
+                storage.put(v, source, *at);
+                storage.read_until[root.index()] = until;
+            }
+            Placement::OperandsInResult(places) => {
+                let whole = start == Bytes::ZERO && graph.ty(root).bytes() == graph.ty(source).bytes();
+                if kept || matches!(graph.value(root).def, Def::Input) || !whole || root == v {
+                    let what = format!("{label}: {} has not its bytes for itself", cx.show(source));
+                    cx.fail_node(id, node, &what);
+                    continue;
+                }
+                storage.parent[root.index()] = (v, places[input]);
+                let until = storage.read_until[v.index()].max(storage.read_until[root.index()]);
+                storage.read_until[v.index()] = until;
+            }
+        }
+    }
+    if let Placement::OperandsInResult(_) = placement {
+        for (input, &source) in node.inputs.iter().enumerate() {
+            if storage.root(source) == v && !node.inplace.contains(&(0, input as u32)) {
+                let what = format!("{} lies in the result at another operand's place", cx.show(source));
+                cx.fail_node(id, node, &what);
+            }
         }
     }
 }
@@ -104,8 +195,8 @@ fn pair(
         let what = format!("{label}: {} and {} differ", graph.ty(v), graph.ty(source));
         cx.fail_node(id, node, &what);
     }
-    let root = storage.root[source.index()];
-    let reads = node.inputs.iter().filter(|i| storage.root[i.index()] == root).count();
+    let root = storage.root(source);
+    let reads = node.inputs.iter().filter(|&&i| storage.root(i) == root).count();
     if reads != 1 {
         cx.fail_node(id, node, &format!("{label}: another operand reads the bytes of {}", cx.show(source)));
     }

@@ -251,3 +251,49 @@ fn a_long_chain_is_checked_and_read_in_linear_time() {
     let text = g.to_string();
     assert_eq!(parse_graph(&text).unwrap().to_string(), text);
 }
+
+#[test]
+fn rows_share_bytes_that_are_nobody_elses() {
+    let two = |concat: &str, rest: &str| {
+        format!(
+            r#"input %0 "x" : f32[4,64]
+               param %9 "w" frozen : f32[4,64]
+               n0: %1 : f32[2,64] = slice(starts:[0,0],steps:[1,1],lens:[2,64]) (%0) forward "s0" inplace=0:0
+               n1: %2 : f32[2,64] = slice(starts:[2,0],steps:[1,1],lens:[2,64]) (%0) forward "s1" inplace=0:0
+               n2: %3 : f32[2,64] = unary(exp) (%1) forward "a"
+               n3: %4 : f32[2,64] = unary(exp) (%2) forward "b"
+               n4: %5 : f32[4,64] = concat(axis:0) {concat}
+               {rest}"#
+        )
+    };
+    let both = "(%3, %4) forward \"c\" inplace=0:0,0:1";
+    expect(SCHEDULED, &two(both, ""), &[]);
+    let relu = "n5: %6 : f32[4,64] = unary(relu) (%5) forward \"r\" inplace=0:0";
+    expect(SCHEDULED, &two(both, relu), &[]);
+    let late = format!("{relu}\nn6: %7 : f32[2,64] = unary(exp) (%3) forward \"l\"");
+    expect(SCHEDULED, &two(both, &late), &["n5: in place 0:0: the bytes of %5 are read later"]);
+    let part = "n5: %6 : f32[2,64] = unary(relu) (%3) forward \"r\" inplace=0:0";
+    expect(SCHEDULED, &two(both, part), &[]);
+    let read = format!("{part}\nn6: %7 : f32[4,64] = unary(exp) (%5) forward \"l\"");
+    expect(SCHEDULED, &two(both, &read), &["n5: in place 0:0: the bytes of %3 are read later"]);
+    let neighbour = format!("{part}\nn6: %7 : f32[2,64] = unary(exp) (%4) forward \"l\"");
+    expect(SCHEDULED, &two(both, &neighbour), &["n5: in place 0:0: the bytes of %3 are read later"]);
+    let not_its_own = |operands: &str, error: &str| {
+        let error = format!("n4: in place {error} has not its bytes for itself");
+        expect(SCHEDULED, &two(&format!("{operands} forward \"c\" inplace=0:0,0:1"), ""), &[&error]);
+    };
+    not_its_own("(%1, %4)", "0:0: %1");
+    not_its_own("(%3, %3)", "0:1: %3");
+    let twice = "(%3, %3) forward \"c\" inplace=0:0";
+    expect(SCHEDULED, &two(twice, ""), &["%3 lies in the result at another operand's place"]);
+    let again = "n5: %6 : f32[4,64] = concat(axis:0) (%4, %3) forward \"c\" inplace=0:0";
+    expect(SCHEDULED, &two(both, again), &["n5: in place 0:0: %4 has not its bytes"]);
+    let out = "(%3, %4) forward \"c\" inplace=1:0,0:0,0:0,0:2";
+    expect(SCHEDULED, &two(out, ""), &["1:0: the op does not", "0:0: the output or", "0:2: the op does not"]);
+    let weight =
+        "n5: %6 : f32[2,64] = slice(starts:[2,0],steps:[1,1],lens:[2,64]) (%9) forward \"s\" inplace=0:0";
+    expect(SCHEDULED, &two(both, weight), &["the bytes of %9 \"w\" are kept from step to step"]);
+    let columns =
+        "n5: %6 : f32[4,8] = slice(starts:[0,8],steps:[1,1],lens:[4,8]) (%5) forward \"s\" inplace=0:0";
+    expect(SCHEDULED, &two(both, columns), &["n5: in place 0:0: the op does not grant this"]);
+}

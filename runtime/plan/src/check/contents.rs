@@ -4,6 +4,7 @@ use super::error::{Found, PlanError, Site};
 use super::ranges::RangeMap;
 use super::report::Report;
 use crate::plan::{BufId, CmdId, Command, Plan};
+use crate::rows::rows_in_place;
 use crate::sig::Sig;
 use smallvec::SmallVec;
 use std::collections::HashMap;
@@ -11,19 +12,26 @@ use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Op, Space, TensorType};
 
 /// What a byte range holds.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum State {
-    /// Bytes of a value.
-    Value(Value),
+    /// Bytes of values: the one that was written first, then those that slices and concats in
+    /// place have made of it and its neighbours.
+    Values(SmallVec<[Value; 1]>),
     /// Undefined.
     Undefined(Found),
 }
 
-#[derive(Clone, Copy)]
+impl Default for State {
+    fn default() -> Self {
+        Self::Undefined(Found::Nothing)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Value {
     /// `None` if an operand was bad: reported there, not again here.
     term: Option<Sig>,
-    /// The range it was written to.
+    /// The range it was written to, or found in.
     start: u64,
     end: u64,
     /// `None`: the host, before the step.
@@ -47,7 +55,25 @@ impl Memory<'_> {
     fn write(&mut self, buf: BufId, term: Option<Sig>, by: Option<CmdId>) {
         let site = Site::of(self.plan, buf);
         let (start, end) = (site.start.0, site.end.0);
-        self.arena(site.space).set(start, end, State::Value(Value { term, start, end, by }));
+        let values = smallvec::smallvec![Value { term, start, end, by }];
+        self.arena(site.space).set(start, end, State::Values(values));
+    }
+
+    /// Adds a value to those of a buffer's bytes, after `written` was written as part of it. The
+    /// other values stay, but for one of exactly these bytes: readers could not tell the two.
+    fn name(&mut self, buf: BufId, written: impl Iterator<Item = Site>, term: Option<Sig>, by: CmdId) {
+        let site = Site::of(self.plan, buf);
+        let (start, end) = (site.start.0, site.end.0);
+        let arena = self.arena(site.space);
+        for part in written {
+            arena.set(part.start.0, part.end.0, State::Values(SmallVec::new()));
+        }
+        arena.update(start, end, |state| {
+            if let State::Values(values) = state {
+                values.retain(|v| (v.start, v.end) != (start, end));
+                values.push(Value { term, start, end, by: Some(by) });
+            }
+        });
     }
 
     fn forget(&mut self, buf: BufId, why: Found) {
@@ -64,7 +90,8 @@ impl Memory<'_> {
             Space::Host => &self.host,
         };
         let mut at = start;
-        let mut whole = None;
+        let mut whole: Option<Value> = None;
+        let mut broken = false;
         let mut partial: Option<Value> = None;
         for (s, e, state) in arena.over(start, end) {
             if s > at {
@@ -72,16 +99,22 @@ impl Memory<'_> {
             }
             match state {
                 State::Undefined(found) => return Err(*found),
-                State::Value(v) if (s, e, v.start, v.end) == (start, end, start, end) => whole = Some(*v),
-                // The latest writer is the likely culprit.
-                State::Value(v) => partial = Some(partial.map_or(*v, |p| if v.by > p.by { *v } else { p })),
+                State::Values(values) => {
+                    let v = values.iter().find(|v| (v.start, v.end) == (start, end)).copied();
+                    broken |= v.is_none() || (at > start && v != whole);
+                    whole = v;
+                    // The latest writer is the likely culprit.
+                    if let Some(v) = values.first() {
+                        partial = Some(partial.map_or(*v, |p| if v.by > p.by { *v } else { p }));
+                    }
+                }
             }
             at = e;
         }
         if at < end {
             return Err(Found::Nothing);
         }
-        match (whole, partial) {
+        match (whole.filter(|_| !broken), partial) {
             (Some(v), _) => Ok(v),
             (None, Some(v)) if (v.start, v.end) == (start, end) || start < v.start || v.end < end => {
                 Err(Found::Overwritten(v.by))
@@ -122,6 +155,7 @@ pub(super) fn check(plan: &Plan, report: &mut Report) {
                     .zip(inputs)
                     .map(|(term, &b)| Some(((*term)?, &plan.buffers[b].ty)))
                     .collect();
+                let in_place = rows_in_place(plan, op, inputs, outputs).filter(|_| operands.is_some());
                 for (o, &buf) in outputs.iter().enumerate() {
                     let term = match &operands {
                         None => None,
@@ -132,7 +166,13 @@ pub(super) fn check(plan: &Plan, report: &mut Report) {
                             Some(Sig::apply_text(text, all, o))
                         }
                     };
-                    memory.write(buf, term, Some(at));
+                    match &in_place {
+                        Some(moves) => {
+                            let parts = moves.iter().map(|m| Site::of(plan, buf).part(m.at, m.len));
+                            memory.name(buf, parts, term, at);
+                        }
+                        None => memory.write(buf, term, Some(at)),
+                    }
                 }
             }
             Command::Copy { src, dst, .. } => {

@@ -23,6 +23,11 @@ impl Site {
         let b = &plan.buffers[buf];
         Self { buf, space: b.space, start: b.offset, end: b.offset.saturating_add(b.ty.bytes()) }
     }
+    /// The `len` bytes from byte `at` of the buffer on.
+    pub(super) fn part(&self, at: Bytes, len: Bytes) -> Self {
+        let start = self.start.saturating_add(at);
+        Self { start, end: start.saturating_add(len), ..*self }
+    }
     /// True if both have a byte in common.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.space == other.space && self.start < other.end && other.start < self.end

@@ -3,6 +3,7 @@
 use super::error::{PlanError, Site};
 use super::report::Report;
 use crate::plan::{BufId, CmdId, Command, Plan};
+use crate::rows::{moves_operand, rows_in_place};
 use smallvec::SmallVec;
 use vdnn_ir::Op;
 use vdnn_ir::id::EntityId;
@@ -48,6 +49,7 @@ fn launch(
     if !disjoint {
         return;
     }
+    let rows = rows_in_place(plan, op, inputs, outputs);
     let mut taken: SmallVec<[bool; 4]> = smallvec::smallvec![false; outputs.len()];
     for (n, &buf) in inputs.iter().enumerate() {
         let site = Site::of(plan, buf);
@@ -57,6 +59,8 @@ fn launch(
                 |why| report.push(PlanError::LaunchOverlap { at, written: *w, other: site, why });
             match *output {
                 None => refuse("a workspace may not overlap an operand"),
+                // Shares the bytes it would be moved to, or from.
+                Some(_) if rows.as_ref().is_some_and(|moves| !moves_operand(moves, n)) => {}
                 Some(o) if !op.inplace().contains(&(o, n)) => {
                     refuse("the op does not allow this output in place of this operand");
                 }

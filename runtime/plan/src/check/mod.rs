@@ -19,7 +19,9 @@
 //! An *execution* is any order of the commands that extends `<`, or any overlapping of
 //! commands that `<` leaves unordered. Writing `R(c)` and `W(c)` for the bytes a command
 //! reads and writes (a launch reads its inputs and writes its outputs and its workspace, a
-//! copy reads its source and writes its destination, a free writes "undefined"):
+//! copy reads its source and writes its destination, a free writes "undefined"). A slice or
+//! concat along the outermost dimension is *in place* where result and operand share bytes
+//! exactly as [`vdnn_ir::rows`] says; it does not write these bytes:
 //!
 //! 1. **Structure.** Every id exists, stream 0 is a compute stream, an event is recorded
 //!    at most once and before any wait on it in issue order, launches run on compute
@@ -40,13 +42,13 @@
 //!    everything and reads outputs after everything.
 //! 4. **No clobbering inside a launch.** `W(c)` consists of pairwise disjoint buffers. An
 //!    output may meet one input only, and only as an in-place pair of
-//!    [`Op::inplace`](vdnn_ir::Op::inplace) with identical range and type; a workspace
-//!    meets none.
+//!    [`Op::inplace`](vdnn_ir::Op::inplace) with identical range and type, or as rows in
+//!    place; a workspace meets none.
 //! 5. **Contents.** By 3 all executions write and read the same values, so one of them
 //!    (issue order) stands for all. It is run symbolically: each byte range of each arena
-//!    maps to a *value* (a term [`Sig`](crate::Sig) and the exact range it was written to)
-//!    or to *undefined*. With `v@[s,e)` for "the value v was written to `[s,e)` and no byte
-//!    of it was touched since":
+//!    maps to *values* (each a term [`Sig`](crate::Sig) and the exact range it was written to
+//!    or found in) or to *undefined*. With `v@[s,e)` for "the value v was written to `[s,e)`,
+//!    or found there, and no byte of it was written since":
 //!
 //!    - start: `input(x)@range(x)` for each input, `param(p)@range(p)` for each parameter,
 //!      all else undefined;
@@ -54,6 +56,9 @@
 //!    - a copy writes the value it reads; a reshape that is launched does too;
 //!    - launch of `op`: reads its inputs `v1 ..`, makes the workspace undefined, writes
 //!      `apply(op, (v1, type1) .., i)` to output `i`;
+//!    - launch of rows in place: as any launch, but the parts of the result that are in place
+//!      are not written: the value is found there, beside those that these bytes hold already
+//!      (unless one has exactly the result's range: that one goes);
 //!    - free makes its range undefined;
 //!    - end: each output and each parameter must hold the term the plan states for it.
 //!
@@ -71,6 +76,8 @@ mod memory;
 mod races;
 mod ranges;
 mod report;
+#[cfg(test)]
+mod rows_tests;
 mod setup;
 mod structure;
 #[cfg(test)]

@@ -8,7 +8,8 @@ use super::clock::HappensBefore;
 use super::error::{AccessKind, PlanError, Site};
 use super::ranges::RangeMap;
 use super::report::Report;
-use crate::plan::{CmdId, Plan};
+use crate::plan::{CmdId, Command, Plan};
+use crate::rows::rows_in_place;
 use smallvec::SmallVec;
 use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Space};
@@ -25,8 +26,7 @@ pub(super) fn check(plan: &Plan, order: &HappensBefore, report: &mut Report) {
     let mut host = RangeMap::<Last>::default();
     for (i, command) in plan.commands.iter().enumerate() {
         let me = CmdId::from_index(i);
-        super::accesses(command, |buf, kind| {
-            let site = Site::of(plan, buf);
+        accesses(plan, command, |site, kind| {
             let map = match site.space {
                 Space::Device => &mut device,
                 Space::Host => &mut host,
@@ -68,4 +68,20 @@ pub(super) fn check(plan: &Plan, order: &HappensBefore, report: &mut Report) {
             }
         });
     }
+}
+
+/// The bytes a command touches. A slice or concat of rows writes only what is not in place.
+fn accesses(plan: &Plan, command: &Command, mut f: impl FnMut(Site, AccessKind)) {
+    if let Command::Launch { op, inputs, outputs, workspace, .. } = command
+        && let Some(moves) = rows_in_place(plan, op, inputs, outputs)
+    {
+        inputs.iter().for_each(|&b| f(Site::of(plan, b), AccessKind::Read));
+        let result = Site::of(plan, outputs[0]);
+        for part in moves.iter().map(|m| result.part(m.at, m.len)).chain(workspace.map(|b| Site::of(plan, b)))
+        {
+            f(part, AccessKind::Write);
+        }
+        return;
+    }
+    super::accesses(command, |buf, kind| f(Site::of(plan, buf), kind));
 }
