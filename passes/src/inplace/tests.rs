@@ -13,10 +13,11 @@ fn run(graph: &mut Graph) -> Stats {
     run_pass(&Inplace, graph, &PassCtx { cost: &cost }).expect("inplace").stats
 }
 
+/// Adds a node.
+type Add<'a> = dyn FnMut(&mut Graph, Op, &[ValueId]) -> ValueId + 'a;
+
 /// Builds nodes on two inputs of one type and one of another; returns the pairs per node.
-fn pairs(
-    build: impl FnOnce(&mut Graph, &mut dyn FnMut(&mut Graph, Op, &[ValueId]) -> ValueId) -> ValueId,
-) -> Vec<Vec<(u32, u32)>> {
+fn pairs(build: impl FnOnce(&mut Graph, &mut Add<'_>) -> ValueId) -> Vec<Vec<(u32, u32)>> {
     let mut g = Graph::new("t");
     let mut add = |g: &mut Graph, op: Op, inputs: &[ValueId]| {
         let name = format!("n{}", g.order().len());
@@ -169,10 +170,7 @@ fn rows_are_not_overwritten_while_others_of_the_same_bytes_are_read() {
 
 #[test]
 fn only_rows_with_bytes_of_their_own_share_those_of_a_concat() {
-    let concat = |build: &dyn Fn(
-        &mut Graph,
-        &mut dyn FnMut(&mut Graph, Op, &[ValueId]) -> ValueId,
-    ) -> Vec<ValueId>| {
+    let concat = |build: &dyn Fn(&mut Graph, &mut Add<'_>) -> Vec<ValueId>| {
         let mut at = 0;
         let got = pairs(|g, add| {
             let parts = build(g, add);
@@ -187,7 +185,7 @@ fn only_rows_with_bytes_of_their_own_share_those_of_a_concat() {
         concat(&|g, _| vec![x(g), g.add_param("w", TensorType::f32([4, 64]), ParamRole::Frozen)]),
         NONE
     );
-    let slice_and_own = |g: &mut Graph, add: &mut dyn FnMut(&mut Graph, Op, &[ValueId]) -> ValueId| {
+    let slice_and_own = |g: &mut Graph, add: &mut Add<'_>| {
         let x = x(g);
         vec![add(g, rows(1, 2), &[x]), add(g, EXP, &[x])]
     };
@@ -201,13 +199,13 @@ fn only_rows_with_bytes_of_their_own_share_those_of_a_concat() {
         NONE
     );
     // 60 numbers a row end where no buffer may begin.
-    let narrow = |g: &mut Graph, add: &mut dyn FnMut(&mut Graph, Op, &[ValueId]) -> ValueId| {
+    let narrow = |g: &mut Graph, add: &mut Add<'_>| {
         let x = g.add_input("x", TensorType::f32([1, 60]));
         vec![add(g, EXP, &[x]), add(g, NEG, &[x])]
     };
     assert_eq!(concat(&narrow), [(0, 0)]);
     // A concat of concats; the inner one is as good as any other result.
-    let nested = |g: &mut Graph, add: &mut dyn FnMut(&mut Graph, Op, &[ValueId]) -> ValueId| {
+    let nested = |g: &mut Graph, add: &mut Add<'_>| {
         let x = x(g);
         let (a, b) = (add(g, EXP, &[x]), add(g, NEG, &[x]));
         vec![add(g, JOIN, &[a, b]), add(g, NEG, &[x])]
