@@ -3,7 +3,7 @@
 //! The device arena holds a persistent block at the bottom (parameters, optimizer state,
 //! literals) and above it everything else, packed by [`pack`] so that storages whose
 //! lifetimes overlap never share a byte. The pinned host arena is packed the same way. Where
-//! concats grow row by row, [`stepped`] packs their parts at the times these begin.
+//! concats grow row by row, `stepped.rs` packs their parts at the times these begin.
 
 pub mod baseline;
 mod greedy;
