@@ -63,10 +63,11 @@ def within(path):
     return good
 
 
-def same(paths):
-    hashes, good = {}, len(paths) == 30
+def same(chains, *paths):
+    wanted = 5 * int(chains)
+    hashes, good = {}, len(paths) == wanted
     if not good:
-        print(f"{len(paths)} results, not 30")
+        print(f"{len(paths)} results, not {wanted}")
     for path in paths:
         name = path.split("same-")[-1].removesuffix(".json")
         net, policy = name.rsplit("-", 1)
@@ -135,7 +136,7 @@ def main():
     if what in each:
         good = all([each[what](path) for path in args])
     elif what == "same":
-        good = same(args)
+        good = same(*args)
     else:
         good = {"between": between, "pair": pair, "losses": losses, "mnist": mnist}[what](*args)
     sys.exit(0 if good else 1)

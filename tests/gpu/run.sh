@@ -90,7 +90,7 @@ run() { # a part
       [ $running -ge 3 ] && { wait -n; running=$((running - 1)); }
     done
     wait
-    python3 "$here/checks.py" same "$out"/same-*.json
+    python3 "$here/checks.py" same "$(wc -w <<<"$chains")" "$out"/same-*.json
     ;;
   dropped) # what part same is worth: without a wait other bytes come out
     for i in 0 1 2 3 4 5 6 7; do
