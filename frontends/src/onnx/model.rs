@@ -123,6 +123,13 @@ pub(super) struct Body<'m> {
 
 /// Checks that names are defined once and sorts the needed nodes.
 pub(super) fn analyse(graph: &GraphProto) -> Result<Body<'_>, ImportError> {
+    // An empty name stands for an operand that is left out, so nothing can be called so.
+    let inputs = graph.input.iter().map(|i| ("input", i.name()));
+    let outputs = graph.output.iter().map(|o| ("output", o.name()));
+    let initializers = graph.initializer.iter().map(|t| ("initializer", t.name()));
+    if let Some((what, _)) = inputs.chain(outputs).chain(initializers).find(|(_, name)| name.is_empty()) {
+        return Err(ImportError::Graph(format!("an {what} has no name")));
+    }
     let mut defined: HashMap<&str, Option<usize>> = HashMap::new();
     for input in &graph.input {
         if defined.insert(input.name(), None).is_some() {
