@@ -1,9 +1,8 @@
 //! Channels-last plans and plans with fused epilogues compute the bytes of the plain plan of
 //! the same model: neither layouts, their conversions nor fused ops change a value.
 
-use std::collections::BTreeMap;
 use vdnn_cost::Precision;
-use vdnn_ir::{Layout, Mode, Op, Tensor};
+use vdnn_ir::{Layout, Mode, Op};
 use vdnn_passes::{AlgoMode, Fuse, Policy};
 use vdnn_plan::{Command, Plan};
 use vdnn_runtime::cpu::CpuOptions;
@@ -20,23 +19,6 @@ const WAYS: [(Precision, Policy, Fuse); 5] = [
     (Precision::F32, Policy::Conv, Fuse::Epilogue),
     (Precision::Tf32, Policy::All, Fuse::Epilogue),
 ];
-
-fn inputs(plan: &Plan, mut given: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    for binding in &plan.inputs {
-        let ty = &plan.buffers[binding.buf].ty;
-        let tensor = match binding.name.as_str() {
-            "labels" => {
-                let labels: Vec<i64> = (0..ty.elements()).map(|i| (i % 2) as i64).collect();
-                Tensor::from_i64(ty.dims.iter().copied(), &labels)
-            }
-            "vdnnc.hyper" => harness::hyper(0.05, 0.9, 1e-3),
-            "vdnnc.step" => Tensor::from_i64([], &[3]),
-            _ => continue,
-        };
-        given.insert(binding.name.clone(), tensor);
-    }
-    given
-}
 
 fn fused_launches(plan: &Plan) -> usize {
     let fused = |c: &&Command| matches!(c, Command::Launch { op, .. } if vdnn_ir::parts::is_fused(op));
@@ -82,7 +64,7 @@ fn channels_last_plans_give_the_row_major_bytes() {
                 let reread =
                     vdnn_plan::parse::parse_plan(&plan.to_string()).expect("the text of a plan parses");
                 assert_eq!(reread, plan);
-                let inputs = inputs(&plan, random_inputs(&graph, seed));
+                let inputs = harness::step_inputs(&plan, random_inputs(&graph, seed));
                 let mut executor =
                     harness::executor(plan, &params, CpuOptions { poison: true, ..CpuOptions::default() });
                 let outputs = executor.step(&inputs).expect("the plan runs");

@@ -39,20 +39,7 @@ fn step(
     given: &BTreeMap<String, Tensor>,
     params: &BTreeMap<String, Tensor>,
 ) -> BTreeMap<String, Tensor> {
-    let mut inputs = given.clone();
-    for binding in &plan.inputs {
-        let ty = &plan.buffers[binding.buf].ty;
-        let tensor = match binding.name.as_str() {
-            "labels" => {
-                let labels: Vec<i64> = (0..ty.elements()).map(|i| (i % 2) as i64).collect();
-                Tensor::from_i64(ty.dims.iter().copied(), &labels)
-            }
-            "vdnnc.hyper" => harness::hyper(0.05, 0.9, 1e-3),
-            "vdnnc.step" => Tensor::from_i64([], &[3]),
-            _ => continue,
-        };
-        inputs.insert(binding.name.clone(), tensor);
-    }
+    let inputs = harness::step_inputs(&plan, given.clone());
     let mut executor = harness::executor(plan, params, CpuOptions { poison: true, ..CpuOptions::default() });
     let mut all = executor.step(&inputs).expect("the plan runs");
     for p in executor.params().to_vec() {

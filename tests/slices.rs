@@ -39,20 +39,7 @@ fn run(graph: &Graph, batch: u64, options: &CompileOptions, seed: u64) -> Option
 
 /// What a plan of a graph computes.
 fn step(graph: &Graph, plan: Plan, mode: Mode, seed: u64) -> BTreeMap<String, Tensor> {
-    let mut inputs = random_inputs(graph, seed);
-    for binding in &plan.inputs {
-        let ty = &plan.buffers[binding.buf].ty;
-        let tensor = match binding.name.as_str() {
-            "labels" => {
-                let labels: Vec<i64> = (0..ty.elements()).map(|i| (i % 2) as i64).collect();
-                Tensor::from_i64(ty.dims.iter().copied(), &labels)
-            }
-            "vdnnc.hyper" => harness::hyper(0.05, 0.9, 1e-3),
-            "vdnnc.step" => Tensor::from_i64([], &[3]),
-            _ => continue,
-        };
-        inputs.insert(binding.name.clone(), tensor);
-    }
+    let inputs = harness::step_inputs(&plan, random_inputs(graph, seed));
     let cpu = CpuOptions { poison: true, ..CpuOptions::default() };
     let mut executor = harness::executor(plan, &random_params(graph, seed), cpu);
     let mut all = executor.step(&inputs).expect("the plan runs");

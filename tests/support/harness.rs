@@ -85,3 +85,22 @@ pub fn hyper(lr: f32, momentum: f32, weight_decay: f32) -> Tensor {
 pub fn share(of: Bytes, percent: u64) -> Bytes {
     Bytes(of.0 / 100 * percent)
 }
+
+/// The inputs of a step: those given, and in training labels of two classes, the optimizer's
+/// settings and a step number.
+pub fn step_inputs(plan: &Plan, mut given: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    for binding in &plan.inputs {
+        let ty = &plan.buffers[binding.buf].ty;
+        let tensor = match binding.name.as_str() {
+            "labels" => {
+                let labels: Vec<i64> = (0..ty.elements()).map(|i| (i % 2) as i64).collect();
+                Tensor::from_i64(ty.dims.iter().copied(), &labels)
+            }
+            "vdnnc.hyper" => hyper(0.05, 0.9, 1e-3),
+            "vdnnc.step" => Tensor::from_i64([], &[3]),
+            _ => continue,
+        };
+        given.insert(binding.name.clone(), tensor);
+    }
+    given
+}

@@ -2,6 +2,7 @@
 //! random numbers, timed on the device.
 
 mod link;
+mod memory;
 
 pub use link::LinkTimes;
 
@@ -17,6 +18,7 @@ use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared, SCRATCH};
 use super::libs;
 use super::meter::Meter;
 use cudarc::driver::{result, sys};
+use memory::{Memory, fill_bytes, fill_words, read, size};
 use vdnn_cost::measured::{ACCUMULATES, NOT_CAPTURED};
 use vdnn_cost::{MeasuredOn, MeasuredRow};
 use vdnn_ir::graph::ConvAlgo;
@@ -28,8 +30,6 @@ use vdnn_plan::plan::ALIGNMENT;
 const NOISE: usize = 4 << 20;
 /// What TF32's 10 bits of mantissa cannot tell from 1, and f32's 23 can.
 const FINE: f32 = 1.0 + 1.0 / 4096.0;
-/// Results compared to see whether products are f32.
-const LOOK: usize = 4096;
 /// Terms of a sum of such values that f32 still adds without rounding.
 const EXACT_TERMS: u64 = 2048;
 
@@ -97,29 +97,6 @@ pub struct Measurer {
     dnn: Dnn,
     modules: Modules,
     device: Device,
-}
-
-/// Device memory that is only given back for more.
-#[derive(Debug)]
-struct Memory {
-    what: &'static str,
-    arena: DeviceArena,
-}
-
-impl Memory {
-    fn new(what: &'static str) -> Result<Self, CudaError> {
-        Ok(Self { what, arena: DeviceArena::new(Bytes::ZERO, what)? })
-    }
-
-    /// At least `bytes`, content undefined.
-    fn take(&mut self, bytes: Bytes) -> Result<DeviceRange, CudaError> {
-        if self.arena.range().bytes < bytes {
-            // First give back, then take: both may not fit.
-            self.arena = DeviceArena::new(Bytes::ZERO, self.what)?;
-            self.arena = DeviceArena::new(bytes, self.what)?;
-        }
-        Ok(DeviceRange { bytes, ..self.arena.range() })
-    }
 }
 
 impl Measurer {
@@ -510,39 +487,6 @@ fn scales_by(a: &[f32], b: &[f32], factor: f32) -> bool {
         (ratio - 1.0 - fine).abs() <= fine.abs() / 4.0
     };
     largest > 0.0 && a.iter().zip(b).filter(|(_, b)| b.abs() >= largest / 4.0).all(close)
-}
-
-fn size(bytes: Bytes) -> Result<usize, CudaError> {
-    usize::try_from(bytes.0).map_err(|_| CudaError::OutOfMemory {
-        what: "an operand of a measured kernel".to_owned(),
-        bytes,
-        free: None,
-    })
-}
-
-/// Sets every f32 of a range, an operand's own.
-#[expect(unsafe_code, reason = "fills device memory")]
-fn fill_words(ptr: sys::CUdeviceptr, bytes: Bytes, value: f32) -> Result<(), CudaError> {
-    // SAFETY: the range is an operand's.
-    CudaError::check("cuMemsetD32", unsafe {
-        sys::cuMemsetD32_v2(ptr, value.to_bits(), size(bytes)? / size_of::<f32>())
-    })
-}
-
-/// Sets every byte of a range, an operand's own.
-#[expect(unsafe_code, reason = "fills device memory")]
-fn fill_bytes(ptr: sys::CUdeviceptr, bytes: Bytes, value: u8) -> Result<(), CudaError> {
-    // SAFETY: the range is an operand's.
-    CudaError::check("cuMemsetD8", unsafe { sys::cuMemsetD8_v2(ptr, value, size(bytes)?) })
-}
-
-/// The first [`LOOK`] values of an operand.
-#[expect(unsafe_code, reason = "copies from the device")]
-fn read(ptr: sys::CUdeviceptr, bytes: Bytes) -> Result<Vec<f32>, CudaError> {
-    let mut values = vec![0.0f32; LOOK.min(size(bytes)? / size_of::<f32>())];
-    // SAFETY: the range is part of an operand's.
-    unsafe { result::memcpy_dtoh_sync(&mut values, ptr) }.map_err(CudaError::of("cuMemcpyDtoH"))?;
-    Ok(values)
 }
 
 #[cfg(test)]
