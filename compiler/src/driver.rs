@@ -121,7 +121,7 @@ pub fn stop_after(
             timings.pass(&vdnn_passes::simplify::Simplify, &mut graph, &cx)?;
             return Ok(graph);
         }
-        let batch = graph.inputs().iter().find_map(|&v| graph.ty(v).dims.first().copied()).unwrap_or(1);
+        let batch = slicing::batch_of(&graph);
         // A search has not been made yet; a number needs none.
         let slices = match options.slices {
             Slices::Count(_) => slicing::candidates(&graph, batch, options, cost)?.pop(),

@@ -71,7 +71,7 @@ pub fn kernels_of(
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Vec<Kernel>, Failure> {
-    let batch = imported.inputs().iter().find_map(|&v| imported.ty(v).dims.first().copied()).unwrap_or(1);
+    let batch = slicing::batch_of(imported);
     let ways = slicing::candidates(imported, batch, options, cost)?;
     let mut all = Vec::new();
     for slices in std::iter::once(None).chain(ways.into_iter().map(Some)) {

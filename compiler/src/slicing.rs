@@ -2,7 +2,6 @@
 //! tries, and which it takes.
 
 use crate::driver::{Compiled, NoPlan, Summary};
-use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline;
 use crate::timing::Timings;
@@ -60,6 +59,11 @@ impl FromStr for Slices {
             },
         }
     }
+}
+
+/// The batch of a graph: the first extent of its first input that has one.
+pub fn batch_of(graph: &Graph) -> u64 {
+    graph.inputs().iter().find_map(|&v| graph.ty(v).dims.first().copied()).unwrap_or(1)
 }
 
 /// The ways to cut the batch that the options ask to consider, besides not at all.
@@ -142,7 +146,7 @@ pub fn choose(
             Ok(found) => found,
             Err(NoPlan::TooLarge { .. }) => continue,
             // A barrier: no other number of slices will do either.
-            Err(NoPlan::Failed(Failure { .. })) => break,
+            Err(NoPlan::Failed(_)) => break,
         };
         let (new, old) = (&found.summary, best.as_ref().map(|b| &b.summary));
         let better = match limit {

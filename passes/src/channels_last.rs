@@ -4,9 +4,9 @@
 //! Filters are stored that way in the arena, so a step converts only its input images and
 //! what leaves the convolutional part.
 
+use crate::conversion;
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use std::collections::{BTreeMap, BTreeSet};
-use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::op::infer::{InferError, takes_channels_last};
 use vdnn_ir::{Def, Graph, Layout, NodeId, Op, Phase, Stage, Tensor, ValueId};
 
@@ -127,38 +127,16 @@ impl Run<'_> {
             return Ok(made);
         }
         // In front of the first reader, or of the first node if it is a setup node.
-        let at = if setup {
-            self.graph.def_node(v).map_or(0, |def| self.position(def) + 1)
-        } else {
-            self.position(reader)
-        };
+        let at = conversion::place(self.graph, v, reader, setup);
         let made = self.convert(v, layout, at, setup)?;
         self.made.insert((v, layout, setup), made);
         Ok(made)
     }
 
-    fn position(&self, node: NodeId) -> usize {
-        self.graph.order().iter().position(|&n| n == node).expect("a live node")
-    }
-
     fn convert(&mut self, v: ValueId, to: Layout, at: usize, setup: bool) -> Result<ValueId, InferError> {
-        let def = self.graph.def_node(v).map(|d| self.graph.node(d));
         let what = if to == Layout::ChannelsLast { "channels-last" } else { "row-major" };
-        let name = match def {
-            Some(node) => format!("{}/{what}", node.name),
-            None => format!("{}/{what}", self.graph.value(v).name),
-        };
-        let reader = self.graph.order().get(at).map(|&n| self.graph.node(n));
-        let stage = match (setup, def, reader) {
-            (true, ..) => Stage::Setup,
-            (_, Some(node), _) => node.stage,
-            (_, None, Some(node)) => node.stage,
-            (_, None, None) => Stage::Forward,
-        };
-        let origin = def.and_then(|node| node.origin);
-        let spec = NodeSpec { name, stage, origin, n_outputs: 1 };
-        let node = self.graph.insert(at, Op::Relayout { to }, &[v], spec)?;
+        let y = conversion::insert(self.graph, Op::Relayout { to }, what, v, at, setup)?;
         self.conversions += 1;
-        Ok(self.graph.node(node).outputs[0])
+        Ok(y)
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod autodiff;
 pub mod channels_last;
+mod conversion;
 pub mod elide;
 pub mod fuse;
 pub mod group_updates;

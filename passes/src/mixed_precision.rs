@@ -8,9 +8,9 @@
 //! results want bf16, and never if it depends on parameters alone. Casts stand at the borders: of
 //! a weight once per step, of what never changes once at load.
 
+use crate::conversion;
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use std::collections::{BTreeMap, BTreeSet};
-use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::op::infer::InferError;
 use vdnn_ir::{DType, Def, Graph, NodeId, Op, Phase, Stage, Tensor, ValueId};
 
@@ -232,38 +232,15 @@ impl Run<'_> {
             return Ok(made);
         }
         // In front of the first reader; what never changes, at load, behind what makes it.
-        let at = if setup {
-            self.graph.def_node(v).map_or(0, |def| self.position(def) + 1)
-        } else {
-            self.position(reader)
-        };
+        let at = conversion::place(self.graph, v, reader, setup);
         let made = self.convert(v, to, at, setup)?;
         self.made.insert((v, setup), made);
         Ok(made)
     }
 
-    fn position(&self, node: NodeId) -> usize {
-        self.graph.order().iter().position(|&n| n == node).expect("a live node")
-    }
-
     fn convert(&mut self, v: ValueId, to: DType, at: usize, setup: bool) -> Result<ValueId, InferError> {
-        let def = self.graph.def_node(v).map(|d| self.graph.node(d));
-        let name = match def {
-            Some(node) => format!("{}/{to}", node.name),
-            None => format!("{}/{to}", self.graph.value(v).name),
-        };
-        let reader = self.graph.order().get(at).map(|&n| self.graph.node(n));
-        let stage = match (setup, def, reader) {
-            (true, ..) => Stage::Setup,
-            (_, Some(node), _) => node.stage,
-            (_, None, Some(node)) => node.stage,
-            (_, None, None) => Stage::Forward,
-        };
-        let origin = def.and_then(|node| node.origin);
-        let spec = NodeSpec { name, stage, origin, n_outputs: 1 };
-        let node = self.graph.insert(at, Op::Cast { to }, &[v], spec)?;
+        let y = conversion::insert(self.graph, Op::Cast { to }, &to.to_string(), v, at, setup)?;
         self.casts += 1;
-        let y = self.graph.node(node).outputs[0];
         if self.data.contains(&v) {
             self.data.insert(y);
         }
