@@ -3,7 +3,8 @@
 use super::{Rows, SliceBatch};
 use crate::pass::PassError;
 use vdnn_ir::id::EntityId;
-use vdnn_ir::{Bytes, Graph, Mode, NodeId};
+use std::collections::BTreeSet;
+use vdnn_ir::{Bytes, Graph, Mode, NodeId, ValueId};
 
 /// How the number of slices is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +56,33 @@ pub(super) fn counts(graph: &Graph, rows: &Rows, pass: &SliceBatch) -> Result<Ve
             }
         }
     }
+    once(graph, rows, &mut counts);
     Ok(counts)
+}
+
+/// Sums over the batch that are better made once, of all rows: those larger than the rows they are
+/// made of, such as the weight gradients of a fully connected layer, and what is made of no other
+/// rows. Such rows are kept for it, instead of a sum and a summand.
+fn once(graph: &Graph, rows: &Rows, counts: &mut [u64]) {
+    let sums: Vec<NodeId> = graph.order().iter().copied().filter(|&id| rows.sums_only(id)).collect();
+    let operands = |id: NodeId| {
+        let node = graph.node(id);
+        node.inputs.iter().copied().filter(|v| rows.value[v.index()])
+    };
+    let bytes = |values: &mut dyn Iterator<Item = ValueId>| values.map(|v| graph.ty(v).bytes().0).sum::<u64>();
+    let mut kept = BTreeSet::new();
+    for &id in &sums {
+        let results = bytes(&mut graph.node(id).outputs.iter().copied());
+        if results > bytes(&mut operands(id)) {
+            kept.extend(operands(id));
+            counts[id.index()] = 1;
+        }
+    }
+    for &id in &sums {
+        if operands(id).all(|v| kept.contains(&v)) {
+            counts[id.index()] = 1;
+        }
+    }
 }
 
 /// Bytes of a node's results that have rows, and of its operands that have.

@@ -110,14 +110,24 @@ impl Rows {
         let mut feeds = reads.clone();
         let mut barriers = Vec::new();
         for (id, node) in graph.nodes().rev() {
-            let mut users = node.outputs.iter().flat_map(|&v| graph.value(v).users());
-            feeds[id.index()] |= users.any(|u| feeds[u.index()]);
+            let fed = |v: &ValueId| graph.value(*v).users().iter().any(|u| feeds[u.index()]);
+            // A sum is complete only after the last slice.
+            let rows = |i: usize| rules[id.index()].as_ref().is_some_and(|r| r.results[i] == Part::Rows);
+            if node.outputs.iter().enumerate().any(|(i, v)| !rows(i) && fed(v)) {
+                rules[id.index()] = None;
+            }
+            feeds[id.index()] |= node.outputs.iter().any(fed);
             if late[id.index()] && feeds[id.index()] && rules[id.index()].is_none() {
                 barriers.push(id);
             }
         }
         barriers.reverse();
         Self { value, rule: rules, late, barriers }
+    }
+
+    /// True if a node makes sums over the samples and nothing that has rows.
+    fn sums_only(&self, id: NodeId) -> bool {
+        self.rule[id.index()].as_ref().is_some_and(|r| r.results.iter().all(|&part| part != Part::Rows))
     }
 }
 
@@ -199,12 +209,12 @@ impl<'a> Slicer<'a> {
         let early = old.iter().copied().filter(|id| !self.rows.late[id.index()]).collect();
         let mut chains = vec![vec![(1, early)]];
         let mut segments: Vec<(u64, Vec<NodeId>)> = Vec::new();
-        // What is made of sums and feeds no slice can wait for all of them.
+        // What is made of sums or is one, at once, and feeds no slice can wait for all of them.
         let mut waiting = Vec::new();
         for &id in old.iter().filter(|id| self.rows.late[id.index()]) {
             let k = self.counts[id.index()];
-            let sums_only = self.rows.rule[id.index()].is_none() && !self.rows.barriers.contains(&id);
-            if sums_only {
+            let of_sums = self.rows.rule[id.index()].is_none() && !self.rows.barriers.contains(&id);
+            if of_sums || k == 1 && self.rows.sums_only(id) {
                 waiting.push(id);
                 continue;
             }
