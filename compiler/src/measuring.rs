@@ -75,10 +75,11 @@ pub fn kernels_of(
     let ways = slicing::candidates(imported, batch, options, cost)?;
     let mut all = Vec::new();
     for slices in std::iter::once(None).chain(ways.into_iter().map(Some)) {
+        let whole = slices.is_none();
         let joint = match slicing::joint(imported, options, slices, cost, &mut Timings::default()) {
             Ok(joint) => joint,
             // What cannot be cut needs no kernels for it.
-            Err(_) if slices.is_some() => continue,
+            Err(_) if !whole => continue,
             Err(e) => return Err(e.into()),
         };
         for kernel in kernels(&joint) {

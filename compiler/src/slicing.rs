@@ -8,26 +8,31 @@ use crate::timing::Timings;
 use std::fmt;
 use std::str::FromStr;
 use vdnn_cost::CostModel;
-use vdnn_ir::{Bytes, Graph, Mode, Nanos};
+use vdnn_ir::{Graph, Mode, Nanos};
 use vdnn_passes::PassError;
-use vdnn_passes::slice_batch::{SliceBatch, Slicing};
+use vdnn_passes::slice_batch::{SliceBatch, Slicing, regions};
 
 /// Numbers of slices that a search tries for a training step. Between two powers of two the step
 /// time can pass the limit of [`Slices::On`].
 const COUNTS: [u64; 12] = [2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64];
 
-/// Parts of the largest feature maps that a search tries as the size of a slice in inference.
-const PARTS: [u64; 6] = [2, 4, 8, 16, 32, 64];
+/// The same in inference, where different regions of the network may have different ones: sizes
+/// that are measured, so that regions can be found.
+const HALVES: [u64; 6] = [2, 4, 8, 16, 32, 64];
 
 /// How many percent of the step time a plan of [`Slices::On`] may cost.
 const SLOWER: u64 = 5;
+
+/// By how many percent slices must make the step faster for [`Slices::Auto`] to have them where
+/// they are not needed.
+const FASTER: u64 = 1;
 
 /// Whether the batch is cut into slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slices {
     /// It is not.
     Off,
-    /// If the plan is larger than the budget else: the fastest that is not.
+    /// The fastest plan within the budget, slices gaining at least one percent over none.
     Auto,
     /// The smallest plan that is predicted to be at most 5 % slower.
     On,
@@ -82,23 +87,11 @@ pub fn candidates(
         (_, Mode::Train) => COUNTS.into_iter().filter(|&k| k <= batch).map(Slicing::Count).collect(),
         (_, Mode::Infer) => {
             let joint = joint(imported, options, None, cost, &mut Timings::default())?;
-            let largest = largest_images(&joint, batch);
-            let some = |least: u64| PARTS.into_iter().filter(move |&k| k >= least).map(move |k| (k, least));
-            let pairs = [1, 2, 4, 8].into_iter().flat_map(some);
-            pairs.map(|(k, least)| Slicing::Target { bytes: Bytes(largest.0 / k), least }).collect()
+            let regions = regions(&joint, batch, cost).into_iter().map(|r| Slicing::Regions(r.counts));
+            HALVES.into_iter().filter(|&k| k <= batch).map(Slicing::Count).chain(regions).collect()
         }
     };
     Ok(slicings.into_iter().map(|slicing| SliceBatch { batch, slicing }).collect())
-}
-
-/// The largest sum of the feature maps that one node reads and writes.
-fn largest_images(joint: &Graph, batch: u64) -> Bytes {
-    let bytes = |v: &vdnn_ir::ValueId| {
-        let ty = joint.ty(*v);
-        if ty.dims.first() == Some(&batch) { ty.bytes().0 } else { 0 }
-    };
-    let of_node = |n: &vdnn_ir::Node| n.inputs.iter().chain(&n.outputs).map(bytes).sum();
-    Bytes(joint.nodes().map(|(_, n)| of_node(n)).max().unwrap_or(0))
 }
 
 /// The joint graph of a model with its batch cut in a way.
@@ -131,14 +124,15 @@ pub fn choose(
 ) -> Result<Compiled, NoPlan> {
     let ways = candidates(imported, batch, options, cost)?;
     if let Slices::Count(_) = options.slices {
-        return plan(ways.first().copied());
+        return plan(ways.first().cloned());
     }
     let whole = plan(None);
+    // The longest step of those of which the smallest plan is wanted; else the fastest is.
     let limit = match (options.slices, &whole) {
-        (Slices::Off, _) | (Slices::Auto, Ok(_)) | (_, Err(NoPlan::Failed(_))) => return whole,
-        (_, Ok(c)) => Some(slower(&c.summary)),
-        (Slices::On, Err(NoPlan::TooLarge { summary, .. })) => Some(slower(summary)),
-        (_, Err(NoPlan::TooLarge { .. })) => None,
+        (Slices::Off, _) | (_, Err(NoPlan::Failed(_))) => return whole,
+        (Slices::On, Ok(c)) => Some(percent(c.summary.step, SLOWER)),
+        (Slices::On, Err(NoPlan::TooLarge { summary, .. })) => Some(percent(summary.step, SLOWER)),
+        _ => None,
     };
     let mut best: Option<Compiled> = None;
     for way in ways {
@@ -151,19 +145,23 @@ pub fn choose(
         let (new, old) = (&found.summary, best.as_ref().map(|b| &b.summary));
         let better = match limit {
             Some(limit) => new.step <= limit && old.is_none_or(|old| new.peak < old.peak),
-            None => old.is_none_or(|old| new.step < old.step),
+            None => old.is_none_or(|old| (new.step, new.peak) < (old.step, old.peak)),
         };
         if better {
             best = Some(found);
         }
     }
+    let gains = |sliced: &Summary, whole: &Summary| match limit {
+        Some(_) => sliced.peak < whole.peak,
+        None => percent(sliced.step, FASTER) <= whole.step,
+    };
     match (best, whole) {
-        (Some(sliced), Ok(whole)) if sliced.summary.peak >= whole.summary.peak => Ok(whole),
+        (Some(sliced), Ok(whole)) if !gains(&sliced.summary, &whole.summary) => Ok(whole),
         (Some(sliced), _) => Ok(sliced),
         (None, whole) => whole,
     }
 }
 
-fn slower(summary: &Summary) -> Nanos {
-    Nanos(summary.step.0 + summary.step.0 / 100 * SLOWER)
+fn percent(time: Nanos, more: u64) -> Nanos {
+    Nanos(time.0 + time.0 / 100 * more)
 }

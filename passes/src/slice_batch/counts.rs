@@ -2,12 +2,12 @@
 
 use super::{Rows, SliceBatch};
 use crate::pass::PassError;
-use vdnn_ir::id::EntityId;
 use std::collections::BTreeSet;
+use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Graph, Mode, NodeId, ValueId};
 
 /// How the number of slices is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Slicing {
     /// So many for every node.
     Count(u64),
@@ -21,6 +21,8 @@ pub enum Slicing {
         /// The number, a power of two.
         least: u64,
     },
+    /// So many for each node, by its index, where it can be cut; as [`super::regions`] gives them.
+    Regions(Vec<u64>),
 }
 
 /// By node; 1 for what runs on the whole batch.
@@ -38,16 +40,21 @@ pub(super) fn counts(graph: &Graph, rows: &Rows, pass: &SliceBatch) -> Result<Ve
             node.op.name()
         )));
     }
-    match (pass.slicing, graph.mode) {
-        (Slicing::Count(k), _) => {
+    match (&pass.slicing, graph.mode) {
+        (&Slicing::Count(k), _) => {
             for id in sliced {
                 counts[id.index()] = k.clamp(1, pass.batch);
             }
         }
-        (Slicing::Target { bytes, least }, Mode::Infer) => {
+        (Slicing::Regions(each), _) => {
+            for id in sliced {
+                counts[id.index()] = each.get(id.index()).map_or(1, |&k| k.clamp(1, pass.batch));
+            }
+        }
+        (&Slicing::Target { bytes, least }, Mode::Infer) => {
             targets(graph, rows, pass.batch, (bytes, least), &mut counts);
         }
-        (Slicing::Target { bytes: target, least }, Mode::Train) => {
+        (&Slicing::Target { bytes: target, least }, Mode::Train) => {
             // Forward and backward pass of a sample belong together: what all of it keeps counts.
             let kept: u64 = sliced.iter().map(|&id| moved(graph, rows, id, false)).sum();
             let k = kept.div_ceil(target.0.max(1)).max(least).clamp(1, pass.batch);
@@ -69,7 +76,8 @@ fn once(graph: &Graph, rows: &Rows, counts: &mut [u64]) {
         let node = graph.node(id);
         node.inputs.iter().copied().filter(|v| rows.value[v.index()])
     };
-    let bytes = |values: &mut dyn Iterator<Item = ValueId>| values.map(|v| graph.ty(v).bytes().0).sum::<u64>();
+    let bytes =
+        |values: &mut dyn Iterator<Item = ValueId>| values.map(|v| graph.ty(v).bytes().0).sum::<u64>();
     let mut kept = BTreeSet::new();
     for &id in &sums {
         let results = bytes(&mut graph.node(id).outputs.iter().copied());

@@ -10,9 +10,11 @@
 //! batch, such as batch norm in training, is a barrier.
 
 mod counts;
+mod regions;
 mod rules;
 
 pub use counts::Slicing;
+pub use regions::{Regions, regions};
 
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use rules::{Part, Rule, on_rows, rule};
@@ -30,7 +32,7 @@ const PASS: &str = "slice-batch";
 ///
 /// Counters: `sliced` (nodes that run in slices), `slices` (the most of any), `barriers`
 /// (nodes that read rows and need them all).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceBatch {
     /// Samples of the batch: the first extent of the inputs that have a row per sample.
     pub batch: u64,
