@@ -156,7 +156,7 @@ fn damaged_rows_are_rejected_or_mean_the_same() {
     let options = harness::options(Mode::Infer, Policy::None, AlgoMode::Dynamic);
     let slicing = |bytes: u64, least: u64| Slicing::Target { bytes: Bytes(bytes), least };
     for slicing in [Slicing::Count(4), slicing(15_000, 2), slicing(60_000, 1)] {
-        let plan = planned(&graph, slicing, &options);
+        let plan = planned(&graph, slicing.clone(), &options);
         let run = |plan: &Plan| {
             let backend = CpuBackend::new(CpuOptions { threads: 1, poison: true, ..CpuOptions::default() });
             let loader = vdnnc::commands::load::FromTensors(&params);

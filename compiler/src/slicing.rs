@@ -2,6 +2,7 @@
 //! tries, and which it takes.
 
 use crate::driver::{Compiled, NoPlan, Summary};
+use crate::error::Blame;
 use crate::options::CompileOptions;
 use crate::pipeline;
 use crate::timing::Timings;
@@ -130,7 +131,7 @@ pub fn choose(
     // The longest step of those of which the smallest plan is wanted; else the fastest is.
     let limit = match (options.slices, &whole) {
         (Slices::Off, _) | (_, Err(NoPlan::Failed(_))) => return whole,
-        (Slices::On, Ok(c)) => Some(percent(c.summary.step, SLOWER)),
+        (Slices::On, Ok(Compiled { summary, .. })) => Some(percent(summary.step, SLOWER)),
         (Slices::On, Err(NoPlan::TooLarge { summary, .. })) => Some(percent(summary.step, SLOWER)),
         _ => None,
     };
@@ -139,6 +140,7 @@ pub fn choose(
         let found = match plan(Some(way)) {
             Ok(found) => found,
             Err(NoPlan::TooLarge { .. }) => continue,
+            Err(NoPlan::Failed(f)) if f.blame == Blame::Internal => return Err(NoPlan::Failed(f)),
             // A barrier: no other number of slices will do either.
             Err(NoPlan::Failed(_)) => break,
         };

@@ -12,7 +12,7 @@ pub use terms::{ExpectedTerms, expected_terms};
 use crate::memory::storage::{self, StorageKind};
 use crate::memory::{Layout, StorageId};
 use smallvec::SmallVec;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use terms::PersistentNames;
 use vdnn_ir::graph::{Def, Graph, Node, NodeId, Stage, ValueId};
 use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
@@ -141,6 +141,15 @@ struct Lowering<'a> {
 
 const COMPUTE: StreamId = StreamId(0);
 
+/// Bytes that nobody reads any more.
+#[derive(Clone, Copy)]
+struct Freed {
+    storage: StorageId,
+    /// From the start of the storage.
+    start: Bytes,
+    bytes: Bytes,
+}
+
 impl Lowering<'_> {
     fn params(&mut self, expected: &ExpectedTerms, setup: &SetupProgram) -> Result<Vec<Param>, LowerError> {
         let all: Vec<(ValueId, String)> = self.names.iter().map(|(v, n)| (v, n.to_owned())).collect();
@@ -210,28 +219,48 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// The storages whose life ends after each position. Those that outlive the step and
-    /// workspaces (whose content is undefined anyway) are never freed.
-    fn ends(&self) -> Vec<Vec<StorageId>> {
+    /// The bytes whose life ends after each position: storages, or what values have of those that
+    /// end part by part. Those that outlive the step and workspaces (whose content is undefined
+    /// anyway) are never freed.
+    fn ends(&self) -> Vec<Vec<Freed>> {
         let mut ends = vec![Vec::new(); self.graph.order().len()];
-        for (id, s) in self.layout.storages.iter() {
-            if !s.kept
-                && s.kind != StorageKind::Workspace
-                && let Some(list) = (s.live.end as usize).checked_sub(1).and_then(|p| ends.get_mut(p))
-            {
-                list.push(id);
+        let mut end = |until: u32, freed: Freed| {
+            if let Some(list) = (until as usize).checked_sub(1).and_then(|p| ends.get_mut(p)) {
+                list.push(freed);
+            }
+        };
+        for (storage, s) in self.layout.storages.iter() {
+            if s.kept || s.kind == StorageKind::Workspace {
+                continue;
+            }
+            if s.parts.iter().all(|part| part.until == s.live.end) {
+                end(s.live.end, Freed { storage, start: Bytes::ZERO, bytes: s.bytes });
+                continue;
+            }
+            let ranges: BTreeSet<(Bytes, Bytes)> =
+                s.values.iter().map(|&v| (self.layout.within[v], self.graph.ty(v).bytes())).collect();
+            for (start, bytes) in ranges {
+                let mut parts = s.parts.iter().filter(|p| p.start < start + bytes && start < p.end);
+                // Of what ends part by part, others may have a part already.
+                if let Some(until) = parts.next().map(|p| p.until)
+                    && parts.all(|p| p.until == until)
+                {
+                    end(until, Freed { storage, start, bytes });
+                }
             }
         }
         ends
     }
 
-    fn free(&mut self, storage: StorageId, node: &str) -> Result<(), LowerError> {
-        // Of the values that have all bytes of the storage, one that a command used is preferred
-        // so that no buffer is made just to be freed.
-        let storage = &self.layout.storages[storage];
-        let whole = |v: &&ValueId| self.graph.ty(**v).bytes() == storage.bytes;
-        let used = storage.values.iter().rev().filter(whole).find_map(|&v| self.buf_of[v]);
-        let buf = match (used, storage.values.iter().find(whole)) {
+    fn free(&mut self, freed: Freed, node: &str) -> Result<(), LowerError> {
+        // Of the values that have these bytes, one that a command used is preferred so that no
+        // buffer is made just to be freed.
+        let storage = &self.layout.storages[freed.storage];
+        let has = |v: &&ValueId| {
+            self.graph.ty(**v).bytes() == freed.bytes && self.layout.within[**v] == freed.start
+        };
+        let used = storage.values.iter().rev().filter(has).find_map(|&v| self.buf_of[v]);
+        let buf = match (used, storage.values.iter().find(has)) {
             (Some(buf), _) => buf,
             (None, Some(&v)) => self.buf(v, node)?,
             (None, None) => return Ok(()),

@@ -239,7 +239,7 @@ fn pack_space(storages: &mut PrimaryMap<StorageId, Storage>, space: Space, base:
     let mut packing = pack::pack(&blocks);
     if ids.iter().any(|&id| !storages[id].parts.is_empty()) {
         let shapes: Vec<Shape> = ids.iter().map(|&id| storages[id].shape()).collect();
-        let positions = shapes.iter().map(|s| s.until).max().unwrap_or(0) as usize;
+        let positions = shapes.iter().map(Shape::until).max().unwrap_or(0) as usize;
         let live = pack::live_profile(shapes.iter().flat_map(Shape::blocks), positions);
         packing.lower_bound = live.into_iter().max().unwrap_or_default();
         if let Some((offsets, height)) = stepped::pack(&shapes, packing.lower_bound)

@@ -1,15 +1,15 @@
 //! Packs blocks whose parts come into use one after the other.
 //!
-//! The result of a concat whose operands are made in it grows row by row; until its last rows
-//! exist, others may use their bytes. Such a block is a staircase in time, and is placed as a
-//! whole at the lowest offset at which every part fits.
+//! The result of a concat whose operands are made in it grows row by row, and a tensor that is read
+//! slice by slice shrinks; before and after, others may use the bytes. Such a block is a staircase
+//! in time, and is placed as a whole at the lowest offset at which every part fits.
 
 use super::pack::live_profile;
 use std::cmp::Reverse;
 use std::ops::Range;
 use vdnn_ir::Bytes;
 
-/// The bytes `[start, end)` of a block, in use from a position on until the block's end.
+/// The bytes `[start, end)` of a block, and the positions `[from, until)` at which they are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// First byte.
@@ -18,19 +18,25 @@ pub struct Part {
     pub end: Bytes,
     /// First position.
     pub from: u32,
+    /// One past the last position.
+    pub until: u32,
 }
 
-/// A block: disjoint parts with gaps nowhere, and one past the last position.
+/// A block: disjoint parts with gaps nowhere.
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
     pub(super) parts: Vec<Part>,
-    pub(super) until: u32,
 }
 
 impl Shape {
     /// Size and lifetime of each part.
     pub(super) fn blocks(&self) -> impl Iterator<Item = (Bytes, Range<u32>)> + '_ {
-        self.parts.iter().map(|p| (p.end - p.start, p.from..self.until))
+        self.parts.iter().map(|p| (p.end - p.start, p.from..p.until))
+    }
+
+    /// One past the last position.
+    pub(super) fn until(&self) -> u32 {
+        self.parts.iter().map(|p| p.until).max().unwrap_or(0)
     }
 
     fn first(&self) -> u32 {
@@ -55,7 +61,7 @@ const WORK: u64 = 60_000_000;
 /// Orders tried at most.
 const ORDERS: u64 = 120;
 /// Number of heuristics of [`sorted`].
-const KEYS: u64 = 6;
+const KEYS: u64 = 8;
 
 /// A packing.
 struct Placed {
@@ -72,9 +78,9 @@ struct Placed {
 pub(super) fn pack(shapes: &[Shape], bound: Bytes) -> Option<(Vec<Bytes>, Bytes)> {
     let parts = shapes.iter().map(|s| s.parts.len() as u64).sum::<u64>();
     let orders = (WORK / (parts * parts / 2).max(1)).min(ORDERS);
-    let positions = shapes.iter().map(|s| s.until).max().unwrap_or(0) as usize;
+    let positions = shapes.iter().map(Shape::until).max().unwrap_or(0) as usize;
     let profile = live_profile(shapes.iter().flat_map(Shape::blocks), positions);
-    let crest = |s: &Shape| profile[s.first() as usize..s.until as usize].iter().max().map_or(0, |b| b.0);
+    let crest = |s: &Shape| profile[s.first() as usize..s.until() as usize].iter().max().map_or(0, |b| b.0);
     let crests: Vec<u64> = shapes.iter().map(crest).collect();
     let mut best: Option<Placed> = None;
     // What is left of the work is shared by the heuristics.
@@ -102,13 +108,16 @@ fn sorted(shapes: &[Shape], crests: &[u64], key: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..shapes.len()).collect();
     order.sort_by_cached_key(|&i| {
         let s = &shapes[i];
-        let (span, size) = (u64::from(s.until.saturating_sub(s.first())), s.size());
+        let (span, size) = (u64::from(s.until().saturating_sub(s.first())), s.size());
         let keys = match key {
             0 => (crests[i], span),
             1 => (crests[i], size),
             2 => (size, span),
             3 => (span, size),
             4 => (span.saturating_mul(size), size),
+            // What is made later goes below what its parts are made of.
+            5 => (u64::from(s.first()), size),
+            6 => (u64::from(s.until()), size),
             _ => (u64::from(u32::MAX - s.first()), span),
         };
         (Reverse(keys), i)
@@ -126,8 +135,9 @@ fn place(shapes: &[Shape], order: &[usize]) -> Placed {
     for (at, &i) in order.iter().enumerate() {
         let shape = &shapes[i];
         taken.clear();
-        for slot in slots.iter().filter(|s| s.t0 < shape.until) {
-            let meeting = shape.parts.iter().filter(|p| p.from < slot.t1);
+        let until = shape.until();
+        for slot in slots.iter().filter(|s| s.t0 < until) {
+            let meeting = shape.parts.iter().filter(|p| p.from < slot.t1 && slot.t0 < p.until);
             taken.extend(
                 meeting.map(|p| (slot.start - i128::from(p.end.0), slot.end - i128::from(p.start.0))),
             );
@@ -140,9 +150,9 @@ fn place(shapes: &[Shape], order: &[usize]) -> Placed {
             }
             offset = high.max(offset);
         }
-        for p in shape.parts.iter().filter(|p| p.start < p.end && p.from < shape.until) {
+        for p in shape.parts.iter().filter(|p| p.start < p.end && p.from < p.until) {
             let (start, end) = (offset + i128::from(p.start.0), offset + i128::from(p.end.0));
-            slots.push(Slot { start, end, t0: p.from, t1: shape.until });
+            slots.push(Slot { start, end, t0: p.from, t1: p.until });
             if end > height {
                 (height, highest) = (end, at);
             }
@@ -156,22 +166,35 @@ fn place(shapes: &[Shape], order: &[usize]) -> Placed {
 mod tests {
     use super::*;
 
-    fn part(start: u64, end: u64, from: u32) -> Part {
-        Part { start: Bytes(start), end: Bytes(end), from }
+    fn part(start: u64, end: u64, live: Range<u32>) -> Part {
+        Part { start: Bytes(start), end: Bytes(end), from: live.start, until: live.end }
     }
 
     #[test]
     fn what_is_not_in_use_yet_is_used_by_others() {
         // Two halves of a result, each made by way of something larger.
-        let result = Shape { parts: vec![part(0, 256, 1), part(256, 512, 4)], until: 6 };
-        let work = |t: u32| Shape { parts: vec![part(0, 1024, t)], until: t + 2 };
+        let result = Shape { parts: vec![part(0, 256, 1..6), part(256, 512, 4..6)] };
+        let work = |t: u32| Shape { parts: vec![part(0, 1024, t..t + 2)] };
         let (offsets, height) = pack(&[result.clone(), work(0), work(3)], Bytes(1536)).expect("few");
         // Beside the whole at the moment at which the second half is made.
         assert_eq!(height, Bytes(1536));
         assert_ne!(offsets[0], offsets[1]);
         // A work that ends as the second half begins lies in its bytes.
-        let early = Shape { parts: vec![part(0, 1024, 2)], until: 4 };
+        let early = Shape { parts: vec![part(0, 1024, 2..4)] };
         assert_eq!(pack(&[result, early], Bytes(1280)).expect("few").1, Bytes(1280));
+    }
+
+    #[test]
+    fn what_is_made_of_slices_follows_them_into_their_bytes() {
+        // Each fourth of the result is made of the same fourth of the operand, which is then dead.
+        let fourths = |live: &dyn Fn(u32) -> Range<u32>| -> Vec<Part> {
+            (0..4).map(|i| part(u64::from(i) * 256, u64::from(i + 1) * 256, live(i))).collect()
+        };
+        let operand = Shape { parts: fourths(&|i| 0..i + 2) };
+        let result = Shape { parts: fourths(&|i| i + 1..6) };
+        let (offsets, height) = pack(&[operand, result], Bytes(1280)).expect("few");
+        assert_eq!(height, Bytes(1280));
+        assert_eq!(offsets[0].0.abs_diff(offsets[1].0), 256);
     }
 
     #[test]
@@ -189,11 +212,11 @@ mod tests {
                         .map(|_| {
                             let start = at;
                             at += 256 * (1 + next(6));
-                            part(start, at, first + next(6) as u32)
+                            let from = first + next(6) as u32;
+                            part(start, at, from..from + 1 + next(6) as u32)
                         })
                         .collect();
-                    let last = parts.iter().map(|p| p.from).max().unwrap_or(0);
-                    Shape { parts, until: last + 1 + next(5) as u32 }
+                    Shape { parts }
                 })
                 .collect();
             let Some((offsets, height)) = pack(&shapes, Bytes::ZERO) else { panic!("few") };
@@ -202,7 +225,7 @@ mod tests {
                 .zip(&offsets)
                 .enumerate()
                 .flat_map(|(i, (s, o))| {
-                    s.parts.iter().map(move |p| (i, (*o + p.start).0, (*o + p.end).0, p.from..s.until))
+                    s.parts.iter().map(move |p| (i, (*o + p.start).0, (*o + p.end).0, p.from..p.until))
                 })
                 .collect();
             for (k, (i, s0, e0, t0)) in placed.iter().enumerate() {

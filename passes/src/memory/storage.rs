@@ -65,8 +65,9 @@ pub struct Storage {
     pub kind: StorageKind,
     /// Program-order positions at which the bytes are in use, half-open.
     pub live: Range<u32>,
-    /// If its bytes come into use one after the other (operands made in their concat): which
-    /// when, in pages of [`ALIGNMENT`]. Empty if all do at once.
+    /// If its bytes come into use one after the other (operands made in their concat), or are read
+    /// last one after the other (slices): which when, in pages of [`ALIGNMENT`]. Empty if all
+    /// are together.
     pub parts: Vec<Part>,
     /// True if the bytes must outlive the step: parameters and graph outputs.
     pub kept: bool,
@@ -79,9 +80,9 @@ pub struct Storage {
 impl Storage {
     /// The bytes with their times, in pages.
     pub(super) fn shape(&self) -> Shape {
-        let whole = Part { start: Bytes::ZERO, end: self.bytes.align_up(ALIGNMENT), from: self.live.start };
-        let parts = if self.parts.is_empty() { vec![whole] } else { self.parts.clone() };
-        Shape { parts, until: self.live.end }
+        let Range { start: from, end: until } = self.live;
+        let whole = Part { start: Bytes::ZERO, end: self.bytes.align_up(ALIGNMENT), from, until };
+        Shape { parts: if self.parts.is_empty() { vec![whole] } else { self.parts.clone() } }
     }
 
     /// How many bytes, in pages, are in use at a position.
@@ -366,7 +367,7 @@ pub fn storages(graph: &Graph, rows: bool) -> Result<Storages, LayoutError> {
         }
     }
     for s in out.all.values_mut().filter(|s| s.space == Space::Device) {
-        s.parts = parts(graph, s, &out.within, &at);
+        s.parts = parts(graph, s, &out.within, &at, &last_use);
     }
     Ok(out)
 }
@@ -374,8 +375,15 @@ pub fn storages(graph: &Graph, rows: bool) -> Result<Storages, LayoutError> {
 /// Values whose bytes are looked at together at most, for the time it takes.
 const MEMBERS: usize = 1024;
 
-/// When the pages of a storage come into use: each with the first value that has bytes of it.
-fn parts(graph: &Graph, s: &Storage, within: &SecondaryMap<ValueId, Bytes>, at: &[u32]) -> Vec<Part> {
+/// When the pages of a storage are in use: each from the first value that has bytes of it to the
+/// last use of one.
+fn parts(
+    graph: &Graph,
+    s: &Storage,
+    within: &SecondaryMap<ValueId, Bytes>,
+    at: &[u32],
+    last_use: &dyn Fn(ValueId) -> u32,
+) -> Vec<Part> {
     let size = |v: ValueId| graph.ty(v).bytes();
     let shared = s.values.iter().any(|&v| size(v) != s.bytes);
     if s.kind == StorageKind::Persistent || !shared || s.values.len() > MEMBERS {
@@ -384,10 +392,14 @@ fn parts(graph: &Graph, s: &Storage, within: &SecondaryMap<ValueId, Bytes>, at: 
     let members: Vec<Part> = s
         .values
         .iter()
-        .map(|&v| Part {
-            start: Bytes(within[v].0 / ALIGNMENT * ALIGNMENT),
-            end: (within[v] + size(v)).align_up(ALIGNMENT),
-            from: graph.def_node(v).map_or(0, |node| at[node.index()]),
+        .map(|&v| {
+            let from = graph.def_node(v).map_or(0, |node| at[node.index()]);
+            Part {
+                start: Bytes(within[v].0 / ALIGNMENT * ALIGNMENT),
+                end: (within[v] + size(v)).align_up(ALIGNMENT),
+                from,
+                until: if s.kept { s.live.end } else { last_use(v).max(from + 1) },
+            }
         })
         .collect();
     let mut bounds: Vec<Bytes> = members.iter().flat_map(|m| [m.start, m.end]).collect();
@@ -395,11 +407,12 @@ fn parts(graph: &Graph, s: &Storage, within: &SecondaryMap<ValueId, Bytes>, at: 
     bounds.dedup();
     let mut parts: Vec<Part> = Vec::new();
     for pair in bounds.windows(2) {
-        let meeting = members.iter().filter(|m| m.start < pair[1] && pair[0] < m.end);
-        let from = meeting.map(|m| m.from).min().unwrap_or(s.live.start);
+        let meeting = || members.iter().filter(|m| m.start < pair[1] && pair[0] < m.end);
+        let from = meeting().map(|m| m.from).min().unwrap_or(s.live.start);
+        let until = meeting().map(|m| m.until).max().unwrap_or(s.live.end);
         match parts.last_mut() {
-            Some(last) if last.from == from => last.end = pair[1],
-            _ => parts.push(Part { start: pair[0], end: pair[1], from }),
+            Some(last) if (last.from, last.until) == (from, until) => last.end = pair[1],
+            _ => parts.push(Part { start: pair[0], end: pair[1], from, until }),
         }
     }
     if parts.len() > 1 { parts } else { Vec::new() }

@@ -25,6 +25,7 @@ use vdnn_ir::id::EntityId;
 use vdnn_ir::op::infer::InferError;
 use vdnn_ir::op::{BinaryKind, SliceAttrs};
 use vdnn_ir::{Graph, Node, NodeId, Op, Phase, Stage, ValueId};
+use vdnn_plan::plan::ALIGNMENT;
 
 const PASS: &str = "slice-batch";
 
@@ -178,12 +179,10 @@ impl<'a> Slicer<'a> {
 
     fn run(&mut self) -> Result<(), InferError> {
         let old = self.graph.order().to_vec();
-        for chain in self.chains(&old) {
-            let slices = chain.last().map_or(1, |s| s.0);
-            for slice in 0..slices {
-                self.emit(&chain, slice)?;
-            }
-        }
+        let [early, sliced, waiting] = self.parts(&old);
+        early.iter().try_for_each(|&id| self.once(id))?;
+        self.emit(&sliced, 1, 0)?;
+        waiting.iter().try_for_each(|&id| self.once(id))?;
         for i in 0..self.graph.outputs.len() {
             let value = self.whole(self.graph.outputs[i].value)?;
             self.graph.outputs[i].value = value;
@@ -202,54 +201,56 @@ impl<'a> Slicer<'a> {
         Ok(())
     }
 
-    /// The nodes by how they follow each other: runs of one slice count, in chains along which
-    /// each count is a multiple of the next.
-    ///
-    /// What depends on no rows comes first, since every slice may read it. What runs once but
-    /// reads a sum over slices ends up behind them.
-    fn chains(&self, old: &[NodeId]) -> Vec<Vec<(u64, Vec<NodeId>)>> {
-        let early = old.iter().copied().filter(|id| !self.rows.late[id.index()]).collect();
-        let mut chains = vec![vec![(1, early)]];
-        let mut segments: Vec<(u64, Vec<NodeId>)> = Vec::new();
-        // What is made of sums or is one, at once, and feeds no slice can wait for all of them.
-        let mut waiting = Vec::new();
-        for &id in old.iter().filter(|id| self.rows.late[id.index()]) {
-            let k = self.counts[id.index()];
+    /// What depends on no rows, which every slice may read; what runs in slices or is read by some;
+    /// and what is made of sums and feeds no slice, which can wait for all of them.
+    fn parts(&self, old: &[NodeId]) -> [Vec<NodeId>; 3] {
+        let mut parts = [Vec::new(), Vec::new(), Vec::new()];
+        for &id in old {
             let of_sums = self.rows.rule[id.index()].is_none() && !self.rows.barriers.contains(&id);
-            if of_sums || k == 1 && self.rows.sums_only(id) {
-                waiting.push(id);
-                continue;
-            }
-            match segments.last_mut() {
-                Some((last, nodes)) if *last == k => nodes.push(id),
-                _ => segments.push((k, vec![id])),
-            }
+            let once = self.counts[id.index()] == 1 && self.rows.sums_only(id);
+            let part = match self.rows.late[id.index()] {
+                false => 0,
+                true if of_sums || once => 2,
+                true => 1,
+            };
+            parts[part].push(id);
         }
-        let mut chain: Vec<(u64, Vec<NodeId>)> = Vec::new();
-        for segment in segments {
-            if chain.last().is_some_and(|last| last.0 % segment.0 != 0) {
-                chains.push(std::mem::take(&mut chain));
-            }
-            chain.push(segment);
-        }
-        chains.push(chain);
-        chains.push(vec![(1, waiting)]);
-        chains
+        parts
     }
 
-    /// One slice of the last segment of a chain, after the slices of the others that it needs.
-    fn emit(&mut self, chain: &[(u64, Vec<NodeId>)], slice: u64) -> Result<(), InferError> {
-        let Some(((k, nodes), before)) = chain.split_last() else { return Ok(()) };
-        if let Some((finer, _)) = before.last() {
-            let each = finer / k;
-            for child in slice * each..(slice + 1) * each {
-                self.emit(before, child)?;
+    /// Slice `slice` of `k` of nodes that run in as many or more: those in between that run in more
+    /// slices form loops, each in the fewest any of its nodes has, and inner loops in turn.
+    fn emit(&mut self, nodes: &[NodeId], k: u64, slice: u64) -> Result<(), InferError> {
+        let count = |id: &NodeId| self.counts[id.index()];
+        let more: Vec<bool> = nodes.iter().map(|id| count(id) > k).collect();
+        let mut rest = nodes;
+        for run in more.chunk_by(|a, b| a == b) {
+            let (these, after) = rest.split_at(run.len());
+            rest = after;
+            if !run[0] {
+                for &id in these {
+                    if k == 1 { self.once(id)? } else { self.copy(id, k, slice)? }
+                }
+                continue;
+            }
+            for group in self.loops(these, k) {
+                let least = group.iter().map(|id| self.counts[id.index()]).min().unwrap_or(k);
+                for inner in slice * least / k..(slice + 1) * least / k {
+                    self.emit(group, least, inner)?;
+                }
             }
         }
-        for &id in nodes {
-            if *k == 1 { self.once(id)? } else { self.copy(id, *k, slice)? }
-        }
         Ok(())
+    }
+
+    /// Cuts nodes where the numbers of slices have no common loop.
+    fn loops<'n>(&self, nodes: &'n [NodeId], k: u64) -> Vec<&'n [NodeId]> {
+        let count = |id: &NodeId| self.counts[id.index()];
+        let least = nodes.iter().map(count).min().unwrap_or(k);
+        if nodes.iter().all(|id| count(id) % least == 0) {
+            return vec![nodes];
+        }
+        nodes.chunk_by(|a, b| count(a) == count(b)).collect()
     }
 
     /// A node that stays, on whole operands.
@@ -362,11 +363,8 @@ impl<'a> Slicer<'a> {
         if let Some(&piece) = self.pieces.get(&(v, k, slice)) {
             return Ok(piece);
         }
-        let like = match self.graph.def_node(v) {
-            Some(def) => self.like(def, slice),
-            None => Like { name: self.graph.value(v).name.clone(), stage: Stage::Forward, origin: None },
-        };
-        let made = if made_in > k {
+        let like = self.like_of(v, slice);
+        let piece = if made_in > k && made_in % k == 0 {
             let each = made_in / k;
             let mut parts: SmallVec<[ValueId; 8]> = SmallVec::new();
             for i in slice * each..(slice + 1) * each {
@@ -375,24 +373,61 @@ impl<'a> Slicer<'a> {
                     part.ok_or_else(|| InferError(format!("slice {i} of {v} is read before it is made")))?,
                 );
             }
-            self.add(Op::Concat { axis: 0 }, &parts, &like, &format!("{slice}/rows"), 1)?
+            let made = self.add(Op::Concat { axis: 0 }, &parts, &like, &format!("{slice}/rows"), 1)?;
+            self.graph.node(made).outputs[0]
         } else {
-            let coarse = slice * made_in / k;
-            let from = self.piece(v, made_in, coarse)?;
-            let (own, outer) = (self.range(k, slice), self.range(made_in, coarse));
-            let dims = &self.graph.ty(from).dims;
-            let mut attrs = SliceAttrs {
-                starts: dims.iter().map(|_| 0).collect(),
-                steps: dims.iter().map(|_| 1).collect(),
-                lens: dims.clone(),
-            };
-            attrs.starts[0] = own.first - outer.first;
-            attrs.lens[0] = own.len;
-            self.add(Op::Slice(attrs), &[from], &like, &format!("{slice}/rows"), 1)?
+            let outer = if k.is_multiple_of(made_in) { made_in } else { 1 };
+            let coarse = slice * outer / k;
+            let from = self.piece(v, outer, coarse)?;
+            // All at once where they can lie in the operand: what is made of one can then take its
+            // bytes, which nobody reads any more as part of the whole.
+            let each = k / outer;
+            let all = coarse * each..(coarse + 1) * each;
+            let together = all.clone().all(|i| self.aligned(from, self.within(k, i, outer, coarse)));
+            for i in all.filter(|&i| i != slice && together) {
+                let like = self.like_of(v, i);
+                let made = self.cut(from, self.within(k, i, outer, coarse), &like, i)?;
+                self.pieces.insert((v, k, i), made);
+            }
+            self.cut(from, self.within(k, slice, outer, coarse), &like, slice)?
         };
-        let piece = self.graph.node(made).outputs[0];
         self.pieces.insert((v, k, slice), piece);
         Ok(piece)
+    }
+
+    /// Where slice `slice` of `k` lies in slice `coarse` of `outer`.
+    fn within(&self, k: u64, slice: u64, outer: u64, coarse: u64) -> Range {
+        let (own, outer) = (self.range(k, slice), self.range(outer, coarse));
+        Range { first: own.first - outer.first, len: own.len }
+    }
+
+    /// True if rows of a value start where a tensor may.
+    fn aligned(&self, from: ValueId, rows: Range) -> bool {
+        let ty = self.graph.ty(from);
+        let row = ty.bytes().0 / ty.dims[0].max(1);
+        (row * rows.first).is_multiple_of(ALIGNMENT)
+    }
+
+    /// Rows of a value.
+    fn cut(&mut self, from: ValueId, rows: Range, like: &Like, slice: u64) -> Result<ValueId, InferError> {
+        let dims = &self.graph.ty(from).dims;
+        let mut attrs = SliceAttrs {
+            starts: dims.iter().map(|_| 0).collect(),
+            steps: dims.iter().map(|_| 1).collect(),
+            lens: dims.clone(),
+        };
+        attrs.starts[0] = rows.first;
+        attrs.lens[0] = rows.len;
+        let made = self.add(Op::Slice(attrs), &[from], like, &format!("{slice}/rows"), 1)?;
+        Ok(self.graph.node(made).outputs[0])
+    }
+
+    /// As the slice that makes rows of a value is.
+    fn like_of(&self, v: ValueId, slice: u64) -> Like {
+        match self.graph.def_node(v) {
+            Some(def) => self.like(def, slice),
+            None => Like { name: self.graph.value(v).name.clone(), stage: Stage::Forward, origin: None },
+        }
     }
 
     /// As a slice of a node is.

@@ -4,7 +4,8 @@
 //! number of slices never rises, each is a multiple of the next, and what crosses from a region to
 //! one of fewer, larger slices waits there until enough of it exists. Under a limit of the memory
 //! a state, the node and its number, has the choices that no other beats in time and in what waits
-//! behind; with several limits that gives a front of (time, memory).
+//! behind; with several limits that gives a front of (time, memory). A single node may run in
+//! more slices than those around it, so that its result takes the bytes of the operands it uses up.
 //!
 //! Both are estimates: kernels are priced alone, and live bytes are those of the order the
 //! graph has, without what sharing and packing do to them. Plans tell what they come to.
@@ -18,9 +19,15 @@ use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Graph, Nanos, NodeId, Op, TensorType, ValueId};
 
 /// Limits tried: each is this many percent of the one before.
-const STEP: u64 = 93;
+const STEP: u64 = 96;
 /// At most so many.
-const LIMITS: usize = 64;
+const LIMITS: usize = 80;
+
+/// A choice this many times as slow as the whole batch is of no use.
+const SLOWEST: u64 = 3;
+
+/// In so many numbers of slices a node may run inside those around it: 1, 2 and 4 times as many.
+const INNER: usize = 3;
 
 /// A choice for the whole graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +43,23 @@ pub struct Regions {
 /// A node of the program.
 struct Step {
     id: NodeId,
-    /// Bytes of rows that are live while it runs, of the whole batch, without graph inputs.
-    live: u64,
     /// Bytes of rows made up to here that are read behind it, without graph inputs.
     crossing: u64,
     /// Bytes of graph inputs still to be read when it starts, by this or a later node.
     inputs: u64,
-    /// Per number of slices, (time, workspace) of its ways to run, fastest first.
-    ways: Vec<Vec<(u64, u64)>>,
+    /// Per number of slices, its ways to run, fastest first.
+    ways: Vec<Vec<Way>>,
+}
+
+/// A way to run a node on a slice.
+#[derive(Clone, Copy)]
+struct Way {
+    /// Of all slices.
+    time: u64,
+    /// Live bytes of rows, and workspace.
+    bytes: u64,
+    /// In how many slices in all; a multiple of the number of slices around it.
+    slices: u64,
 }
 
 /// What follows from a node on.
@@ -53,28 +69,35 @@ struct State {
     /// Bytes of what waits behind while the node runs.
     waiting: u64,
     peak: u64,
+    /// In how many slices the node itself runs.
+    slices: u64,
     /// Number of slices (index) and state of the next node.
     next: (usize, usize),
 }
 
-/// The choices for an inference graph, from the fastest, which is the whole batch at once, to the
-/// smallest; each has less memory and takes more time than the one before.
+/// The choices for an inference graph, from the fastest to the smallest; those in which nodes have
+/// more slices than those around them come last, again from the fastest: they are smaller, but
+/// hard to pack.
 pub fn regions(graph: &Graph, batch: u64, cost: &CostModel) -> Vec<Regions> {
     let rows = Rows::of(graph, batch);
     let numbers: Vec<u64> = (0..=batch.max(1).ilog2()).map(|i| 1 << i).collect();
-    let steps = steps(graph, &rows, batch, &numbers, cost);
     let mut found: Vec<Regions> = Vec::new();
-    let mut limit = u64::MAX;
-    for _ in 0..LIMITS {
-        let Some(best) = under(&steps, &numbers, limit) else { break };
-        limit = (best.peak.0 / 100 * STEP).min(limit / 100 * STEP);
-        let mut regions = best;
-        let mut counts = vec![1; graph.node_bound()];
-        for (step, k) in steps.iter().zip(&regions.counts) {
-            counts[step.id.index()] = *k;
+    for inner in [1, INNER] {
+        let steps = steps(graph, &rows, batch, (&numbers, inner), cost);
+        let (mut limit, mut slowest) = (u64::MAX, u64::MAX);
+        for _ in 0..LIMITS {
+            let Some(mut regions) = under(&steps, &numbers, limit).filter(|r| r.time.0 <= slowest) else {
+                break;
+            };
+            slowest = slowest.min(regions.time.0.saturating_mul(SLOWEST));
+            limit = (regions.peak.0 / 100 * STEP).min(limit / 100 * STEP);
+            let mut counts = vec![1; graph.node_bound()];
+            for (step, k) in steps.iter().zip(&regions.counts) {
+                counts[step.id.index()] = *k;
+            }
+            regions.counts = counts;
+            found.push(regions);
         }
-        regions.counts = counts;
-        found.push(regions);
     }
     found
 }
@@ -84,7 +107,13 @@ fn len(batch: u64, slices: u64) -> u64 {
     batch.div_ceil(slices)
 }
 
-fn steps(graph: &Graph, rows: &Rows, batch: u64, numbers: &[u64], cost: &CostModel) -> Vec<Step> {
+fn steps(
+    graph: &Graph,
+    rows: &Rows,
+    batch: u64,
+    (numbers, inner): (&[u64], usize),
+    cost: &CostModel,
+) -> Vec<Step> {
     // What feeds no slice and is a sum waits for all of them, and is small.
     let nodes: Vec<NodeId> = graph
         .order()
@@ -109,22 +138,43 @@ fn steps(graph: &Graph, rows: &Rows, batch: u64, numbers: &[u64], cost: &CostMod
     let sum = |which: &dyn Fn(ValueId, (usize, usize)) -> bool| -> u64 {
         spans.iter().filter(|(v, s)| which(**v, **s)).map(|(v, _)| graph.ty(*v).bytes().0).sum()
     };
-    nodes
-        .iter()
-        .enumerate()
-        .map(|(p, &id)| Step {
+    let step = |(p, &id): (usize, &NodeId)| {
+        let live = sum(&|v, (a, b)| !is_input(v) && a <= p && p <= b);
+        let made = sum(&|v, (a, _)| !is_input(v) && a == p);
+        let spent = sum(&|v, (a, b)| !is_input(v) && a < p && b == p);
+        let runs: Vec<Vec<(u64, u64)>> =
+            numbers.iter().map(|&k| runs(graph, rows, id, batch, k, cost)).collect();
+        let ways = |i: usize| {
+            let mut ways = Vec::new();
+            for (n, &slices) in numbers.iter().enumerate().skip(i).take(inner) {
+                // Of what the node makes and uses up, at the first and at the last of its slices.
+                let parts = slices / numbers[i];
+                let both = (spent + made / parts).max(spent / parts + made);
+                let bytes = (live - made - spent + both).div_ceil(numbers[i]);
+                ways.extend(runs[n].iter().map(|r| Way { time: r.0, bytes: bytes + r.1, slices }));
+            }
+            ways.sort_by_key(|w: &Way| (w.time, w.bytes));
+            let mut least = u64::MAX;
+            ways.retain(|w| {
+                let better = w.bytes < least;
+                least = least.min(w.bytes);
+                better
+            });
+            ways
+        };
+        Step {
             id,
-            live: sum(&|v, (a, b)| !is_input(v) && a <= p && p <= b),
             crossing: sum(&|v, (a, b)| !is_input(v) && a <= p && p < b),
             inputs: sum(&|v, (_, b)| is_input(v) && p <= b),
-            ways: numbers.iter().map(|&k| ways(graph, rows, id, batch, k, cost)).collect(),
-        })
-        .collect()
+            ways: (0..numbers.len()).map(ways).collect(),
+        }
+    };
+    nodes.iter().enumerate().map(step).collect()
 }
 
 /// (time, workspace) of the ways to run a node in so many slices, fastest first, each with less
 /// workspace than the one before; empty if it cannot be cut.
-fn ways(graph: &Graph, rows: &Rows, id: NodeId, batch: u64, k: u64, cost: &CostModel) -> Vec<(u64, u64)> {
+fn runs(graph: &Graph, rows: &Rows, id: NodeId, batch: u64, k: u64, cost: &CostModel) -> Vec<(u64, u64)> {
     let node = graph.node(id);
     let own = |v: &ValueId| graph.ty(*v).clone();
     let (mut op, mut inputs, mut outputs): (_, SmallVec<[TensorType; 4]>, SmallVec<[TensorType; 4]>) =
@@ -176,18 +226,19 @@ fn under(steps: &[Step], numbers: &[u64], limit: u64) -> Option<Regions> {
         let mut row: Vec<Vec<State>> = Vec::new();
         for (i, &k) in numbers.iter().enumerate() {
             let mut states = Vec::new();
-            // Until a slice is the last, inputs are still to be read.
+            // At the first slice all inputs are still to be read, at the last its own at most.
             let inputs = if k > 1 { steps[0].inputs } else { step.inputs };
             let mut add = |later: Option<&State>, next: (usize, usize), after: u64| {
                 // What the slices before this one left for the larger slice of the next node.
                 let joined = step.crossing / after - step.crossing / k;
                 let waiting = later.map_or(0, |s| s.waiting) + joined;
-                let least = step.live.div_ceil(k) + waiting + inputs;
-                let Some(way) = step.ways[i].iter().find(|w| least + w.1 <= limit) else { return };
+                let others = inputs.max(inputs / k + waiting);
+                let Some(way) = step.ways[i].iter().find(|w| others + w.bytes <= limit) else { return };
                 states.push(State {
-                    time: later.map_or(0, |s| s.time) + way.0,
+                    time: later.map_or(0, |s| s.time) + way.time,
                     waiting,
-                    peak: later.map_or(0, |s| s.peak).max(least + way.1),
+                    peak: later.map_or(0, |s| s.peak).max(others + way.bytes),
+                    slices: way.slices,
                     next,
                 });
             };
@@ -212,7 +263,7 @@ fn under(steps: &[Step], numbers: &[u64], limit: u64) -> Option<Regions> {
     let (best, mut number, mut at) = states.min_by_key(|(s, ..)| (s.time, s.peak))?;
     let mut counts = Vec::new();
     for row in &table {
-        counts.push(numbers[number]);
+        counts.push(row[number][at].slices);
         (number, at) = row[number][at].next;
     }
     Some(Regions { counts, time: Nanos(best.time), peak: Bytes(best.peak) })
