@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 use vdnn_ir::parse::parse_graph;
 use vdnn_ir::{Bytes, Graph, Mode, Op, Tensor};
-use vdnn_passes::slice_batch::{SliceBatch, Slicing};
+use vdnn_passes::slice_batch::{SliceBatch, Slicing, regions};
 use vdnn_passes::{AlgoMode, Fuse, Policy};
 use vdnn_plan::rows::rows_in_place;
 use vdnn_plan::{Command, Plan};
@@ -103,6 +103,37 @@ fn planned(graph: &Graph, slicing: Slicing, options: &CompileOptions) -> Plan {
     driver::plan_joint(&joint, 8, None, options, &cost, Instant::now(), timings).expect("it fits").plan
 }
 
+#[test]
+fn any_numbers_of_slices_of_the_nodes_give_the_results_of_the_whole_batch() {
+    let mut sliced = 0;
+    for seed in 0..GRAPHS {
+        let graph = random_cnn_of(seed, 8);
+        for mode in [Mode::Infer, Mode::Train] {
+            let options = harness::options(mode, Policy::None, AlgoMode::Dynamic);
+            let cost = harness::cost(&options);
+            let whole = run(&graph, 8, &options, seed).expect("the whole batch always runs");
+            for round in 0..4 {
+                // Loops in loops, and next to each other.
+                let number =
+                    |i: u64| [1, 2, 4, 8, 4, 2, 3][(seed * 31 + round * 17 + i * i * 7 + i / 3) as usize % 7];
+                let slicing = Slicing::Regions((0..4096).map(number).collect());
+                let slices = Some(SliceBatch { batch: 8, slicing });
+                let mut timings = Timings::default();
+                let Ok(joint) = slicing::joint(&graph, &options, slices, &cost, &mut timings) else {
+                    continue;
+                };
+                let plan = driver::plan_joint(&joint, 8, None, &options, &cost, Instant::now(), timings);
+                let plan = plan.unwrap_or_else(|e| panic!("graph {seed}, {mode}, {round}: {e:?}")).plan;
+                for (name, tensor) in &step(&graph, plan, mode, seed) {
+                    assert!(!differs(&whole[name], tensor), "graph {seed}, {mode}, {round}: {name} differs");
+                }
+                sliced += 1;
+            }
+        }
+    }
+    assert!(sliced > 400, "only {sliced} plans ran in slices");
+}
+
 /// Rows of every tensor but the last are a multiple of the alignment.
 const WIDE: &str = r#"graph "wide" phase=imported mode=infer {
   input %0 "x" : f32[8,4,16,16]
@@ -144,6 +175,43 @@ fn rows_lie_in_place_and_what_lies_there_is_right() {
         assert!(moves.iter().all(|(name, moves)| *moves == Some(0) || name.contains("mean")), "{moves:?}");
         let found = step(&graph, plan, Mode::Infer, 1);
         assert!(!differs(&whole["y"], &found["y"]), "{bytes}, {least}");
+    }
+}
+
+#[test]
+fn a_result_follows_its_operand_into_the_bytes_of_slices_that_are_done() {
+    let graph = parse_graph(WIDE).expect("the graph parses");
+    let options = harness::options(Mode::Infer, Policy::None, AlgoMode::Dynamic);
+    let whole = run(&graph, 8, &options, 1).expect("the whole batch runs");
+    // Only the ReLU, whose operand and result are as large as anything, runs in slices; then only
+    // what is in front of it, too.
+    let plan_of = |numbers: &[u64]| planned(&graph, Slicing::Regions(numbers.to_vec()), &options);
+    let undivided = plan_of(&[1; 16]).device.bytes;
+    for numbers in [[1, 8, 1, 1, 1, 1, 1], [1, 1, 8, 1, 1, 1, 1], [2, 8, 4, 1, 1, 1, 1]] {
+        let plan = plan_of(&numbers);
+        assert!(plan.device.bytes <= undivided, "{numbers:?}: {} of {undivided}", plan.device.bytes);
+        let found = step(&graph, plan, Mode::Infer, 1);
+        assert!(!differs(&whole["y"], &found["y"]), "{numbers:?}");
+    }
+}
+
+#[test]
+fn regions_are_a_front_and_their_plans_are_what_was_estimated() {
+    let graph = parse_graph(WIDE).expect("the graph parses");
+    let options = harness::options(Mode::Infer, Policy::None, AlgoMode::Dynamic);
+    let cost = harness::cost(&options);
+    let joint = slicing::joint(&graph, &options, None, &cost, &mut Timings::default()).expect("joint");
+    let found = regions(&joint, 8, &cost);
+    assert!(found.len() > 2, "{found:?}");
+    let smallest = found.iter().map(|r| r.peak).min().expect("some");
+    assert!(smallest.0 * 2 < found[0].peak.0, "{found:?}");
+    let state = driver::plan_joint(&joint, 8, None, &options, &cost, Instant::now(), Timings::default());
+    let weights = state.expect("it fits").summary.weights;
+    for region in found {
+        let plan = planned(&graph, Slicing::Regions(region.counts.clone()), &options);
+        let peak = plan.device.bytes.saturating_sub(weights);
+        // Packing and what the estimate leaves out.
+        assert!(peak.0 <= region.peak.0 + region.peak.0 / 2, "{region:?}: {peak}");
     }
 }
 

@@ -139,8 +139,8 @@ pub struct SharedArgs {
     #[arg(long, value_name = "off|epilogue")]
     pub fuse: Option<Fuse>,
     /// Run chains of layers slice by slice of the batch: on takes the smallest plan that is
-    /// predicted to be at most 5 % slower, auto the fastest if nothing else fits --memory; a
-    /// number cuts everything into so many. Training steps with batch norm cannot be cut.
+    /// predicted to be at most 5 % slower, auto the fastest that fits --memory; a number cuts
+    /// everything into so many. Training steps with batch norm cannot be cut.
     #[arg(long, value_name = "off|on|auto|N", default_value = "off")]
     pub micro_batch_regions: Slices,
     /// Keep weight gradients to the end of the step (implied by --save-gradients).

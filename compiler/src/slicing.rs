@@ -9,7 +9,7 @@ use crate::timing::Timings;
 use std::fmt;
 use std::str::FromStr;
 use vdnn_cost::CostModel;
-use vdnn_ir::{Graph, Mode, Nanos};
+use vdnn_ir::{Graph, Mode, Nanos, Node, Stage, ValueId};
 use vdnn_passes::PassError;
 use vdnn_passes::slice_batch::{SliceBatch, Slicing, regions};
 
@@ -72,7 +72,8 @@ pub fn batch_of(graph: &Graph) -> u64 {
     graph.inputs().iter().find_map(|&v| graph.ty(v).dims.first().copied()).unwrap_or(1)
 }
 
-/// The ways to cut the batch that the options ask to consider, besides not at all.
+/// The ways to cut the batch that the options ask to consider, besides not at all; with more
+/// measurements of the kernels they need there may be others.
 ///
 /// # Errors
 /// Those of the passes that make the joint graph.
@@ -123,9 +124,13 @@ pub fn choose(
     cost: &CostModel,
     plan: &dyn Fn(Option<SliceBatch>) -> Result<Compiled, NoPlan>,
 ) -> Result<Compiled, NoPlan> {
-    let ways = candidates(imported, batch, options, cost)?;
+    let mut ways = candidates(imported, batch, options, cost)?;
     if let Slices::Count(_) = options.slices {
         return plan(ways.first().cloned());
+    }
+    // Regions know which sizes were measured; the same number for everything need not.
+    if ways.iter().any(|way| matches!(way.slicing, Slicing::Regions(_))) {
+        ways.retain(|way| matches!(way.slicing, Slicing::Regions(_)));
     }
     let whole = plan(None);
     // The longest step of those of which the smallest plan is wanted; else the fastest is.
@@ -135,8 +140,13 @@ pub fn choose(
         (Slices::On, Err(NoPlan::TooLarge { summary, .. })) => Some(percent(summary.step, SLOWER)),
         _ => None,
     };
+    // Beside measurements nothing is guessed.
+    let whole_measured = measured(imported, options, None, cost)?;
     let mut best: Option<Compiled> = None;
     for way in ways {
+        if whole_measured && !measured(imported, options, Some(way.clone()), cost).unwrap_or(true) {
+            continue;
+        }
         let found = match plan(Some(way)) {
             Ok(found) => found,
             Err(NoPlan::TooLarge { .. }) => continue,
@@ -162,6 +172,22 @@ pub fn choose(
         (Some(sliced), _) => Ok(sliced),
         (None, whole) => whole,
     }
+}
+
+/// True if every convolution of the joint graph was measured.
+fn measured(
+    imported: &Graph,
+    options: &CompileOptions,
+    slices: Option<SliceBatch>,
+    cost: &CostModel,
+) -> Result<bool, PassError> {
+    let joint = joint(imported, options, slices, cost, &mut Timings::default())?;
+    let types = |list: &[ValueId]| list.iter().map(|&v| joint.ty(v)).collect::<Vec<_>>();
+    let known = |n: &Node| {
+        let (inputs, outputs) = (types(&n.inputs), types(&n.outputs));
+        cost.measured().rows(&n.op, &inputs, &outputs, cost.precision()).is_some()
+    };
+    Ok(joint.nodes().all(|(_, n)| !n.op.is_conv() || n.stage == Stage::Setup || known(n)))
 }
 
 fn percent(time: Nanos, more: u64) -> Nanos {
