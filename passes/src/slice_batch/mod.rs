@@ -247,7 +247,7 @@ impl<'a> Slicer<'a> {
     fn loops<'n>(&self, nodes: &'n [NodeId], k: u64) -> Vec<&'n [NodeId]> {
         let count = |id: &NodeId| self.counts[id.index()];
         let least = nodes.iter().map(count).min().unwrap_or(k);
-        if nodes.iter().all(|id| count(id) % least == 0) {
+        if nodes.iter().all(|id| count(id).is_multiple_of(least)) {
             return vec![nodes];
         }
         nodes.chunk_by(|a, b| count(a) == count(b)).collect()
@@ -364,7 +364,7 @@ impl<'a> Slicer<'a> {
             return Ok(piece);
         }
         let like = self.like_of(v, slice);
-        let piece = if made_in > k && made_in % k == 0 {
+        let piece = if made_in > k && made_in.is_multiple_of(k) {
             let each = made_in / k;
             let mut parts: SmallVec<[ValueId; 8]> = SmallVec::new();
             for i in slice * each..(slice + 1) * each {

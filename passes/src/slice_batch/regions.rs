@@ -19,12 +19,12 @@ use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Graph, Nanos, NodeId, Op, TensorType, ValueId};
 
 /// Limits tried: each is this many percent of the one before.
-const STEP: u64 = 96;
+const STEP: u64 = 98;
 /// At most so many.
-const LIMITS: usize = 80;
+const LIMITS: usize = 160;
 
 /// A choice this many times as slow as the whole batch is of no use.
-const SLOWEST: u64 = 3;
+const SLOWEST: u64 = 2;
 
 /// In so many numbers of slices a node may run inside those around it: 1, 2 and 4 times as many.
 const INNER: usize = 3;
