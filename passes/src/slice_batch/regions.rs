@@ -24,7 +24,7 @@ const STEP: u64 = 98;
 const LIMITS: usize = 160;
 
 /// A choice this many times as slow as the whole batch is of no use.
-const SLOWEST: u64 = 2;
+const SLOWEST: u64 = 4;
 
 /// In so many numbers of slices a node may run inside those around it: 1, 2 and 4 times as many.
 const INNER: usize = 3;
