@@ -11,6 +11,7 @@ pub mod micro;
 pub mod options;
 pub mod pipeline;
 pub mod progress;
+pub mod pyramids;
 pub mod report;
 pub mod search;
 pub mod slicing;
