@@ -416,7 +416,7 @@ fn in_range(layer: usize, what: &'static str, value: u64, least: u64) -> Result<
 fn output_shape(layer: usize, input: Shape, kind: &Kind) -> Result<Shape, ChainError> {
     let window = kind.window();
     let mut extents = [0; 2];
-    for axis in 0..2 {
+    for (axis, out) in extents.iter_mut().enumerate() {
         for (what, value, least) in [
             ("a kernel extent", window.kernel[axis], 1),
             ("a stride", window.strides[axis], 1),
@@ -429,9 +429,9 @@ fn output_shape(layer: usize, input: Shape, kind: &Kind) -> Result<Shape, ChainE
         let extent = input.extent(axis);
         let span = window.span(axis);
         let padded = extent + window.before[axis] + window.after[axis];
-        let out = window.output_extent(axis, extent);
-        extents[axis] = out.ok_or(ChainError::DoesNotFit { layer, span, padded })?;
-        in_range(layer, "an output extent", extents[axis], 1)?;
+        let windows = window.output_extent(axis, extent);
+        *out = windows.ok_or(ChainError::DoesNotFit { layer, span, padded })?;
+        in_range(layer, "an output extent", *out, 1)?;
         let is_pool = !matches!(kind, Kind::Conv { .. });
         let outside = window.before[axis] as i64 >= span || window.after[axis] as i64 >= span;
         let steps_over = window.dilations[axis] > extent && window.before[axis] > 0;
