@@ -3,6 +3,8 @@
 //!
 //! - batch norm in training, the sum with another branch, and the ReLU behind it, with their
 //!   gradients;
+//! - batch norm of inference that no convolution could take, the ReLU behind it, and the concat
+//!   of channels in front of it (the layers of a DenseNet), which then is not stored;
 //! - a convolution with bias, the sum and the ReLU behind it (batch norm of inference has
 //!   become the convolution's weights by then).
 
@@ -31,24 +33,33 @@ impl Pass for FuseEpilogues {
     }
 
     fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
-        let mut counts = [0; 2];
+        let mut counts = [0; 3];
+        // Where gradients read what a concat or a frozen batch norm stores, nothing is saved.
+        let infers = graph.nodes().all(|(_, node)| node.stage != Stage::Backward);
         for id in graph.order().to_vec() {
             let Some(node) = graph.get_node(id).filter(|n| n.stage == Stage::Forward) else { continue };
             let kind = match node.op {
                 Op::BatchNormTrain { .. } => 0,
                 Op::Conv(_) if node.inputs.len() == 3 => 1,
+                Op::BatchNormInfer { .. } if infers => 2,
                 _ => continue,
             };
             let Some(tail) = Tail::of(graph, id) else { continue };
             let fused = match kind {
                 0 => batch_norm(graph, id, &tail),
-                _ => convolution(graph, id, &tail),
+                1 => convolution(graph, id, &tail),
+                _ if tail.add.is_some() => continue,
+                _ => batch_norm_infer(graph, id, &tail),
             };
             fused.map_err(|error| PassError::Infer { pass: self.name(), error })?;
             counts[kind] += 1;
         }
-        let stats = Stats::from([("batch_norms", counts[0]), ("convolutions", counts[1])]);
-        Ok(Outcome { changed: counts != [0; 2], stats })
+        let stats = Stats::from([
+            ("batch_norms", counts[0]),
+            ("convolutions", counts[1]),
+            ("running_batch_norms", counts[2]),
+        ]);
+        Ok(Outcome { changed: counts != [0; 3], stats })
     }
 }
 
@@ -136,6 +147,31 @@ fn convolution(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferEr
     let fused = insert(graph, id, tail, Op::ConvEpilogue { conv, relu: true }, &inputs, 1)?;
     graph.replace_all_uses(tail.y, graph.node(fused).outputs[0]);
     tail.remove(graph, id, fused);
+    Ok(())
+}
+
+/// Most tensors that a batch norm joins: what a kernel's parameters hold.
+const MAX_PIECES: usize = 64;
+
+fn batch_norm_infer(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferError> {
+    let Op::BatchNormInfer { eps, .. } = graph.node(id).op.clone() else { return Ok(()) };
+    let x = graph.node(id).inputs[0];
+    let concat = graph.def_node(x).filter(|&d| {
+        let node = graph.node(d);
+        node.op == Op::Concat { axis: 1 } && node.stage == Stage::Forward && node.inputs.len() <= MAX_PIECES
+    });
+    let concat = concat.filter(|_| only_user(graph, x) == Some(id));
+    let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::from_slice(&graph.node(id).inputs[1..]);
+    match concat {
+        Some(concat) => inputs.extend(graph.node(concat).inputs.iter().copied()),
+        None => inputs.push(x),
+    }
+    let fused = insert(graph, id, tail, Op::BatchNormInferRelu { eps }, &inputs, 1)?;
+    graph.replace_all_uses(tail.y, graph.node(fused).outputs[0]);
+    tail.remove(graph, id, fused);
+    if let Some(concat) = concat {
+        graph.remove(concat);
+    }
     Ok(())
 }
 

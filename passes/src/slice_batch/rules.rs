@@ -44,6 +44,9 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
         Op::Conv(_) | Op::ConvDgrad { .. } | Op::BatchNormInfer { .. } | Op::Dropout { .. } => {
             leading(1, Part::Rows)
         }
+        Op::BatchNormInferRelu { .. } => {
+            Rule { cut: (0..is.len()).map(|i| i >= 4).collect(), results: all(Part::Rows), scaled: None }
+        }
         Op::ConvEpilogue { .. } => {
             let mut rule = leading(1, Part::Rows);
             if let Some(residual) = rule.cut.get_mut(3) {

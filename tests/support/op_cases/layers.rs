@@ -66,6 +66,12 @@ pub fn layers() -> Vec<Case> {
         });
         let operands = vec![g.any(&x), g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
         g.add(Op::BatchNormInfer { eps, momentum }, operands);
+        // Not differentiable: a model of inference has it.
+        for parts in [vec![x[1]], vec![20, x[1] - 20], vec![4, x[1] - 8, 4]] {
+            let mut operands = vec![g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
+            operands.extend(parts.into_iter().map(|part| g.any(&[x[0], part, x[2], x[3]])));
+            g.cases.push(Case { op: Op::BatchNormInferRelu { eps }, operands, outputs: 1, sources: vec![] });
+        }
         let lrn = LrnAttrs { size: 5, alpha: Real(1e-2), beta: Real(0.75), bias: Real(1.0) };
         let operand = g.any(&x);
         g.add(Op::Lrn(lrn), vec![operand]);

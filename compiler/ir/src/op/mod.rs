@@ -68,6 +68,12 @@ pub enum Op {
         /// Weight of the old running statistic.
         momentum: Real,
     },
+    /// `scale[C], bias[C], mean[C], var[C], x0, [x1, ..] -> y`: [`Op::Concat`] of the x along the
+    /// channels, [`Op::BatchNormInfer`], then `max(y, 0)`, in one pass over the x.
+    BatchNormInferRelu {
+        /// Added to the variance.
+        eps: Real,
+    },
     /// `x, w, b, [r] -> y`: [`Op::Conv`], then `y + r`, then `max(y, 0)` if `relu`, before the
     /// result is stored.
     ConvEpilogue {
@@ -338,6 +344,8 @@ impl Op {
             | Self::BatchNormGrad
             | Self::BatchNormReluGrad { .. }
             | Self::BatchNormInferGrad { .. } => &[(0, 0)],
+            // Only a lone x has the result's type.
+            Self::BatchNormInferRelu { .. } => &[(0, 4)],
             Self::Binary(_) => &[(0, 0), (0, 1)],
             Self::BatchNormTrain { .. } | Self::BatchNormTrainRelu { .. } => &[(1, 3), (2, 4)],
             Self::SgdUpdate => &UPDATES,
@@ -377,6 +385,7 @@ impl Op {
             | Self::BatchNormGrad
             | Self::BatchNormTrainRelu { .. }
             | Self::BatchNormReluGrad { .. }
+            | Self::BatchNormInferRelu { .. }
             | Self::ConvEpilogue { .. }
             | Self::BatchNormInferGrad { .. }
             | Self::LrnGrad(_)

@@ -58,6 +58,7 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::MaxPoolGrad { .. }
         | Op::AvgPoolGrad { .. }
         | Op::BatchNormGrad
+        | Op::BatchNormInferRelu { .. }
         | Op::BatchNormTrainRelu { .. }
         | Op::BatchNormReluGrad { .. }
         | Op::ConvEpilogue { .. }

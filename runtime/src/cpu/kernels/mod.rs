@@ -140,7 +140,8 @@ impl Kernels for CpuKernels {
             | Op::OffloadDone
             | Op::PrefetchStart
             | Op::PrefetchDone => shape::copy(&call, outputs),
-            Op::BatchNormTrainRelu { .. }
+            Op::BatchNormInferRelu { .. }
+            | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::ConvEpilogue { .. }
             | Op::Cast { .. } => {

@@ -134,18 +134,6 @@ fn widen(mut axes: Axes, mut size: u64, source: CUdeviceptr, target: CUdeviceptr
     (axes, size)
 }
 
-/// [`vdnn_ir::Op::Concat`].
-pub(super) fn concat(cx: &mut Cx<'_>, axis: u64) -> Result<(), CudaError> {
-    let y = cx.output(0)?;
-    let mut at = 0;
-    for x in cx.spec.inputs {
-        let to = Place::from(y, axis as usize, at);
-        copy(cx, &x.ty.dims, x.ty.dtype.bytes(), &Place::whole(*x), &to)?;
-        at += x.ty.dims[axis as usize];
-    }
-    Ok(())
-}
-
 /// [`vdnn_ir::Op::Split`].
 pub(super) fn split(cx: &mut Cx<'_>, axis: u64) -> Result<(), CudaError> {
     let x = cx.input(0)?;

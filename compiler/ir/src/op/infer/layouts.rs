@@ -28,6 +28,7 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::MaxPoolGrad { .. }
             | Op::AvgPoolGrad { .. }
             | Op::BatchNormGrad
+            | Op::BatchNormInferRelu { .. }
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::ConvEpilogue { .. }

@@ -63,6 +63,9 @@ pub(super) fn movement(rng: &mut Rng, out: &mut Vec<Case>) {
             }
         }
     }
+    // More than one launch joins.
+    let parts: Vec<Tensor> = (0..70).map(|n| numbered(DType::F32, &[2, n % 3, 4, 5])).collect();
+    out.push(Case::new(Op::Concat { axis: 1 }, parts, 0.0));
     type Range<'a> = (&'a [u64], &'a [u64], &'a [i64], &'a [u64]);
     let ranges: [Range<'_>; 6] = [
         (&[4, 6, 5], &[1, 0, 2], &[1, 1, 1], &[2, 6, 3]),
