@@ -5,6 +5,7 @@
 //!   gradients;
 //! - batch norm of inference that no convolution could take, the ReLU behind it, and the concat
 //!   of channels in front of it (the layers of a DenseNet), which then is not stored;
+//! - the sum of a gradient with a slice of another, as concats send them back;
 //! - a convolution with bias, the sum and the ReLU behind it (batch norm of inference has
 //!   become the convolution's weights by then).
 
@@ -13,6 +14,7 @@ use smallvec::SmallVec;
 use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::op::infer::InferError;
 use vdnn_ir::op::{BinaryKind, UnaryKind};
+use vdnn_ir::rows::placement;
 use vdnn_ir::{Graph, NodeId, Op, Phase, Stage, ValueId};
 
 /// Fuses epilogues in a joint graph.
@@ -54,12 +56,14 @@ impl Pass for FuseEpilogues {
             fused.map_err(|error| PassError::Infer { pass: self.name(), error })?;
             counts[kind] += 1;
         }
+        let sums = add_slices(graph).map_err(|error| PassError::Infer { pass: self.name(), error })?;
         let stats = Stats::from([
             ("batch_norms", counts[0]),
             ("convolutions", counts[1]),
             ("running_batch_norms", counts[2]),
+            ("sums_of_slices", sums),
         ]);
-        Ok(Outcome { changed: counts != [0; 3], stats })
+        Ok(Outcome { changed: counts != [0; 3] || sums > 0, stats })
     }
 }
 
@@ -148,6 +152,45 @@ fn convolution(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferEr
     graph.replace_all_uses(tail.y, graph.node(fused).outputs[0]);
     tail.remove(graph, id, fused);
     Ok(())
+}
+
+/// Fuses sums one of whose operands is a slice of its own; how many.
+fn add_slices(graph: &mut Graph) -> Result<u64, InferError> {
+    let mut fused = 0;
+    for id in graph.order().to_vec() {
+        let node = graph.node(id);
+        let &[a, b] = node.inputs.as_slice() else { continue };
+        // A slice of rows may stay where it is.
+        let slice_of = |v: ValueId| {
+            let def = graph.def_node(v).filter(|_| a != b && only_user(graph, v) == Some(id))?;
+            let node = graph.node(def);
+            match &node.op {
+                Op::Slice(slice) => {
+                    let in_place = placement(&node.op, &[graph.ty(node.inputs[0])]).is_some();
+                    (!in_place).then(|| (def, slice.clone()))
+                }
+                _ => None,
+            }
+        };
+        if node.op != Op::Binary(BinaryKind::Add) || graph.ty(a) != graph.ty(b) {
+            continue;
+        }
+        let Some((def, slice, other)) = slice_of(b)
+            .map(|(def, slice)| (def, slice, a))
+            .or_else(|| slice_of(a).map(|(def, slice)| (def, slice, b)))
+        else {
+            continue;
+        };
+        let inputs = [other, graph.node(def).inputs[0]];
+        let spec = NodeSpec { name: node.name.clone(), stage: node.stage, origin: node.origin, n_outputs: 1 };
+        let y = node.outputs[0];
+        let new = graph.insert(position(graph, id), Op::AddSlice(slice), &inputs, spec)?;
+        graph.replace_all_uses(y, graph.node(new).outputs[0]);
+        graph.remove(id);
+        graph.remove(def);
+        fused += 1;
+    }
+    Ok(fused)
 }
 
 /// Most tensors that a batch norm joins: what a kernel's parameters hold.

@@ -99,6 +99,7 @@ fn want(op: &Op, i: usize) -> Want {
         | Op::Concat { .. }
         | Op::Split { .. }
         | Op::Slice(_)
+        | Op::AddSlice(_)
         | Op::SliceGrad { .. }
         | Op::Pad { .. }
         | Op::Reshape { .. }

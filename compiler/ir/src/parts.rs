@@ -34,6 +34,7 @@ pub fn is_fused(op: &Op) -> bool {
         Op::BatchNormInferRelu { .. }
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
+            | Op::AddSlice(_)
             | Op::ConvEpilogue { .. }
     )
 }
@@ -75,6 +76,11 @@ impl Parts {
                 let op = Op::BatchNormInfer { eps: *eps, momentum: 0.0.into() };
                 let y = self.one(op, &[whole, scale, bias, mean, var])?;
                 Some(vec![self.one(Op::Unary(UnaryKind::Relu), &[y])?])
+            }
+            Op::AddSlice(slice) => {
+                let &[a, from] = x else { return None };
+                let part = self.one(Op::Slice(slice.clone()), &[from])?;
+                Some(vec![self.one(Op::Binary(BinaryKind::Add), &[a, part])?])
             }
             Op::BatchNormTrainRelu { eps, momentum } => {
                 let op = Op::BatchNormTrain { eps: *eps, momentum: *momentum };

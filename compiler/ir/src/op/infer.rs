@@ -111,6 +111,13 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
             movement::slice(cx, slice, cx.dims(0))?;
             cx.one(inputs[0].dtype, slice.lens.clone())
         }
+        Op::AddSlice(slice) => {
+            cx.arity(2, 2)?;
+            cx.equal_dtypes(0, 1)?;
+            movement::slice(cx, slice, cx.dims(1))?;
+            cx.real_dims(0, "a", &slice.lens, 1)?;
+            cx.same(0)
+        }
         Op::Pad { before, after, .. } => movement::pad(cx, before, after),
         Op::Reshape { dims } => movement::reshape(cx, dims),
         Op::Transpose { perm } => movement::transpose(cx, perm),

@@ -252,6 +252,9 @@ pub enum Op {
         /// Added to the variance.
         eps: Real,
     },
+    /// `a, x -> y`: [`Op::Slice`] of x, added to a. What a concat sends back to an operand that
+    /// others read, too.
+    AddSlice(SliceAttrs),
     /// `dy, x, y -> dx`.
     LrnGrad(LrnAttrs),
     /// `dy, s -> dx`: s is x or y of the forward op, as [`UnaryKind::saves`] says.
@@ -343,7 +346,8 @@ impl Op {
             | Self::BatchNormInfer { .. }
             | Self::BatchNormGrad
             | Self::BatchNormReluGrad { .. }
-            | Self::BatchNormInferGrad { .. } => &[(0, 0)],
+            | Self::BatchNormInferGrad { .. }
+            | Self::AddSlice(_) => &[(0, 0)],
             // Only a lone x has the result's type.
             Self::BatchNormInferRelu { .. } => &[(0, 4)],
             Self::Binary(_) => &[(0, 0), (0, 1)],
@@ -386,6 +390,7 @@ impl Op {
             | Self::BatchNormTrainRelu { .. }
             | Self::BatchNormReluGrad { .. }
             | Self::BatchNormInferRelu { .. }
+            | Self::AddSlice(_)
             | Self::ConvEpilogue { .. }
             | Self::BatchNormInferGrad { .. }
             | Self::LrnGrad(_)

@@ -143,6 +143,7 @@ impl Kernels for CpuKernels {
             Op::BatchNormInferRelu { .. }
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
+            | Op::AddSlice(_)
             | Op::ConvEpilogue { .. }
             | Op::Cast { .. } => {
                 Err(KernelError::Unsupported { op: op.to_string(), why: "the interface runs it".into() })

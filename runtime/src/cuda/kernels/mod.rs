@@ -129,6 +129,7 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::Concat { axis } => pieces::concat(cx, *axis),
         Op::Split { axis, .. } => movement::split(cx, *axis),
         Op::Slice(slice) => movement::slice(cx, slice),
+        Op::AddSlice(slice) => movement::add_slice(cx, slice),
         Op::SliceGrad { slice, .. } => movement::slice_grad(cx, slice),
         Op::Pad { before, value, .. } => movement::pad(cx, before, value.0),
         Op::Transpose { perm } => movement::permute(cx, perm),
