@@ -16,6 +16,7 @@
 
 mod chain;
 pub mod cost;
+pub mod cuda;
 mod geometry;
 pub mod interpret;
 mod interval;
