@@ -7,6 +7,11 @@ use crate::interval::Interval;
 use crate::program::{ACCUMULATOR, element, places};
 use vdnn_ir::{Bytes, Precision};
 
+/// A product, or the largest number: chains may come from hostile files.
+pub(crate) fn product(factors: &[u64]) -> u64 {
+    factors.iter().fold(1, |n: u64, &f| n.saturating_mul(f))
+}
+
 /// Work, traffic and memory of one block, or of all blocks of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -31,12 +36,12 @@ pub struct Counts {
 impl Counts {
     /// Multiply-adds of all layers.
     pub fn total_macs(&self) -> u64 {
-        self.macs.iter().sum()
+        self.macs.iter().fold(0, |n: u64, &m| n.saturating_add(m))
     }
 
     /// Multiply-adds over those of the chain with every position computed once; 1 without any.
     pub fn recompute(&self, chain: &Chain) -> f64 {
-        let once: u64 = (0..chain.layers().len()).map(|l| chain.macs(l)).sum();
+        let once = (0..chain.layers().len()).fold(0u64, |n, l| n.saturating_add(chain.macs(l)));
         if once == 0 { 1.0 } else { self.total_macs() as f64 / once as f64 }
     }
 }
@@ -52,8 +57,8 @@ struct Sums {
 impl Sums {
     fn of(parts: impl Iterator<Item = (Interval, Interval)>) -> Self {
         parts.fold(Self { computed: 0, written: 0, busy: 0 }, |s, (computed, written)| Self {
-            computed: s.computed + computed.len(),
-            written: s.written + written.len(),
+            computed: s.computed.saturating_add(computed.len()),
+            written: s.written.saturating_add(written.len()),
             busy: s.busy + u64::from(!computed.is_empty()),
         })
     }
@@ -84,28 +89,29 @@ fn counts(
         let y = Sums::of(rows.clone().flat_map(steps));
         let x = Sums::of(cols.clone().map(|t| (x.live(t), x.held(t))));
         let channels = chain.shapes()[b].channels;
-        let elements = channels * y.computed * x.computed;
+        let elements = product(&[channels, y.computed, x.computed]);
         if b < n {
-            c.padded += channels * y.written * x.written - elements;
+            let written = product(&[channels, y.written, x.written]);
+            c.padded = c.padded.saturating_add(written - elements);
         }
         let Some(l) = b.checked_sub(1) else {
-            c.loaded = Bytes(elements * element.0);
+            c.loaded = Bytes(product(&[elements, element.0]));
             continue;
         };
-        c.macs.push(elements * chain.macs_per_element(l));
+        c.macs.push(product(&[elements, chain.macs_per_element(l)]));
         if let Kind::Conv { out, bias, .. } = chain.layers()[l].kind {
             let bias = if bias { out * ACCUMULATOR.0 } else { 0 };
             let once = chain.weight_elements(l) * element.0 + bias;
-            c.weights += Bytes(y.busy * x.busy * once);
+            c.weights = c.weights.saturating_add(Bytes(product(&[y.busy, x.busy, once])));
         }
         if chain.layers()[l].then.contains(&Pointwise::Add) {
             let adds = chain.layers()[l].then.iter().filter(|p| **p == Pointwise::Add).count() as u64;
-            c.residual = Bytes(adds * elements * element.0);
+            c.residual = Bytes(product(&[adds, elements, element.0]));
         }
         if b == n {
-            c.stored = Bytes(elements * element.0);
+            c.stored = Bytes(product(&[elements, element.0]));
             let [y, x] = &geometry.tracks[n];
-            c.accumulators = Bytes(channels * y.capacity * x.capacity * ACCUMULATOR.0);
+            c.accumulators = Bytes(product(&[channels, y.capacity, x.capacity, ACCUMULATOR.0]));
         }
     }
     c

@@ -44,13 +44,13 @@ pub enum CudaError {
 /// What every kernel begins with.
 const PRELUDE: &str = "\
 struct Span { int lo, hi; };
-static __device__ __forceinline__ Span cut(int lo, int hi, Span to) {
+__device__ __forceinline__ Span cut(int lo, int hi, Span to) {
   lo = lo > to.lo ? lo : to.lo;
   hi = hi < to.hi ? hi : to.hi;
   return lo < hi ? Span{lo, hi} : Span{0, 0};
 }
-static __device__ __forceinline__ int ring(int y, int rows) { return (y % rows + rows) % rows; }
-static __device__ __forceinline__ int taps(int first, int kernel, int dilation, int lo, int hi) {
+__device__ __forceinline__ int ring(int y, int rows) { return (y % rows + rows) % rows; }
+__device__ __forceinline__ int taps(int first, int kernel, int dilation, int lo, int hi) {
   int n = 0;
   for (int k = 0; k < kernel; ++k) { const int at = first + k * dilation; n += lo <= at && at < hi; }
   return n;
@@ -175,7 +175,7 @@ impl Printer<'_> {
     }
 
     /// Opens loops over what is new of a buffer: `c`, `y`, `x` at depth 4, or 3 where the spans
-    /// are the caller's. Elements of accumulators go to `sums[i]`.
+    /// are the caller's. Elements of accumulators go to `sums[a]`.
     fn elements(&mut self, b: u32, rows: &str, cols: &str) {
         let buffer = self.buffer(b).clone();
         let (channels, threads) = (buffer.channels, self.options.threads);
@@ -187,8 +187,8 @@ impl Printer<'_> {
         let plane = buffer.y.capacity * buffer.x.capacity;
         let each = (channels * plane).div_ceil(u64::from(threads));
         self.line(0, "#pragma unroll");
-        self.line(2, &format!("for (int i = 0; i < {each}; ++i) {{"));
-        self.line(3, &format!("const int e = threadIdx.x + i * {threads}, c = e / {};", plane.max(1)));
+        self.line(2, &format!("for (int a = 0; a < {each}; ++a) {{"));
+        self.line(3, &format!("const int e = threadIdx.x + a * {threads}, c = e / {};", plane.max(1)));
         self.line(
             3,
             &format!(
@@ -235,7 +235,7 @@ impl Printer<'_> {
     fn keep(&mut self, b: u32) {
         let to = match self.buffer(b).space {
             Space::Shared => self.at(b, "c", "v", "u"),
-            Space::Registers => "sums[i]".to_owned(),
+            Space::Registers => "sums[a]".to_owned(),
         };
         self.line(3, &format!("{to} = t;"));
         self.line(2, "}");
@@ -310,7 +310,7 @@ impl Printer<'_> {
                 self.elements(*from, &format!("y{from}"), &format!("x{from}"));
                 self.line(
                     3,
-                    &format!("y[(c * {} + v) * {} + u] = sums[i];", p.output.height, p.output.width),
+                    &format!("y[(c * {} + v) * {} + u] = sums[a];", p.output.height, p.output.width),
                 );
                 self.line(2, "}");
             }

@@ -10,6 +10,7 @@
 //! everything, for every tile and step, by shifts and intersections.
 
 use crate::chain::Chain;
+use crate::cost::product;
 use crate::interval::Interval;
 use crate::tiling::{Mode, Tiling, TilingError};
 use serde::{Deserialize, Serialize};
@@ -134,7 +135,7 @@ impl Geometry {
     /// steps, the count of pyramids of one fixed size.
     pub fn uncut_positions(&self, buffer: usize) -> u64 {
         let [y, x] = &self.tracks[buffer];
-        self.grid[0] * y.hull.len() * self.grid[1] * x.hull.len()
+        product(&[self.grid[0], y.hull.len(), self.grid[1], x.hull.len()])
     }
 
     /// Positions of a layer's result that all tiles together compute.
@@ -143,7 +144,7 @@ impl Geometry {
         let rows: u64 =
             (0..self.grid[0]).flat_map(|t| self.steps.clone().map(move |j| y.computed(t, j).len())).sum();
         let cols: u64 = (0..self.grid[1]).map(|t| x.live(t).len()).sum();
-        rows * cols
+        product(&[rows, cols])
     }
 
     /// Rows that the buffer in front of each layer keeps from one step to the next: the kernel's

@@ -91,7 +91,7 @@ impl Target {
     /// Products that matrix units compute over those that are asked for: rows and columns of
     /// their fragments are filled up. `outputs` per group, `terms` of each sum.
     pub(crate) fn waste(&self, outputs: u64, terms: u64) -> f64 {
-        let fill = |n: u64, to: u64| (n.div_ceil(to) * to) as f64 / n as f64;
+        let fill = |n: u64, to: u64| n.div_ceil(to) as f64 * to as f64 / n as f64;
         match self.precision {
             Precision::F32 => 1.0,
             Precision::Tf32 => fill(outputs, 8) * fill(terms, 8),
@@ -102,6 +102,6 @@ impl Target {
     /// Share of the multiprocessors that work, on average until the last block is done.
     pub(crate) fn utilisation(&self, blocks: u64) -> f64 {
         let all = self.machine.multiprocessors;
-        blocks as f64 / (blocks.div_ceil(all).max(1) * all) as f64
+        blocks as f64 / (blocks.div_ceil(all).max(1) as f64 * all as f64)
     }
 }

@@ -6,6 +6,7 @@
 //! kernel needs no geometry of its own.
 
 use crate::chain::{Chain, Kind, Pointwise, Shape, Window};
+use crate::cost::product;
 use crate::geometry::{Geometry, Track};
 use crate::tiling::{Mode, Tiling, TilingError};
 use serde::{Deserialize, Serialize};
@@ -62,9 +63,9 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Number of elements.
+    /// Number of elements; saturates.
     pub fn elements(&self) -> u64 {
-        self.channels * self.y.capacity * self.x.capacity
+        product(&[self.channels, self.y.capacity, self.x.capacity])
     }
 }
 
@@ -249,7 +250,7 @@ impl Program {
             grid: geometry.grid,
             steps: geometry.steps.clone(),
             shared,
-            accumulators: Bytes(buffers[n].elements() * ACCUMULATOR.0),
+            accumulators: Bytes(product(&[buffers[n].elements(), ACCUMULATOR.0])),
             body: body(chain, &buffers, ring),
             buffers,
         }
@@ -261,21 +262,21 @@ pub(crate) fn places(chain: &Chain, geometry: &Geometry, precision: Precision) -
     let n = chain.layers().len();
     let size = |b: usize| {
         let [y, x] = &geometry.tracks[b];
-        Bytes(chain.shapes()[b].channels * y.capacity * x.capacity * element(precision).0)
+        Bytes(product(&[chain.shapes()[b].channels, y.capacity, x.capacity, element(precision).0]))
     };
     let mut offsets = vec![Bytes::ZERO; n + 1];
     if geometry.tiling.mode != Mode::Recompute {
         let mut end = Bytes::ZERO;
         for (b, offset) in offsets.iter_mut().enumerate().take(n) {
             *offset = end;
-            end += size(b);
+            end = end.saturating_add(size(b));
         }
         return (offsets, end);
     }
-    let pairs = (0..n).map(|b| if b + 1 < n { size(b) + size(b + 1) } else { size(b) });
+    let pairs = (0..n).map(|b| if b + 1 < n { size(b).saturating_add(size(b + 1)) } else { size(b) });
     let total = pairs.max().unwrap_or_default();
     for (b, offset) in offsets.iter_mut().enumerate().take(n) {
-        *offset = if b % 2 == 0 { Bytes::ZERO } else { total - size(b) };
+        *offset = if b % 2 == 0 { Bytes::ZERO } else { total.saturating_sub(size(b)) };
     }
     (offsets, total)
 }

@@ -171,6 +171,54 @@ fn inner_padding_is_written_not_computed() {
     }
 }
 
+/// Numbers as large as chains may have end in an error or in saturated counts.
+#[test]
+fn extreme_chains_do_not_overflow() {
+    let target = vdnn_pyramid::machine::Target {
+        machine: vdnn_pyramid::machine::Machine::named("h200").expect("a machine"),
+        precision: Precision::F32,
+        peak: 5e4,
+        bandwidth: 4e3,
+        launch: vdnn_ir::Nanos(2500),
+    };
+    let mut cut = 0;
+    for seed in 0..3_000 {
+        let mut s = Source::new(400_000 + seed);
+        let mut extreme = || [1, 1, 2, 3, 7, 1000, 1 << 16, 1 << 20][s.raw() as usize % 8];
+        let input = Shape { channels: extreme(), height: extreme(), width: extreme() };
+        let layers = (0..3).map(|_| {
+            let mut window = Window::square(1, 1, 0);
+            for axis in 0..2 {
+                window.kernel[axis] = extreme();
+                window.strides[axis] = extreme();
+                window.dilations[axis] = extreme();
+                window.before[axis] = extreme() - 1;
+                window.after[axis] = extreme() - 1;
+            }
+            Layer { kind: Kind::Conv { window, groups: 1, out: extreme(), bias: true }, then: vec![] }
+        });
+        let layers: Vec<Layer> = layers.collect();
+        let Ok(chain) = Chain::new(input, vec![], layers) else { continue };
+        let out = chain.output();
+        // Every tile is looked at: not too many of them.
+        let least = |n: u64| n.div_ceil(64);
+        let tilings = [
+            Tiling { rows: least(out.height), cols: least(out.width), mode: Mode::Recompute },
+            Tiling { rows: out.height, cols: out.width, mode: Mode::Reuse { step: least(out.height) } },
+        ];
+        for tiling in tilings {
+            let Ok(geometry) = Geometry::new(&chain, tiling) else { continue };
+            cut += 1;
+            let counts = count(&chain, &geometry, Precision::F32);
+            assert!(counts.total_macs() > 0 && counts.recompute(&chain) > 0.0);
+            let _ = Program::of(&chain, &geometry, Precision::F32).verify();
+            let _ = vdnn_pyramid::search::estimate(&chain, tiling, &target, u64::MAX);
+        }
+        let _ = vdnn_pyramid::search::unfused(&chain, &target, u64::MAX);
+    }
+    assert!(cut > 50, "only {cut}");
+}
+
 /// A stem worked out by hand: 7x7 stride 2 and a 3x3 stride 2 pool, tiles of 2x2.
 #[test]
 fn a_stem_has_the_intervals_that_paper_and_pencil_give() {

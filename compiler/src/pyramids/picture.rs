@@ -26,7 +26,8 @@ pub fn svg(pyramids: &Pyramids) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" \
          font-family=\"sans-serif\" font-size=\"11\">\n\
          <text x=\"{LEFT}\" y=\"18\">One tile's part of every layer: its own positions blue, its halo (computed \
-         or read by neighbours, too) orange, padding grey</text>\n"
+         or read by neighbours, too) orange, padding grey; dashed: what a block that walks down \
+         holds at one step</text>\n"
     );
     if groups.is_empty() {
         let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"44\">No pyramid is predicted to pay.</text>");
@@ -76,6 +77,11 @@ fn pyramid(out: &mut String, top: f64, chain: &Chain, fused: &Fused) {
         rect(y.live(tile[0]), x.live(tile[1]), "fill=\"#f28e2b\" fill-opacity=\"0.85\"", "needed");
         let own = [own(y, tile[0]), own(x, tile[1])];
         rect(own[0], own[1], "fill=\"#4e79a7\" fill-opacity=\"0.9\"", "own");
+        if geometry.steps.end > 1 {
+            let rows = y.window(tile[0], geometry.steps.end / 2);
+            let style = "fill=\"none\" stroke=\"#222\" stroke-dasharray=\"3 2\"";
+            rect(rows, x.held(tile[1]), style, "in shared memory at one step");
+        }
         let name = match b.checked_sub(1).map(|l| &chain.layers()[l].kind) {
             None => "input".to_owned(),
             Some(kind) => {

@@ -2,7 +2,7 @@
 //! one launch.
 
 use crate::chain::{Chain, Kind};
-use crate::cost::count;
+use crate::cost::{count, product};
 use crate::geometry::Geometry;
 use crate::machine::{BANDWIDTH, MAX_REGISTERS, OTHER_REGISTERS, THREADS, Target, UNFUSED};
 use crate::program::{ACCUMULATOR, element};
@@ -38,8 +38,8 @@ pub fn estimate(chain: &Chain, tiling: Tiling, target: &Target, batch: u64) -> O
     // Sizes first: most tilings end here.
     let (_, shared) = crate::program::places(chain, &geometry, target.precision);
     let [y, x] = geometry.tracks.last()?;
-    let accumulators = chain.output().channels * y.capacity * x.capacity;
-    let registers = OTHER_REGISTERS + accumulators.div_ceil(THREADS);
+    let accumulators = product(&[chain.output().channels, y.capacity, x.capacity]);
+    let registers = OTHER_REGISTERS.saturating_add(accumulators.div_ceil(THREADS));
     if shared > target.machine.shared || registers > MAX_REGISTERS {
         return None;
     }
@@ -52,10 +52,11 @@ pub fn estimate(chain: &Chain, tiling: Tiling, target: &Target, batch: u64) -> O
             * images
             / (target.peak * target.fused_efficiency() * utilisation);
     let [y, x] = &geometry.tracks[0];
-    let input = chain.input().channels * y.live.len() * x.live.len() * element.0;
-    let once = batch.saturating_mul(input + chain.output().bytes(element).0 + counts.residual.0);
+    let input = product(&[chain.input().channels, y.live.len(), x.live.len(), element.0]);
+    let sum = |list: &[u64]| list.iter().fold(0u64, |n, &m| n.saturating_add(m));
+    let once = batch.saturating_mul(sum(&[input, chain.output().bytes(element).0, counts.residual.0]));
     let memory = Bytes(once).saturating_add(weights(chain, element));
-    let asked = counts.loaded.0 + counts.residual.0 + counts.weights.0 + counts.stored.0;
+    let asked = sum(&[counts.loaded.0, counts.residual.0, counts.weights.0, counts.stored.0]);
     let cache = Bytes(batch.saturating_mul(asked));
     let bandwidth = target.bandwidth * BANDWIDTH;
     let moved = (memory.as_f64() / bandwidth).max(cache.as_f64() / (bandwidth * target.machine.l2_speed));
