@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let error = |text: &str| make(text).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(error("autodif").contains("passes are simplify, autodiff"));
+        assert!(error("autodif").contains("passes are simplify, nest-concats, autodiff"));
         assert!(error("autodiff keep_gradients").contains("key=value"));
         assert!(error("autodiff keep_gradients=true keep_gradients=true").contains("once"));
         assert!(error("autodiff keep=true").contains("no option `keep`"));
