@@ -53,6 +53,10 @@ fn the_fused_layers_traffic_buffers_and_recomputation_come_out() {
     };
     assert_eq!(ours("fused-traffic", "fused"), 3_813_376.0 / 1_048_576.0);
     assert_eq!(ours("fused-buffers", "kept rows"), 355.632);
+    let mut command = assert_cmd::Command::new(vdnn_tests::data::vdnnc_binary());
+    let out = command.args(["reproduce", "fused-layer", "--json"]).assert().success();
+    let json: Value = serde_json::from_slice(&out.get_output().stdout).expect("JSON");
+    assert_eq!((&json["judged"], &json["artefact"]), (&15.into(), &"fused-layer".into()));
 }
 
 #[test]
