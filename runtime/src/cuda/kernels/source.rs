@@ -11,6 +11,7 @@ pub(super) enum Source {
     Loss,
     PoolPlanes,
     PoolLast,
+    PoolMax,
     PoolPatch,
     BatchNormSums,
     BatchNormCoefficients,
@@ -49,6 +50,7 @@ impl Source {
             Self::Loss => ("loss.cu", include_str!("source/loss.cu")),
             Self::PoolPlanes => ("pool_planes.cu", include_str!("source/pool_planes.cu")),
             Self::PoolLast => ("pool_last.cu", include_str!("source/pool_last.cu")),
+            Self::PoolMax => ("pool_max.cu", include_str!("source/pool_max.cu")),
             Self::PoolPatch => ("pool_patch.cu", include_str!("source/pool_patch.cu")),
             Self::BatchNormSums => ("batchnorm_sums.cu", include_str!("source/batchnorm_sums.cu")),
             Self::BatchNormCoefficients => {
