@@ -161,8 +161,7 @@ impl Plan {
         }
         let name = self.element.name;
         Some(if self.x.last {
-            // Two bf16 take one register.
-            let rows = if s == 1 && self.width == 4 && self.bytes == 2 { 4 } else { 2 };
+            let rows = if s == 1 { 4 } else { 2 };
             let arguments = format!("{name}, {}, {k}, {s}, {rows}", self.width);
             (Kernel::instance(Source::PoolMax, "MAX_PATCH_LAST", &arguments), Per::Outputs([rows, 1]))
         } else {
@@ -194,14 +193,12 @@ impl Plan {
                 Per::Inputs([2, 2]),
             ));
         }
-        // Averages with a stride of 1 would need too much code.
-        if let Some(n) = self.access(s, true).filter(|&n| n >= 4 && !self.x.last && w < k && (max || s == 2))
-        {
+        if let Some(n) = self.access(s, true).filter(|&n| n >= 4 && !self.x.last && w < k) {
             let left = (k - 1 - r) / s - w / s;
             let kernel = instance("POOL_GRAD_ROWS", &format!("{name}, {max}, {n}, {s}, {k}, {r}, {left}"));
             return Some((*self, kernel, Per::Inputs([2, n])));
         }
-        let rows = if self.x.last || s == 1 { 2 } else { 4 };
+        let rows = if self.x.last && s == 2 { 2 } else { 4 };
         let arguments = format!("{name}, {max}, {}, {}, {s}, {k}, {r}", self.x.last, self.width);
         Some((*self, instance("POOL_GRAD_PATCH", &arguments), Per::Inputs([rows, 2])))
     }

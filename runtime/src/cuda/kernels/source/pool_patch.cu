@@ -1,11 +1,11 @@
 // Gradients of pools with square windows of 2 or 3 and stride 1 or 2: each thread makes the
-// gradient of 2 by 2 or 4 by 2 input positions, so that it loads every window over them once and knows
-// at compile time which tap of a window lies on which position.
+// gradient of a patch of input positions, so that it loads every window over them once and knows at
+// compile time which tap of a window lies on which position.
 #include "pool.cuh"
 
-// Extents of a patch. One value a thread leaves registers for more rows.
+// Extents of a patch. More rows share more windows, as far as registers last.
 constexpr u32 PATCH_COLUMNS = 2;
-__device__ constexpr u32 patch_rows(bool last, u32 stride) { return last || stride == 1 ? 2 : 4; }
+__device__ constexpr u32 patch_rows(bool last, u32 stride) { return last && stride == 2 ? 2 : 4; }
 
 // What a window sends: a maximum everything to its tap, an average a share to every tap. The
 // taps of V channels are the bytes of one word, from the lowest.
@@ -52,6 +52,10 @@ __device__ __forceinline__ void pool_grad_patch(const T* dy, const u8* index, T*
     // Outputs before the first wrap around to large numbers.
     const u32 oh0 = PATCH_ROWS / S * a + p.before[H] / S - BACK;
     const u32 ow0 = PATCH_COLUMNS / S * b + p.before[W] / S - BACK;
+    // Taps that count in an average, per column of windows.
+    u32 wide[NW];
+#pragma unroll
+    for (u32 jw = 0; jw < NW; jw++) wide[jw] = MAX ? 0 : taps(p, W, ow0 + jw);
     Vec<V> sum[POSITIONS];
 #pragma unroll
     for (u32 k = 0; k < POSITIONS; k++) {
@@ -60,7 +64,7 @@ __device__ __forceinline__ void pool_grad_patch(const T* dy, const u8* index, T*
     }
 #pragma unroll
     for (u32 jh = 0; jh < NH; jh++) {
-        const u32 oh = oh0 + jh;
+        const u32 oh = oh0 + jh, tall = MAX ? 0 : taps(p, H, oh);
         Window<V> window[NW];
         bool in[NW];
 #pragma unroll
@@ -74,7 +78,7 @@ __device__ __forceinline__ void pool_grad_patch(const T* dy, const u8* index, T*
                 if constexpr (MAX) {
                     window[jw].taps = load_taps<V>(index + o);
                 } else {
-                    const float factor = average(p, 0, oh, ow);
+                    const float factor = share(p, 1, tall, wide[jw]);
 #pragma unroll
                     for (u32 e = 0; e < V; e++) window[jw].g.v[e] *= factor;
                 }
@@ -115,9 +119,9 @@ __device__ __forceinline__ void pool_grad_patch(const T* dy, const u8* index, T*
     }
 }
 
-// With a stride of 1 a patch has most windows, and 80 registers do not suffice.
+// With a stride of 1 a patch has most windows.
 #define POOL_GRAD_PATCH(NAME, T, MAX, LAST, V, S, K, R)                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS, S == 1 ? 2 : 4)                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, S == 1 ? 3 : 4)                                 \
         NAME(const T* dy, const u8* index, T* dx, u32 n, const __grid_constant__ Divisor rows,            \
              const __grid_constant__ Divisor columns, const __grid_constant__ Pool p) {                   \
         pool_grad_patch<MAX, LAST, V, S, K, R>(dy, index, dx, n, rows, columns, p);                       \
@@ -222,6 +226,9 @@ __device__ __forceinline__ void pool_grad_rows(const T* dy, const u8* index, T* 
     const u32 b = columns.take(plane), a = rows.take(plane);
     // Outputs before the first wrap around to large numbers.
     const u32 oh0 = LINES / S * a + p.before[H] / S - BACK, ow0 = M * b - LEFT;
+    u32 wide[NW];
+#pragma unroll
+    for (u32 jw = 0; jw < NW; jw++) wide[jw] = MAX ? 0 : taps(p, W, ow0 + jw);
     float sum[LINES * N];
 #pragma unroll
     for (u32 k = 0; k < LINES * N; k++) sum[k] = 0.0f;
@@ -229,6 +236,7 @@ __device__ __forceinline__ void pool_grad_rows(const T* dy, const u8* index, T* 
     for (u32 jh = 0; jh < NH; jh++) {
         const u32 oh = oh0 + jh;
         const bool in = oh < p.output[H];
+        const u32 tall = MAX ? 0 : taps(p, H, oh);
         const u64 line = (u64)plane * p.output[H] * p.output[W] + (in ? oh * p.output[W] : 0);
         Words<M * sizeof(T)> middle = {};
         Words<M> places;
@@ -259,7 +267,7 @@ __device__ __forceinline__ void pool_grad_rows(const T* dy, const u8* index, T* 
                 }
             }
             if constexpr (!MAX) {
-                if (in && ow < p.output[W]) g[jw] *= average(p, 0, oh, ow);
+                if (in && ow < p.output[W]) g[jw] *= share(p, 1, tall, wide[jw]);
             }
         }
 #pragma unroll
@@ -289,7 +297,7 @@ __device__ __forceinline__ void pool_grad_rows(const T* dy, const u8* index, T* 
 }
 
 #define POOL_GRAD_ROWS(NAME, T, MAX, N, S, K, R, LEFT)                                                    \
-    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, MAX ? 4 : 3)                                    \
         NAME(const T* dy, const u8* index, T* dx, u32 n, const __grid_constant__ Divisor rows,            \
              const __grid_constant__ Divisor columns, const __grid_constant__ Pool p) {                   \
         pool_grad_rows<MAX, N, S, K, R, LEFT>(dy, index, dx, n, rows, columns, p);                        \
