@@ -23,8 +23,9 @@ pub(super) enum Source {
 }
 
 /// The files that sources include, with their names.
-pub(super) const HEADERS: [(&str, &str); 3] = [
+pub(super) const HEADERS: [(&str, &str); 4] = [
     ("common.cuh", include_str!("source/common.cuh")),
+    ("packed.cuh", include_str!("source/packed.cuh")),
     ("pool.cuh", include_str!("source/pool.cuh")),
     ("batchnorm.cuh", include_str!("source/batchnorm.cuh")),
 ];

@@ -2,6 +2,7 @@
 // makes a patch of outputs, so that it loads what their windows share once, and finds the maximum
 // of each row of a window first. A position outside of the input stands for the nearest one
 // within and has that one's tap, so that no load needs a condition and no maximum changes.
+#include "packed.cuh"
 #include "pool.cuh"
 
 // The bytes that name the taps of N maxima, from words whose lowest bytes they are.

@@ -1,6 +1,7 @@
 // Gradients of pools with square windows of 2 or 3 and stride 1 or 2: each thread makes the
 // gradient of a patch of input positions, so that it loads every window over them once and knows at
 // compile time which tap of a window lies on which position.
+#include "packed.cuh"
 #include "pool.cuh"
 
 // Extents of a patch. More rows share more windows, as far as registers last.
