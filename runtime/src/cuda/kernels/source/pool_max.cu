@@ -104,7 +104,8 @@ struct Top<bf16> {
     }
 };
 
-// Two channels at once, with taps of 16 bits. It tells that there is NaN, but not which tap is the first.
+// Two channels at once, with taps of 16 bits. It tells that there is NaN, but not which tap is the
+// first. Of zeros that tie, a positive one comes out, with the first one's tap.
 struct Top2 {
     static constexpr u32 LANES = 2;
     u32 both, tap;
