@@ -79,6 +79,39 @@ fn chains_of_a_graph_compute_what_the_graph_computes() {
     }
 }
 
+#[test]
+fn a_batch_norm_in_front_belongs_to_the_chain_unless_it_joins() {
+    let conv = |k: u64, p: u64| {
+        format!(
+            "conv(kernel:[{k},{k}],strides:[1,1],before:[{p},{p}],after:[{p},{p}],dilations:[1,1],groups:1)"
+        )
+    };
+    let text = |x: &str, channels: u64| {
+        let c = channels;
+        format!(
+            "graph \"g\" phase=joint mode=infer {{\n  input %0 \"x\" : f32[2,4,9,9]\n  param %1 \"s\" frozen : f32[{c}]\n  \
+             param %2 \"w1\" frozen : f32[8,{c},1,1]\n  param %3 \"w2\" frozen : f32[4,8,3,3]\n  \
+             n0: %4 : f32[2,{c},9,9] = batch_norm_infer_relu(eps:1e-5) (%1, %1, %1, %1, {x}) forward \"bn\"\n  \
+             n1: %5 : f32[2,8,9,9] = {} (%4, %2) forward \"one\"\n  \
+             n2: %6 : f32[2,4,9,9] = {} (%5, %3) forward \"two\"\n  output \"y\" = %6\n}}\n",
+            conv(1, 0),
+            conv(3, 1)
+        )
+    };
+    for (x, channels, prologue) in
+        [("%0", 4, vec![Pointwise::Scale, Pointwise::Relu]), ("%0, %0", 8, Vec::new())]
+    {
+        let graph = vdnn_ir::parse::parse_graph(&text(x, channels)).expect("a graph");
+        let found = chains(&graph, &cost());
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            (found[0].names.as_slice(), found[0].chain.input().channels),
+            (&["one".to_owned(), "two".to_owned()][..], channels)
+        );
+        assert_eq!(found[0].chain.prologue(), prologue);
+    }
+}
+
 fn vdnnc() -> assert_cmd::Command {
     assert_cmd::Command::new(data::vdnnc_binary())
 }

@@ -33,7 +33,22 @@ impl Found {
 /// What a node is in a chain.
 enum Link {
     Layer(Layer),
-    Pointwise(Pointwise),
+    Pointwise(Vec<Pointwise>),
+}
+
+impl Link {
+    fn adds(&self) -> bool {
+        match self {
+            Self::Layer(layer) => layer.then.contains(&Pointwise::Add),
+            Self::Pointwise(list) => list.contains(&Pointwise::Add),
+        }
+    }
+}
+
+/// The operand that a chain may come by, before it is known which one it does.
+fn source(node: &Node) -> Option<ValueId> {
+    let at = if matches!(node.op, Op::BatchNormInferRelu { .. }) { 4 } else { 0 };
+    node.inputs.get(at).copied()
 }
 
 /// The chains of at least two layers, in program order; every node is in one at most.
@@ -41,27 +56,23 @@ pub fn chains(graph: &Graph, cost: &CostModel) -> Vec<Found> {
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
     for (id, node) in graph.nodes().filter(|(_, n)| n.stage == Stage::Forward) {
-        if seen.contains(&id) || link(graph, node, node.inputs.first().copied()).is_none() {
+        if seen.contains(&id) || link(graph, node, source(node)).is_none() {
             continue;
         }
         let mut nodes = Vec::new();
-        let mut next = Some((id, node.inputs.first().copied()));
+        let mut next = Some((id, source(node)));
         // After a residual a chain only goes on to the next layer.
         let mut ended = false;
         while let Some((id, from)) = next {
             let node = graph.node(id);
             let Some(link) = link(graph, node, from).filter(|_| !seen.contains(&id)) else { break };
-            if nodes.is_empty() && matches!(link, Link::Pointwise(Pointwise::Add)) {
+            if nodes.is_empty() && matches!(link, Link::Pointwise(_)) && link.adds() {
                 break;
             }
             if ended && matches!(link, Link::Layer(_)) {
                 break;
             }
-            let adds = |l: &Layer| l.then.contains(&Pointwise::Add);
-            ended |= match &link {
-                Link::Layer(l) => adds(l),
-                Link::Pointwise(p) => *p == Pointwise::Add,
-            };
+            ended |= link.adds();
             seen.insert(id);
             nodes.push((id, link));
             let value = node.outputs[0];
@@ -78,7 +89,7 @@ pub fn chains(graph: &Graph, cost: &CostModel) -> Vec<Found> {
 
 fn found(graph: &Graph, nodes: Vec<(NodeId, Link)>, cost: &CostModel) -> Option<Found> {
     let (first, _) = nodes.first()?;
-    let dims = &graph.ty(graph.node(*first).inputs[0]).dims;
+    let dims = &graph.ty(source(graph.node(*first))?).dims;
     let input = Shape { channels: dims[1], height: dims[2], width: dims[3] };
     let (mut prologue, mut layers) = (Vec::new(), Vec::<Layer>::new());
     let (mut names, mut alone, mut results) = (Vec::new(), Vec::new(), Vec::new());
@@ -93,15 +104,15 @@ fn found(graph: &Graph, nodes: Vec<(NodeId, Link)>, cost: &CostModel) -> Option<
                 alone.push(time.saturating_add(std::mem::take(&mut front)));
                 results.push(graph.ty(node.outputs[0]).bytes());
             }
-            Link::Pointwise(p) => match layers.last_mut() {
+            Link::Pointwise(list) => match layers.last_mut() {
                 Some(layer) => {
-                    layer.then.push(p);
+                    layer.then.extend(list);
                     if let Some(last) = alone.last_mut() {
                         *last = last.saturating_add(time);
                     }
                 }
                 None => {
-                    prologue.push(p);
+                    prologue.extend(list);
                     front = front.saturating_add(time);
                 }
             },
@@ -138,6 +149,7 @@ fn link(graph: &Graph, node: &Node, from: Option<ValueId>) -> Option<Link> {
     }
     let first = node.inputs.first() == Some(&from);
     let layer = |kind, then| Some(Link::Layer(Layer { kind, then }));
+    let pointwise = |list: &[Pointwise]| Some(Link::Pointwise(list.to_vec()));
     match &node.op {
         Op::Conv(conv) if first => {
             layer(convolution(conv, graph.ty(node.inputs[1]), node.inputs.len() > 2)?, vec![])
@@ -157,13 +169,17 @@ fn link(graph: &Graph, node: &Node, from: Option<ValueId>) -> Option<Link> {
             let count_include_pad = *count_include_pad;
             layer(Kind::AvgPool { window: pooling(pool)?, count_include_pad }, vec![])
         }
-        Op::BatchNormInfer { .. } if first => Some(Link::Pointwise(Pointwise::Scale)),
-        Op::Unary(UnaryKind::Relu) => Some(Link::Pointwise(Pointwise::Relu)),
-        Op::Unary(UnaryKind::Clip { lo, hi }) => Some(Link::Pointwise(Pointwise::Clip { lo: *lo, hi: *hi })),
+        Op::BatchNormInfer { .. } if first => pointwise(&[Pointwise::Scale]),
+        // With several operands a concat is in it, which is no function of one image.
+        Op::BatchNormInferRelu { .. } if node.inputs.len() == 5 && node.inputs[4] == from => {
+            pointwise(&[Pointwise::Scale, Pointwise::Relu])
+        }
+        Op::Unary(UnaryKind::Relu) => pointwise(&[Pointwise::Relu]),
+        Op::Unary(UnaryKind::Clip { lo, hi }) => pointwise(&[Pointwise::Clip { lo: *lo, hi: *hi }]),
         Op::Binary(BinaryKind::Add) => {
             let same = |v: &ValueId| graph.ty(*v).dims == *dims;
             let other = node.inputs.iter().filter(|v| **v != from).count() == 1;
-            (other && node.inputs.iter().all(same)).then_some(Link::Pointwise(Pointwise::Add))
+            if other && node.inputs.iter().all(same) { pointwise(&[Pointwise::Add]) } else { None }
         }
         _ => None,
     }
