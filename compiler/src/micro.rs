@@ -6,13 +6,16 @@ use crate::measuring::{Filled, Kernel, KernelTimer, fill};
 use crate::progress::Progress;
 use vdnn_cost::measured::NOT_CAPTURED;
 use vdnn_cost::{Measured, MeasuredOn, Precision};
-use vdnn_ir::Bytes;
+use vdnn_ir::{Bytes, Nanos};
 use vdnn_ir::slices::{ConvSlice, batch, conv_slice};
 use vdnn_passes::micro_batch::sizes;
 use vdnn_passes::{BatchSizes, Workspace};
 
 /// A planned workspace is hardly ever smaller than this.
 const SMALL: Bytes = Bytes(8 << 20);
+/// A convolution that takes this long may gain by a division even in the workspace it wants:
+/// some engines do not take large batches.
+const LARGE: Nanos = Nanos(1_000_000);
 
 /// Workspace below which no convolution needs to be divided under a bound.
 pub fn enough(bound: Workspace) -> Bytes {
@@ -51,7 +54,8 @@ pub struct Source<'a> {
 }
 
 /// Adds to `filled`, which has the kernels' own times, those of their micro-batches. A
-/// convolution whose fastest engine needs no more than `enough` is not divided, and one of
+/// convolution whose fastest engine needs no more than `enough` is divided only if it takes a
+/// millisecond and a quarter of its batch runs more than proportionally faster; and one of
 /// `enough` images fewer not further, unless the batch has a remainder.
 ///
 /// # Errors
@@ -64,26 +68,27 @@ pub fn fill_micro_batches(
     filled: &mut Filled,
 ) -> Result<(), Failure> {
     for kernel in kernels.iter().filter(|k| k.op.is_conv()) {
-        if fastest(&filled.table, kernel, precision).is_none_or(|workspace| workspace <= least) {
-            continue;
-        }
+        let Some((time, workspace)) = fastest(&filled.table, kernel, precision) else { continue };
         let images = batch(&kernel.op, &kernel.types().0).unwrap_or(0);
-        for (m, slice) in slices(kernel, policy) {
-            let progress = Progress::new(1, "micro-batch");
-            let more = fill(
-                (std::slice::from_ref(&slice), precision),
-                source.known,
-                source.on,
-                source.timer,
-                source.keep,
-                &progress,
-            )?;
-            progress.finish();
-            filled.table.merge(&more.table);
-            filled.timed += more.timed;
-            filled.skipped.extend(more.skipped);
-            let small = fastest(&filled.table, &slice, precision).is_some_and(|workspace| workspace <= least);
-            if small && images.is_multiple_of(m) {
+        let slices = slices(kernel, policy);
+        // Sizes above this one may be no better than the batch.
+        let mut largest = images;
+        if workspace <= least {
+            let part = slices.iter().find(|(m, _)| *m <= images / 4).filter(|_| time >= LARGE);
+            let Some((m, slice)) = part else { continue };
+            fill_one(slice, precision, source, filled)?;
+            let gains = |(part, _): (Nanos, Bytes)| {
+                u128::from(part.0) * u128::from(images) * 100 < u128::from(time.0) * u128::from(*m) * 98
+            };
+            if !fastest(&filled.table, slice, precision).is_some_and(gains) {
+                continue;
+            }
+            largest = *m;
+        }
+        for (m, slice) in &slices {
+            fill_one(slice, precision, source, filled)?;
+            let small = fastest(&filled.table, slice, precision).is_some_and(|(_, w)| w <= least);
+            if small && *m <= largest && images.is_multiple_of(*m) {
                 break;
             }
         }
@@ -91,12 +96,30 @@ pub fn fill_micro_batches(
     Ok(())
 }
 
-/// Workspace of the fastest engine that was measured to run.
-fn fastest(table: &Measured, kernel: &Kernel, precision: Precision) -> Option<Bytes> {
+/// Adds the times of one kernel, if they are not there.
+fn fill_one(
+    kernel: &Kernel,
+    precision: Precision,
+    source: &mut Source<'_>,
+    filled: &mut Filled,
+) -> Result<(), Failure> {
+    let known: Vec<&Measured> = std::iter::once(&filled.table).chain(source.known.iter().copied()).collect();
+    let progress = Progress::new(1, "micro-batch");
+    let one = (std::slice::from_ref(kernel), precision);
+    let more = fill(one, &known, source.on, source.timer, source.keep, &progress)?;
+    progress.finish();
+    filled.table.merge(&more.table);
+    filled.timed += more.timed;
+    filled.skipped.extend(more.skipped);
+    Ok(())
+}
+
+/// Time and workspace of the fastest engine that was measured to run.
+fn fastest(table: &Measured, kernel: &Kernel, precision: Precision) -> Option<(Nanos, Bytes)> {
     let (inputs, outputs) = kernel.types();
     let rows = table.rows(&kernel.op, &inputs, &outputs, precision)?;
     let runs = rows.iter().filter(|r| !r.has(NOT_CAPTURED));
-    runs.filter_map(|r| Some((r.time?, r.workspace))).min().map(|r| r.1)
+    runs.filter_map(|r| Some((r.time?, r.workspace))).min()
 }
 
 #[cfg(test)]
@@ -108,8 +131,9 @@ mod tests {
     use vdnn_ir::op::ConvAttrs;
     use vdnn_ir::{Nanos, Op, TensorType};
 
-    /// A fast engine whose workspace grows with the images, a MiB each, and a slow one.
-    struct Model(Vec<u64>);
+    /// A fast engine whose workspace grows with the images, a MiB each, and that takes up to a
+    /// number of them, and a slow one.
+    struct Model(Vec<u64>, u64);
 
     impl KernelTimer for Model {
         fn time(&mut self, kernel: &Kernel, _: Precision) -> Result<Vec<MeasuredRow>, TimerError> {
@@ -121,7 +145,9 @@ mod tests {
                 time: Some(Nanos(time)),
                 flags: vec![],
             };
-            Ok(vec![row(1, images << 20, images), row(2, 0, 10 * images)])
+            let mut rows = vec![row(2, 0, 100_000 * images)];
+            rows.extend((images <= self.1).then(|| row(1, images << 20, images)));
+            Ok(rows)
         }
     }
 
@@ -136,12 +162,16 @@ mod tests {
             dilations: two(1),
             groups: 1,
         };
-        for (images, least, expected) in [
-            (256, 64, vec![256, 128, 64]),
-            (256, 256, vec![256]),
+        for (images, least, fast, expected) in [
+            (256, 64, 256, vec![256, 128, 64]),
+            (256, 256, 256, vec![256]),
             // A remainder may be of any size below.
-            (100, 64, vec![100, 64, 32, 16, 8, 4]),
-            (96, 16, vec![96, 64, 32, 16]),
+            (100, 64, 256, vec![100, 64, 32, 16, 8, 4]),
+            (96, 16, 256, vec![96, 64, 32, 16]),
+            // The fast engine does not take the whole batch, or not even a quarter.
+            (256, 16, 128, vec![256, 64, 128, 32, 16]),
+            (256, 16, 32, vec![256, 64]),
+            (9, 0, 2, vec![9, 2, 8, 4, 1]),
         ] {
             let x = TensorType::f32([images, 4, 8, 8]);
             let kernel = Kernel {
@@ -153,7 +183,7 @@ mod tests {
             let other = Kernel { op: relu, inputs: vec![x.clone()], outputs: vec![x] };
             let kernels = [kernel, other];
             let on = MeasuredOn::default();
-            let mut timer = Model(Vec::new());
+            let mut timer = Model(Vec::new(), fast);
             let mut kept = Measured::default();
             let mut keep = |t: &Measured| {
                 kept.merge(t);

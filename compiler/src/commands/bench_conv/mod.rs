@@ -167,7 +167,8 @@ fn alone(kernel: &Kernel) -> Result<Graph, String> {
     Ok(graph)
 }
 
-/// Times what was chosen, divisions as a whole, each different one once.
+/// Times what was chosen where a division was, each different schedule once: elsewhere the best
+/// is the whole batch itself.
 fn run_cells(
     cells: &mut [Cell<'_>],
     timer: &mut LazyTimer,
@@ -176,6 +177,9 @@ fn run_cells(
     let mut known: Vec<(&Kernel, ConvSchedule, Option<Nanos>)> = Vec::new();
     for cell in cells {
         let kernel = cell.kernel;
+        if !cell.best.as_ref().is_some_and(|b| b.schedule.is_divided()) {
+            continue;
+        }
         for (i, choice) in [&cell.whole, &cell.best].into_iter().enumerate() {
             let Some(choice) = choice else { continue };
             let found = known.iter().find(|k| k.0 == kernel && k.1 == choice.schedule).map(|k| k.2);
