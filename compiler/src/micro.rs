@@ -4,11 +4,13 @@
 use crate::error::Failure;
 use crate::measuring::{Filled, Kernel, KernelTimer, fill};
 use crate::progress::Progress;
+use std::fmt;
 use vdnn_cost::measured::NOT_CAPTURED;
-use vdnn_cost::{Measured, MeasuredOn, Precision};
-use vdnn_ir::{Bytes, Nanos};
+use vdnn_cost::{CostModel, Measured, MeasuredOn, Precision};
+use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::slices::{ConvSlice, batch, conv_slice};
-use vdnn_passes::micro_batch::sizes;
+use vdnn_ir::{Bytes, Graph, Nanos};
+use vdnn_passes::micro_batch::{Menu, sizes};
 use vdnn_passes::{BatchSizes, Workspace};
 
 /// A planned workspace is hardly ever smaller than this.
@@ -120,6 +122,74 @@ fn fastest(table: &Measured, kernel: &Kernel, precision: Precision) -> Option<(N
     let rows = table.rows(&kernel.op, &inputs, &outputs, precision)?;
     let runs = rows.iter().filter(|r| !r.has(NOT_CAPTURED));
     runs.filter_map(|r| Some((r.time?, r.workspace))).min()
+}
+
+/// The graph of one kernel.
+///
+/// # Errors
+/// If the op does not take these operands.
+pub fn alone(kernel: &Kernel) -> Result<Graph, String> {
+    let mut graph = Graph::new("kernel");
+    let values: Vec<_> =
+        kernel.inputs.iter().enumerate().map(|(i, t)| graph.add_input(format!("x{i}"), t.clone())).collect();
+    graph.add(kernel.op.clone(), &values, NodeSpec::forward("kernel")).map_err(|e| e.0)?;
+    Ok(graph)
+}
+
+/// What a limit of the workspace leaves of the speed of convolutions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnderLimit {
+    /// The limit.
+    pub limit: Bytes,
+    /// Those with measured times.
+    pub convolutions: usize,
+    /// Those of them that run at 95 % of their unlimited speed or more.
+    pub near: usize,
+    /// Those that are divided for it.
+    pub divided: usize,
+    /// The least share of the unlimited speed, and of which; 0 for one that does not run.
+    pub least: Option<(f64, String)>,
+}
+
+/// Compares, of the convolutions that `cost` has measured, the fastest way within a limit with
+/// the fastest whole batch; each different one counts once.
+pub fn under_limit(kernels: &[Kernel], cost: &CostModel, sizes: BatchSizes, limit: Bytes) -> UnderLimit {
+    let (menu, whole) = (Menu::new(sizes), Menu::new(BatchSizes::Undivided));
+    let mut seen = UnderLimit { limit, convolutions: 0, near: 0, divided: 0, least: None };
+    for kernel in kernels.iter().filter(|k| k.op.is_conv()) {
+        let (inputs, outputs) = kernel.types();
+        let rows = cost.measured().rows(&kernel.op, &inputs, &outputs, cost.precision());
+        if rows.is_none_or(|rows| rows.iter().all(|r| r.time.is_none())) {
+            continue;
+        }
+        let Ok(graph) = alone(kernel) else { continue };
+        let Some((_, node)) = graph.nodes().next() else { continue };
+        let Some(unlimited) = whole.choices(&graph, cost, node).first().map(|c| c.time) else { continue };
+        let within = menu.choices(&graph, cost, node).iter().find(|c| c.workspace <= limit).cloned();
+        let share = within.as_ref().map_or(0.0, |c| unlimited.0 as f64 / c.time.0.max(1) as f64);
+        seen.convolutions += 1;
+        seen.near += usize::from(share >= 0.95);
+        seen.divided += usize::from(within.is_some_and(|c| c.schedule.is_divided()));
+        if seen.least.as_ref().is_none_or(|(least, _)| share < *least) {
+            seen.least = Some((share, kernel.describe()));
+        }
+    }
+    seen
+}
+
+impl fmt::Display for UnderLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limit, convolutions, near, divided, least } = self;
+        write!(
+            f,
+            "within {limit} {near} of {convolutions} convolutions at 95 % of their unlimited speed, {divided} \
+             divided"
+        )?;
+        match least {
+            Some((share, of)) => write!(f, "; least {share:.3}: {of}"),
+            None => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use std::path::Path;
 use vdnn_benchdb::{BenchDb, looks_like_database};
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_frontends::safe_file::write_atomic;
+use vdnn_passes::Workspace;
 
 /// Runs the command: import, then models, then export.
 ///
@@ -148,6 +149,7 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
             filled.table.len(),
             path.display()
         ));
+        under_limit(args, &kernels, &cost, &filled.table);
         for text in filled.skipped {
             print(&format!("  not measured: {text}"));
         }
@@ -172,6 +174,15 @@ fn fill_micro_batches(
     let options = args.shared.options_on_gpu(args.mode);
     let enough = micro::enough(options.workspace);
     micro::fill_micro_batches(kernels, options.micro_batch, enough, source, filled)
+}
+
+/// What the limit of the options, if there is one, leaves of the convolutions' speed.
+fn under_limit(args: &ProfileArgs, kernels: &[Kernel], cost: &CostModel, table: &Measured) {
+    let options = args.shared.options_on_gpu(args.mode);
+    if let Workspace::Limit(limit) = options.workspace {
+        let cost = cost.clone().with_deterministic(options.deterministic).with_measured(table.clone());
+        print(&format!("  {}", micro::under_limit(kernels, &cost, options.micro_batch, limit)));
+    }
 }
 
 /// The `-o` table as it stands, or an empty one.
@@ -241,6 +252,7 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
         for kernel in &kernels {
             print(&format!("  {}", line(kernel, precision, &filled.table)));
         }
+        under_limit(args, &kernels, &cost, &filled.table);
         missing += lacking;
         table.merge(&filled.table);
     }

@@ -9,6 +9,7 @@ use super::target::{self, Runner, Target};
 use crate::cli::{BenchConvArgs, DeviceName};
 use crate::error::Failure;
 use crate::measuring::Kernel;
+use crate::micro;
 use list::{DIRECTIONS, Layer};
 use plot::Group;
 use serde_json::{Value, json};
@@ -17,8 +18,7 @@ use std::io::Write as _;
 use std::path::Path;
 use vdnn_cost::CostModel;
 use vdnn_frontends::safe_file::write_atomic;
-use vdnn_ir::graph::NodeSpec;
-use vdnn_ir::{Bytes, ConvSchedule, Graph, Mode, Nanos};
+use vdnn_ir::{Bytes, ConvSchedule, Mode, Nanos};
 use vdnn_passes::BatchSizes;
 use vdnn_passes::micro_batch::{Choice, Menu};
 
@@ -137,7 +137,7 @@ pub fn run(args: &BenchConvArgs) -> Result<(), Failure> {
     let whole_menu = Menu::new(BatchSizes::Undivided);
     let mut cells = Vec::new();
     for (layer, direction, kernel) in &kernels {
-        let graph = alone(kernel).map_err(|e| fail(format!("{}: {e}", layer.name)))?;
+        let graph = micro::alone(kernel).map_err(|e| fail(format!("{}: {e}", layer.name)))?;
         let Some((_, node)) = graph.nodes().next() else { continue };
         let (all, wholes) = (menu.choices(&graph, &cost, node), whole_menu.choices(&graph, &cost, node));
         for &limit in &limits {
@@ -156,15 +156,6 @@ pub fn run(args: &BenchConvArgs) -> Result<(), Failure> {
         run_cells(&mut cells, &mut timer, options.precision)?;
     }
     report(args, &cells, &limits, &cost)
-}
-
-/// The graph of one convolution.
-fn alone(kernel: &Kernel) -> Result<Graph, String> {
-    let mut graph = Graph::new("conv");
-    let values: Vec<_> =
-        kernel.inputs.iter().enumerate().map(|(i, t)| graph.add_input(format!("x{i}"), t.clone())).collect();
-    graph.add(kernel.op.clone(), &values, NodeSpec::forward("conv")).map_err(|e| e.0)?;
-    Ok(graph)
 }
 
 /// Times what was chosen where a division was, each different schedule once: elsewhere the best

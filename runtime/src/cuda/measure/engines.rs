@@ -224,7 +224,8 @@ mod tests {
 
     #[test]
     fn a_rival_serves_wherever_the_engine_would() {
-        let rival = |workspace, time, deterministic| Rival { workspace: Bytes(workspace), time, deterministic };
+        let rival =
+            |workspace, time, deterministic| Rival { workspace: Bytes(workspace), time, deterministic };
         let rivals = Rivals(vec![rival(0, 9.0, true), rival(8, 5.0, false), rival(8, 7.0, true)]);
         assert_eq!(Rivals::default().of(Bytes(8), false), None);
         assert_eq!(rivals.of(Bytes(8), false), Some(5.0));
