@@ -233,6 +233,117 @@ fn a_list_of_convolutions_is_compared_under_limits() {
     }
 }
 
+/// The largest hole of the device arena, ends included, while each command runs, the command's
+/// own workspace counting as free.
+fn holes(plan: &Plan, memory: Bytes) -> Vec<u64> {
+    let count = plan.commands.len();
+    let mut lives: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
+    for (at, command) in plan.commands.iter().enumerate() {
+        let used: Vec<_> = match command {
+            Command::Launch { inputs, outputs, .. } => inputs.iter().chain(outputs).copied().collect(),
+            Command::Copy { src, dst, .. } => vec![*src, *dst],
+            Command::Free { buf, .. } => vec![*buf],
+            Command::Record { .. } | Command::Wait { .. } => continue,
+        };
+        for buf in used {
+            // What a step begins with, such as a parameter, is there all the time.
+            let kept = !matches!(command, Command::Launch { outputs, .. } if outputs.contains(&buf));
+            let life = lives[buf].get_or_insert((if kept { 0 } else { at }, count));
+            if matches!(command, Command::Free { .. }) {
+                life.1 = at;
+            }
+        }
+    }
+    let hole = |at: usize| {
+        let mut taken: Vec<(u64, u64)> = lives
+            .iter()
+            .zip(plan.buffers.iter())
+            .filter(|(life, b)| {
+                b.space == vdnn_plan::Space::Device && life.is_some_and(|l| l.0 <= at && at <= l.1)
+            })
+            .map(|(_, b)| (b.offset.0, b.offset.0 + b.ty.bytes().0))
+            .collect();
+        taken.sort_unstable();
+        taken.push((memory.0, memory.0));
+        let (mut end, mut largest) = (0, 0);
+        for (from, to) in taken {
+            largest = largest.max(from.saturating_sub(end));
+            end = end.max(to);
+        }
+        largest
+    };
+    (0..count).map(hole).collect()
+}
+
+#[test]
+fn where_the_plan_has_room_convolutions_run_as_without_a_limit() {
+    use vdnn_passes::micro_batch::Menu;
+    let precision = vdnn_cost::Precision::F32;
+    let cost = vdnnc::commands::load::cost_model("h200", precision).expect("a profile");
+    for name in ["vgg16", "resnet50"] {
+        let imported = zoo(name, 64);
+        let mut options = options(Workspace::Planned, BatchSizes::PowerOfTwo);
+        (options.device, options.precision) = ("h200".to_owned(), precision);
+        let free = compile(&imported.graph, 64, &options).summary.peak;
+        for share in [100, 90, 80, 70] {
+            options.memory = Some(Bytes(free.0 / 100 * share));
+            let made = std::panic::catch_unwind(|| compile(&imported.graph, 64, &options));
+            let Ok(compiled) = made else { continue };
+            let (menu, holes) =
+                (Menu::new(options.micro_batch), holes(&compiled.plan, Bytes(free.0 / 100 * share)));
+            let (mut with_room, mut all) = (0, 0);
+            for (at, command) in compiled.plan.commands.iter().enumerate() {
+                let Command::Launch { node, algo: Some(algo), name: label, .. } = command else { continue };
+                let node = compiled.graph.node(*node);
+                let choices = menu.choices(&compiled.graph, &cost, node);
+                let fastest = choices.first().expect("an engine");
+                let chosen = menu.price(&compiled.graph, &cost, node, algo).expect("a price");
+                all += 1;
+                if fastest.workspace.0 <= holes[at] {
+                    with_room += 1;
+                    let (c, f) = (chosen.time.0, fastest.time.0);
+                    assert!(
+                        c * 100 <= f * 105,
+                        "{name} {share} %, {label}: {algo} {c} ns, {} {f} ns",
+                        fastest.schedule
+                    );
+                }
+            }
+            println!("{name} {share}: {with_room} of {all}");
+        }
+    }
+}
+
+/// With tensor cores the fastest engines need little: what the table of the H200 has.
+#[test]
+fn a_small_workspace_leaves_nearly_all_of_the_speed_on_tensor_cores() {
+    let table = concat!(env!("CARGO_MANIFEST_DIR"), "/../compiler/cost/devices/h200.times");
+    for (precision, nets) in
+        [("tf32", ["vgg16", "resnet50", "densenet121"].as_slice()), ("bf16", &["resnet50"])]
+    {
+        let mut command = assert_cmd::Command::new(vdnn_tests::data::vdnnc_binary());
+        command.arg("profile").args(nets).args([
+            "--batch",
+            "256",
+            "--precision",
+            precision,
+            "--replay",
+            table,
+        ]);
+        let out = command.args(["--workspace-limit", "64MiB"]).output().expect("it runs");
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
+        let lines: Vec<&str> =
+            text.lines().filter_map(|l| l.trim().strip_prefix("within 64.0MiB ")).collect();
+        assert_eq!(lines.len(), nets.len(), "{text}");
+        for line in lines {
+            let numbers: Vec<u64> = line.split(' ').filter_map(|w| w.parse().ok()).take(2).collect();
+            let [near, all] = numbers[..] else { panic!("{line}") };
+            assert!(all >= 26 && near * 10 >= all * 9, "{precision}: {line}");
+        }
+    }
+}
+
 #[test]
 fn equivalence_is_checked_before_a_plan_runs() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -132,6 +132,16 @@ pub fn run(args: &BenchConvArgs) -> Result<(), Failure> {
     }
     let least = limits.first().copied().unwrap_or(Bytes::ZERO);
     let cost = target.cost_of(&different, &options, least)?;
+    // Nothing is guessed beside what was measured.
+    let known = |kernel: &Kernel| {
+        let (inputs, outputs) = kernel.types();
+        cost.measured().rows(&kernel.op, &inputs, &outputs, options.precision).is_some()
+    };
+    let missing = different.iter().filter(|kernel| !known(kernel)).count();
+    if missing > 0 && missing < different.len() {
+        kernels.retain(|k| known(&k.2));
+        super::warn(&format!("{missing} of {} convolutions have no measured times", different.len()));
+    }
 
     let menu = Menu::new(options.micro_batch);
     let whole_menu = Menu::new(BatchSizes::Undivided);

@@ -13,12 +13,19 @@ use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::slices::{batch, conv_slice};
 use vdnn_ir::{Bytes, DType, Op};
 
-/// Which parts of the batch an engine runs before the whole one, as divisors of it.
-const PARTS: [u64; 2] = [32, 8];
-/// Parts are tried where a rival takes at least this long (ns) for the whole batch.
+/// Share of the batch, as a divisor, that every engine runs first, to see which are fast.
+const FIRST_PART: u64 = 32;
+/// Share that an engine runs next, if a rival may be faster with the whole batch.
+const SECOND_PART: u64 = 8;
+/// Parts are run of convolutions that may take this long (ns).
 const WORTH_PARTS: f64 = 500_000.0;
+/// A launch that takes this long (ns) shows what it takes also if it is the first one.
+const PLAIN: f64 = 20_000_000.0;
 /// An engine that takes so many times as long as a rival is not timed to the end.
 const BEHIND: f64 = 1.25;
+/// So much more workspace is no more: limits and plans have it. Engines without any are often the
+/// slowest by far, beside others that keep a few numbers there.
+const NOTHING: Bytes = Bytes(64 << 10);
 
 /// An engine that was timed, and can stand in for another.
 #[derive(Clone, Copy, Debug)]
@@ -36,9 +43,29 @@ struct Rivals(Vec<Rival>);
 impl Rivals {
     /// Time of the fastest one that serves wherever an engine with this workspace does.
     fn of(&self, workspace: Bytes, deterministic: bool) -> Option<f64> {
-        let serves = |r: &&Rival| r.workspace <= workspace && (r.deterministic || !deterministic);
+        let enough = workspace.saturating_add(NOTHING);
+        let serves = |r: &&Rival| r.workspace <= enough && (r.deterministic || !deterministic);
         self.0.iter().filter(serves).map(|r| r.time).min_by(f64::total_cmp)
     }
+}
+
+/// An engine of a convolution.
+#[derive(Clone, Copy, Debug)]
+struct Try {
+    candidate: Candidate,
+    /// False if it does not build.
+    runs: bool,
+    /// Nanoseconds for the first part of the batch, if it ran that.
+    part: Option<f64>,
+}
+
+/// The order in which engines are timed: those that are fast with a part of the batch first, so
+/// that the others have rivals; the first of the list before its equals.
+fn order(tries: &[Try]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..tries.len()).collect();
+    let part = |i: usize| tries[i].part.unwrap_or(f64::INFINITY);
+    order.sort_by(|&a, &b| part(a).total_cmp(&part(b)));
+    order
 }
 
 /// What came of an engine.
@@ -58,31 +85,28 @@ impl Measurer {
         let Kernel { op, inputs, outputs, precision } = kernel;
         let found = cudnn::candidates(op, inputs, outputs, precision, limits.others > 0, &self.dnn)?;
         // Building tells the workspace, and whether the engine exists at all.
-        let tries: Vec<(Candidate, bool)> = limits
+        let mut tries: Vec<Try> = limits
             .choose(&found)
             .into_iter()
             .map(|c| match cudnn::workspace(op, inputs, outputs, c.config, &self.dnn) {
-                Ok(workspace) => (Candidate { workspace, ..c }, true),
-                Err(_) => (c, false),
+                Ok(workspace) => Try { candidate: Candidate { workspace, ..c }, runs: true, part: None },
+                Err(_) => Try { candidate: c, runs: false, part: None },
             })
             .collect();
-        let most = tries.iter().filter(|t| t.1).map(|t| t.0.workspace).max().unwrap_or(Bytes::ZERO);
-        let workspace = self.workspace.take(most)?;
+        let most = tries.iter().filter(|t| t.runs).map(|t| t.candidate.workspace).max();
+        let workspace = self.workspace.take(most.unwrap_or(Bytes::ZERO))?;
         let places = self.place(kernel)?;
+        self.run_parts(kernel, &places, workspace, &mut tries)?;
         let can_add = matches!(op, Op::ConvWgrad { .. }) && outputs[0].dtype == DType::F32;
         let mut rivals = Rivals::default();
-        let mut rows = Vec::new();
-        for (c, runs) in &tries {
+        let mut rows: Vec<Option<MeasuredRow>> = vec![None; tries.len()];
+        for at in order(&tries) {
+            let c = &tries[at].candidate;
             let mut flags: Vec<String> = c.notes.names().map(str::to_owned).collect();
             let mut time = None;
             let deterministic = !c.notes.contains(Notes::NONDETERMINISTIC);
             let rival = rivals.of(c.workspace, deterministic);
-            let tried = if *runs {
-                self.time_engine(kernel, &places, c, workspace, rival, limits)?
-            } else {
-                Tried::Fails
-            };
-            match tried {
+            match self.time_engine(kernel, &places, &tries[at], workspace, rival, limits)? {
                 Tried::Slower => flags.push(SLOWER.to_owned()),
                 Tried::Fails => {}
                 Tried::Timed(timing) => {
@@ -100,25 +124,86 @@ impl Measurer {
                 }
             }
             let algo = Some(ConvAlgo::Engine(c.config));
-            rows.push(MeasuredRow { algo, workspace: c.workspace, time, flags });
+            rows[at] = Some(MeasuredRow { algo, workspace: c.workspace, time, flags });
         }
-        Ok(rows)
+        Ok(rows.into_iter().flatten().collect())
     }
 
-    /// Times one engine, unless it is clearly slower than `rival` nanoseconds.
-    fn time_engine(
+    /// Runs the first part of the batch by every engine, unless one of them shows that the
+    /// whole batch takes little time.
+    fn run_parts(
+        &mut self,
+        kernel: Kernel<'_>,
+        places: &Places,
+        workspace: DeviceRange,
+        tries: &mut [Try],
+    ) -> Result<(), CudaError> {
+        for one in tries.iter_mut().filter(|t| t.runs) {
+            one.part = self.time_part(kernel, places, &one.candidate, workspace, FIRST_PART)?;
+            if one.part.is_some_and(|t| t * (FIRST_PART as f64) < WORTH_PARTS) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nanoseconds of an engine for a part of the batch; `None` if it does not run that.
+    fn time_part(
         &mut self,
         kernel: Kernel<'_>,
         places: &Places,
         c: &Candidate,
         workspace: DeviceRange,
+        share: u64,
+    ) -> Result<Option<f64>, CudaError> {
+        let images = batch(kernel.op, kernel.inputs).unwrap_or(0) / share;
+        let part = conv_slice(kernel.op, kernel.inputs, kernel.outputs, images).filter(|_| images > 0);
+        let Some(part) = part else { return Ok(None) };
+        let (inputs, outputs) = part.types();
+        let small = Kernel { op: &part.op, inputs: &inputs, outputs: &outputs, ..kernel };
+        let needed = match cudnn::workspace(small.op, small.inputs, small.outputs, c.config, &self.dnn) {
+            Ok(needed) if needed <= workspace.bytes => needed,
+            // Of the whole batch the engine may still be.
+            _ => return Ok(None),
+        };
+        let range = (needed > Bytes::ZERO).then_some(DeviceRange { bytes: needed, ..workspace });
+        let algo = Some(ConvAlgo::Engine(c.config));
+        let time = self.prepare(small, places, algo, false, range).and_then(|launch| {
+            let first = self.meter.once(&*launch)?;
+            if first >= PLAIN { Ok(first) } else { self.meter.once(&*launch) }
+        });
+        match time {
+            Ok(time) => Ok(Some(time)),
+            // The device itself is in a bad state; nothing after this would be true.
+            Err(error @ CudaError::Driver { .. }) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Times one engine, unless it is clearly slower than `rival` nanoseconds: if it takes
+    /// longer for a part of the batch, or much longer for all of it.
+    fn time_engine(
+        &mut self,
+        kernel: Kernel<'_>,
+        places: &Places,
+        one: &Try,
+        workspace: DeviceRange,
         rival: Option<f64>,
         limits: &MeasureLimits,
     ) -> Result<Tried, CudaError> {
-        if let Some(rival) = rival.filter(|r| *r >= WORTH_PARTS)
-            && self.part_takes_longer(kernel, places, c, workspace, rival)?
-        {
-            return Ok(Tried::Slower);
+        let c = &one.candidate;
+        if !one.runs {
+            return Ok(Tried::Fails);
+        }
+        if let (Some(rival), Some(part)) = (rival, one.part) {
+            let longer = |part: Option<f64>| part.is_some_and(|t| t > rival);
+            // What the first part took is a hint what the second will, and the whole.
+            let doubtful = part * (FIRST_PART as f64) > 2.0 * rival && rival >= WORTH_PARTS;
+            if longer(Some(part))
+                || doubtful && longer(self.time_part(kernel, places, c, workspace, SECOND_PART)?)
+            {
+                return Ok(Tried::Slower);
+            }
         }
         let range = (c.workspace > Bytes::ZERO).then_some(DeviceRange { bytes: c.workspace, ..workspace });
         let algo = Some(ConvAlgo::Engine(c.config));
@@ -129,44 +214,9 @@ impl Measurer {
         match timed {
             Ok(Some(timing)) => Ok(Tried::Timed(timing)),
             Ok(None) => Ok(Tried::Slower),
-            // The device itself is in a bad state; nothing after this would be true.
             Err(error @ CudaError::Driver { .. }) => Err(error),
             Err(_) => Ok(Tried::Fails),
         }
-    }
-
-    /// True if an engine takes longer for a part of the batch than a rival for all of it.
-    fn part_takes_longer(
-        &mut self,
-        kernel: Kernel<'_>,
-        places: &Places,
-        c: &Candidate,
-        workspace: DeviceRange,
-        rival: f64,
-    ) -> Result<bool, CudaError> {
-        let images = batch(kernel.op, kernel.inputs).unwrap_or(0);
-        for images in PARTS.map(|share| images / share).into_iter().filter(|&m| m > 0) {
-            let Some(part) = conv_slice(kernel.op, kernel.inputs, kernel.outputs, images) else { break };
-            let (inputs, outputs) = part.types();
-            let small = Kernel { op: &part.op, inputs: &inputs, outputs: &outputs, ..kernel };
-            let needed = match cudnn::workspace(small.op, small.inputs, small.outputs, c.config, &self.dnn) {
-                Ok(needed) if needed <= workspace.bytes => needed,
-                // Of the whole batch the engine may still be.
-                _ => break,
-            };
-            let range = (needed > Bytes::ZERO).then_some(DeviceRange { bytes: needed, ..workspace });
-            let algo = Some(ConvAlgo::Engine(c.config));
-            let longer = self.prepare(small, places, algo, false, range).and_then(|launch| {
-                Ok(self.meter.once(&*launch)? > rival && self.meter.once(&*launch)? > rival)
-            });
-            match longer {
-                Ok(true) => return Ok(true),
-                Ok(false) => {}
-                Err(error @ CudaError::Driver { .. }) => return Err(error),
-                Err(_) => break,
-            }
-        }
-        Ok(false)
     }
 
     /// Whether an engine that was just timed is as precise as was asked for, and whether it
@@ -221,6 +271,25 @@ impl Measurer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fast_engines_are_timed_first() {
+        use crate::cuda::cudnn::Source;
+        use vdnn_ir::graph::EngineConfig;
+        let one = |engine, part| Try {
+            candidate: Candidate {
+                config: EngineConfig::new(engine, &[]).expect("no knobs"),
+                workspace: Bytes::ZERO,
+                notes: Notes::default(),
+                source: Source::ModeA,
+            },
+            runs: true,
+            part,
+        };
+        assert_eq!(order(&[one(3, None), one(2, Some(2.0)), one(1, None), one(0, Some(1.0))]), [3, 1, 0, 2]);
+        assert_eq!(order(&[one(3, None), one(2, None)]), [0, 1]);
+        assert!(order(&[]).is_empty());
+    }
 
     #[test]
     fn a_rival_serves_wherever_the_engine_would() {
