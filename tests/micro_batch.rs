@@ -258,10 +258,10 @@ fn holes(plan: &Plan, memory: Bytes) -> Vec<u64> {
         let mut taken: Vec<(u64, u64)> = lives
             .iter()
             .zip(plan.buffers.iter())
-            .filter(|(life, b)| {
-                b.space == vdnn_plan::Space::Device && life.is_some_and(|l| l.0 <= at && at <= l.1)
+            .filter(|(life, (_, b))| {
+                b.space == vdnn_ir::Space::Device && life.is_some_and(|l| l.0 <= at && at <= l.1)
             })
-            .map(|(_, b)| (b.offset.0, b.offset.0 + b.ty.bytes().0))
+            .map(|(_, (_, b))| (b.offset.0, b.offset.0 + b.ty.bytes().0))
             .collect();
         taken.sort_unstable();
         taken.push((memory.0, memory.0));
@@ -312,6 +312,80 @@ fn where_the_plan_has_room_convolutions_run_as_without_a_limit() {
             println!("{name} {share}: {with_room} of {all}");
         }
     }
+}
+
+/// Times a convolution by its size: one engine whose workspace grows with the images, and one
+/// without any.
+struct BySize(u64);
+
+impl vdnnc::measuring::KernelTimer for BySize {
+    fn time(
+        &mut self,
+        kernel: &vdnnc::measuring::Kernel,
+        _: vdnn_cost::Precision,
+    ) -> Result<Vec<vdnn_cost::MeasuredRow>, vdnnc::measuring::TimerError> {
+        use vdnn_ir::graph::{ConvAlgo, EngineConfig};
+        let images = kernel.inputs[0].dims.first().copied().unwrap_or(1);
+        let size = images * kernel.outputs[0].dims.iter().skip(1).product::<u64>();
+        let row = |engine: Option<u16>, workspace, time| vdnn_cost::MeasuredRow {
+            algo: engine.and_then(|e| EngineConfig::new(e, &[])).map(ConvAlgo::Engine),
+            workspace: Bytes(workspace),
+            time: Some(Nanos(time)),
+            flags: vec![format!("device-{}", self.0)],
+        };
+        Ok(match kernel.op.is_conv() {
+            true => vec![row(Some(1), images * MIB, 100 + size), row(Some(2), 0, 100 + 3 * size)],
+            false => vec![row(None, 0, 100 + size)],
+        })
+    }
+}
+
+#[test]
+fn several_devices_measure_what_one_does() {
+    use vdnnc::several::{Work, fill_on_several};
+    let imported = zoo("alexnet", 64);
+    let options = options(Workspace::Limit(Bytes(16 * MIB)), BatchSizes::PowerOfTwo);
+    let cost = vdnnc::commands::load::cost_model("v100", options.precision).expect("a profile");
+    let kernels = vdnnc::measuring::kernels_of(&imported.graph, &options, &cost).expect("kernels");
+    let on =
+        vdnn_cost::MeasuredOn { device: "one".to_owned(), cudnn: "9.0".to_owned(), ..Default::default() };
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut tables = Vec::new();
+    for devices in [1, 3] {
+        let db = dir.path().join(format!("{devices}.sqlite"));
+        let work = Work {
+            kernels: &kernels,
+            precision: options.precision,
+            sizes: options.micro_batch,
+            enough: Bytes(16 * MIB),
+            known: &[],
+            on: &on,
+            db: &db,
+        };
+        let timed = fill_on_several(work, devices, &|i| Ok(BySize(i as u64))).expect("times");
+        assert!(timed > kernels.len(), "no micro-batch among {timed}");
+        let table = vdnn_benchdb::BenchDb::open_to_read(&db).and_then(|db| db.times(&on)).expect("rows");
+        let text = table.to_string();
+        for i in 0..3 {
+            assert_eq!(text.contains(&format!("device-{i}")), i < devices);
+        }
+        tables.push((1..3).fold(text, |t, i| t.replace(&format!("device-{i}"), "device-0")));
+    }
+    assert_eq!(tables[0], tables[1]);
+    let lost = |i: usize| if i == 1 { Err(vdnnc::error::Failure::user("lost")) } else { Ok(BySize(0)) };
+    let db = dir.path().join("lost.sqlite");
+    let work = Work {
+        kernels: &kernels,
+        precision: options.precision,
+        sizes: BatchSizes::Undivided,
+        enough: Bytes::ZERO,
+        known: &[],
+        on: &on,
+        db: &db,
+    };
+    assert_eq!(fill_on_several(work, 2, &lost).expect_err("a device is lost").message, "lost");
+    let kept = vdnn_benchdb::BenchDb::open_to_read(&db).and_then(|db| db.times(&on)).expect("rows");
+    assert!(!kept.is_empty(), "the other device's times are kept");
 }
 
 /// With tensor cores the fastest engines need little: what the table of the H200 has.

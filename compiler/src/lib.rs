@@ -13,6 +13,7 @@ pub mod pipeline;
 pub mod progress;
 pub mod report;
 pub mod search;
+pub mod several;
 pub mod slicing;
 pub mod svg;
 pub mod timing;

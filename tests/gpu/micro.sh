@@ -7,7 +7,7 @@
 #   PART   layers alexnet resnet18 vgg16 | step | deepbench | tf32 bf16 | near; all if none
 # Environment: DEEPBENCH, a list with DeepBench's convolutions at batch 256 as its set
 # deepbench_train_mb256, for the parts deepbench, tf32 and bf16; ROWS, how many layers one call of
-# the latter two takes at a time (8). The step needs PyTorch.
+# the latter two takes at a time (14). The step needs PyTorch.
 # All times go to OUT/micro.sqlite as they are taken: a part that was cut goes on where it was.
 set -u
 vdnnc=$1 out=$2
@@ -19,7 +19,7 @@ db=(--db "$out/micro.sqlite")
 gpu=(--device cuda:0 "${db[@]}")
 
 limit() { # of a part, in seconds
-  case $1 in alexnet | resnet18) echo 40 ;; vgg16) echo 100 ;; step) echo 170 ;; near) echo 150 ;; *) echo 190 ;; esac
+  case $1 in alexnet | resnet18) echo 40 ;; vgg16) echo 60 ;; step) echo 170 ;; near) echo 90 ;; *) echo 190 ;; esac
 }
 
 layers() { # set, limit: the published shapes, strict f32
@@ -29,11 +29,11 @@ layers() { # set, limit: the published shapes, strict f32
 
 low() { # precision: every layer of the list under six limits, a few at a time
   local i=0
-  python3 "$here/micro.py" split "${DEEPBENCH:?}" deepbench_train_mb256 "${ROWS:-8}" "$out/rows" || return 1
+  python3 "$here/micro.py" split "${DEEPBENCH:?}" deepbench_train_mb256 "${ROWS:-14}" "$out/rows" || return 1
   for list in "$out"/rows/*.csv; do
     local name=$out/$1-$(basename "$list" .csv)
     if [ ! -s "$name.json" ]; then
-      "$vdnnc" bench-conv "$list" --precision "$1" "${gpu[@]}" --run --json \
+      "$vdnnc" bench-conv "$list" --quick --precision "$1" "${gpu[@]}" --run --json \
         --limits 8MiB,32MiB,64MiB,128MiB,256MiB,512MiB >"$name.tmp" && mv "$name.tmp" "$name.json"
     fi
     i=$((i + 1))

@@ -10,6 +10,7 @@ use crate::error::Failure;
 use crate::measuring::{self, Filled, Kernel, KernelTimer, TimerError};
 use crate::micro;
 use crate::progress::Progress;
+use crate::several::{Work, fill_on_several};
 use std::io::Write;
 use std::path::Path;
 use vdnn_benchdb::{BenchDb, looks_like_database};
@@ -109,18 +110,50 @@ fn only_source(db: &BenchDb, part: Option<&str>) -> Result<MeasuredOn, Failure> 
 /// model, so that an interrupted run can be taken up again.
 fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
     let shared = &args.shared;
-    let gpu = backend::selector(&args.cuda, shared);
+    let gpu = args.bench_devices.first().cloned().unwrap_or_else(|| backend::selector(&args.cuda, shared));
     let (facts, on) = backend::identify(shared, &gpu, &args.date)?;
-    let mut timer =
-        if args.quick { LazyTimer::quick(shared, &gpu) } else { LazyTimer::thorough(shared, &gpu) };
+    for other in args.bench_devices.iter().skip(1) {
+        let (_, is) = backend::identify(shared, other, &args.date)?;
+        if !is.is_same(&on) {
+            return Err(Failure::user(format!("GPU {other} is a {is}, GPU {gpu} a {on}"))
+                .hint("measure them one after the other, with --cuda-device"));
+        }
+    }
+    let timer_of =
+        |gpu| if args.quick { LazyTimer::quick(shared, gpu) } else { LazyTimer::thorough(shared, gpu) };
+    let mut timer = timer_of(&gpu);
     let mut table = started(args, &on)?;
     let mut db = BenchDb::open(path).map_err(Failure::user)?;
     let precision = shared.options_on_gpu(args.mode).precision;
     let cost = target::gpu_profile(&facts, &shared.gpu.device_profile, precision)?;
     for name in &args.targets {
         let kernels = kernels(args, name, &cost)?;
-        let stored = db.times(&on).map_err(Failure::user)?;
-        let known: &[&Measured] = if args.again { &[] } else { &[&table, &stored] };
+        let mut stored = db.times(&on).map_err(Failure::user)?;
+        let before = [&table, &stored];
+        let known: &[&Measured] = if args.again { &[] } else { &before };
+        let mut timed = 0;
+        if args.bench_devices.len() > 1 {
+            let options = shared.options_on_gpu(args.mode);
+            let work = Work {
+                kernels: &kernels,
+                precision,
+                sizes: options.micro_batch,
+                enough: micro::enough(options.workspace),
+                known,
+                on: &on,
+                db: path,
+            };
+            let devices = &args.bench_devices;
+            timed = fill_on_several(work, devices.len(), &|device| Ok(timer_of(&devices[device])))?;
+            stored = db.times(&on).map_err(Failure::user)?;
+        }
+        let both = [&table, &stored];
+        let known: &[&Measured] = match (args.again, timed) {
+            (false, _) => &both,
+            // Just now.
+            (true, 1..) => &both[1..],
+            (true, 0) => &[],
+        };
         let progress = Progress::new(kernels.len() as u64, name);
         let mut filled = measuring::fill(
             (&kernels, precision),
@@ -145,7 +178,7 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
         print(&format!(
             "{name}: {} kernels, {} measured now, {} rows; {}",
             kernels.len(),
-            filled.timed,
+            timed + filled.timed,
             filled.table.len(),
             path.display()
         ));

@@ -21,6 +21,7 @@ use vdnn_frontends::safe_file::write_atomic;
 use vdnn_ir::{Bytes, ConvSchedule, Mode, Nanos};
 use vdnn_passes::BatchSizes;
 use vdnn_passes::micro_batch::{Choice, Menu};
+use vdnn_runtime::cuda::DeviceSelector;
 
 /// One convolution under one limit.
 struct Cell<'a> {
@@ -103,12 +104,12 @@ pub fn run(args: &BenchConvArgs) -> Result<(), Failure> {
         options.micro_batch = BatchSizes::PowerOfTwo;
     }
     let mut target = match &args.shared.device {
-        // Thoroughly: the engines by Fourier and Winograd transforms are in no short list.
+        // Thoroughly by default: engines by Fourier and Winograd transforms are in no short list.
         DeviceName::Gpu(gpu) if args.shared.times.is_none() => {
             let (facts, on) = backend::identify(&args.shared, gpu, "unknown")?;
             let cost = target::gpu_profile(&facts, &args.shared.gpu.device_profile, options.precision)?;
             let db = target::database(&args.shared)?;
-            Target::measured(cost, on, db, Box::new(LazyTimer::thorough(&args.shared, gpu)))
+            Target::measured(cost, on, db, Box::new(timer(args, gpu)))
         }
         _ => Target::open(&mut options, &args.shared, Runner::Host)?,
     };
@@ -162,10 +163,14 @@ pub fn run(args: &BenchConvArgs) -> Result<(), Failure> {
         let DeviceName::Gpu(gpu) = &args.shared.device else {
             return Err(Failure::user("--run needs a GPU").hint("name it with --device cuda:0"));
         };
-        let mut timer = LazyTimer::thorough(&args.shared, gpu);
+        let mut timer = timer(args, gpu);
         run_cells(&mut cells, &mut timer, options.precision)?;
     }
     report(args, &cells, &limits, &cost)
+}
+
+fn timer(args: &BenchConvArgs, gpu: &DeviceSelector) -> LazyTimer {
+    if args.quick { LazyTimer::quick(&args.shared, gpu) } else { LazyTimer::thorough(&args.shared, gpu) }
 }
 
 /// Times what was chosen where a division was, each different schedule once: elsewhere the best

@@ -13,7 +13,8 @@ use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::slices::{batch, conv_slice};
 use vdnn_ir::{Bytes, DType, Op};
 
-/// Share of the batch, as a divisor, that every engine runs first, to see which are fast.
+/// Share of the batch, as a divisor, that engines run first, to see which are fast; those that use
+/// tensor cores, few of which are slow and many of which take long to compile, do not.
 const FIRST_PART: u64 = 32;
 /// Share that an engine runs next, if a rival may be faster with the whole batch.
 const SECOND_PART: u64 = 8;
@@ -23,6 +24,10 @@ const WORTH_PARTS: f64 = 500_000.0;
 const PLAIN: f64 = 20_000_000.0;
 /// An engine that takes so many times as long as a rival is not timed to the end.
 const BEHIND: f64 = 1.25;
+/// The same beside a rival that takes at least [`STEADY`] nanoseconds.
+const BEHIND_STEADY: f64 = 1.05;
+/// Times of this length hardly vary.
+const STEADY: f64 = 5_000_000.0;
 /// So much more workspace is no more: limits and plans have it. Engines without any are often the
 /// slowest by far, beside others that keep a few numbers there.
 const NOTHING: Bytes = Bytes(64 << 10);
@@ -59,11 +64,22 @@ struct Try {
     part: Option<f64>,
 }
 
-/// The order in which engines are timed: those that are fast with a part of the batch first, so
-/// that the others have rivals; the first of the list before its equals.
+impl Try {
+    fn uses_tensor_cores(&self) -> bool {
+        self.candidate.notes.contains(Notes::TENSOR_CORE)
+    }
+}
+
+/// The order in which engines are timed: those with tensor cores first, then those that are fast
+/// with a part of the batch, so that the others have rivals; the first of the list before its
+/// equals.
 fn order(tries: &[Try]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..tries.len()).collect();
-    let part = |i: usize| tries[i].part.unwrap_or(f64::INFINITY);
+    let part = |i: usize| match tries[i].part {
+        _ if tries[i].uses_tensor_cores() => 0.0,
+        Some(time) => time,
+        None => f64::INFINITY,
+    };
     order.sort_by(|&a, &b| part(a).total_cmp(&part(b)));
     order
 }
@@ -129,8 +145,8 @@ impl Measurer {
         Ok(rows.into_iter().flatten().collect())
     }
 
-    /// Runs the first part of the batch by every engine, unless one of them shows that the
-    /// whole batch takes little time.
+    /// Runs the first part of the batch by every engine without tensor cores, unless one of them
+    /// shows that the whole batch takes little time.
     fn run_parts(
         &mut self,
         kernel: Kernel<'_>,
@@ -138,7 +154,7 @@ impl Measurer {
         workspace: DeviceRange,
         tries: &mut [Try],
     ) -> Result<(), CudaError> {
-        for one in tries.iter_mut().filter(|t| t.runs) {
+        for one in tries.iter_mut().filter(|t| t.runs && !t.uses_tensor_cores()) {
             one.part = self.time_part(kernel, places, &one.candidate, workspace, FIRST_PART)?;
             if one.part.is_some_and(|t| t * (FIRST_PART as f64) < WORTH_PARTS) {
                 break;
@@ -209,7 +225,10 @@ impl Measurer {
         let algo = Some(ConvAlgo::Engine(c.config));
         let timed = self.prepare(kernel, places, algo, false, range).and_then(|launch| match rival {
             None => self.meter.time(&*launch, limits.repeats).map(Some),
-            Some(rival) => self.meter.time_within(&*launch, BEHIND * rival, limits.repeats),
+            Some(rival) => {
+                let behind = if rival >= STEADY { BEHIND_STEADY } else { BEHIND };
+                self.meter.time_within(&*launch, behind * rival, limits.repeats)
+            }
         });
         match timed {
             Ok(Some(timing)) => Ok(Tried::Timed(timing)),
@@ -276,18 +295,20 @@ mod tests {
     fn fast_engines_are_timed_first() {
         use crate::cuda::cudnn::Source;
         use vdnn_ir::graph::EngineConfig;
-        let one = |engine, part| Try {
+        let noted = |engine, part, notes| Try {
             candidate: Candidate {
                 config: EngineConfig::new(engine, &[]).expect("no knobs"),
                 workspace: Bytes::ZERO,
-                notes: Notes::default(),
+                notes,
                 source: Source::ModeA,
             },
             runs: true,
             part,
         };
+        let one = |engine, part| noted(engine, part, Notes::default());
         assert_eq!(order(&[one(3, None), one(2, Some(2.0)), one(1, None), one(0, Some(1.0))]), [3, 1, 0, 2]);
         assert_eq!(order(&[one(3, None), one(2, None)]), [0, 1]);
+        assert_eq!(order(&[one(3, Some(1.0)), noted(2, None, Notes::TENSOR_CORE)]), [1, 0]);
         assert!(order(&[]).is_empty());
     }
 
