@@ -2,6 +2,7 @@
 //! of them, and a training step gives what it gives undivided.
 
 use std::collections::BTreeMap;
+use vdnn_ir::id::EntityId as _;
 use vdnn_ir::{Bytes, ConvSchedule, Graph, Mode, Nanos, Tensor, TensorType};
 use vdnn_passes::{AlgoMode, BatchSizes, Policy, Workspace};
 use vdnn_plan::{Command, Plan};
@@ -248,7 +249,7 @@ fn holes(plan: &Plan, memory: Bytes) -> Vec<u64> {
         for buf in used {
             // What a step begins with, such as a parameter, is there all the time.
             let kept = !matches!(command, Command::Launch { outputs, .. } if outputs.contains(&buf));
-            let life = lives[buf].get_or_insert((if kept { 0 } else { at }, count));
+            let life = lives[buf.index()].get_or_insert((if kept { 0 } else { at }, count));
             if matches!(command, Command::Free { .. }) {
                 life.1 = at;
             }
@@ -280,17 +281,16 @@ fn where_the_plan_has_room_convolutions_run_as_without_a_limit() {
     use vdnn_passes::micro_batch::Menu;
     let precision = vdnn_cost::Precision::F32;
     let cost = vdnnc::commands::load::cost_model("h200", precision).expect("a profile");
-    for name in ["vgg16", "resnet50"] {
+    for (name, shares) in [("vgg16", [100, 80, 70].as_slice()), ("resnet50", &[100])] {
         let imported = zoo(name, 64);
         let mut options = options(Workspace::Planned, BatchSizes::PowerOfTwo);
         (options.device, options.precision) = ("h200".to_owned(), precision);
         let free = compile(&imported.graph, 64, &options).summary.peak;
-        for share in [100, 90, 80, 70] {
-            options.memory = Some(Bytes(free.0 / 100 * share));
-            let made = std::panic::catch_unwind(|| compile(&imported.graph, 64, &options));
-            let Ok(compiled) = made else { continue };
-            let (menu, holes) =
-                (Menu::new(options.micro_batch), holes(&compiled.plan, Bytes(free.0 / 100 * share)));
+        for share in shares {
+            let memory = Bytes(free.0 / 100 * share);
+            options.memory = Some(memory);
+            let compiled = compile(&imported.graph, 64, &options);
+            let (menu, holes) = (Menu::new(options.micro_batch), holes(&compiled.plan, memory));
             let (mut with_room, mut all) = (0, 0);
             for (at, command) in compiled.plan.commands.iter().enumerate() {
                 let Command::Launch { node, algo: Some(algo), name: label, .. } = command else { continue };
@@ -302,14 +302,11 @@ fn where_the_plan_has_room_convolutions_run_as_without_a_limit() {
                 if fastest.workspace.0 <= holes[at] {
                     with_room += 1;
                     let (c, f) = (chosen.time.0, fastest.time.0);
-                    assert!(
-                        c * 100 <= f * 105,
-                        "{name} {share} %, {label}: {algo} {c} ns, {} {f} ns",
-                        fastest.schedule
-                    );
+                    let text = || format!("{algo} {c} ns, {} {f} ns", fastest.schedule);
+                    assert!(c * 100 <= f * 105, "{name} in {share} %, {label}: {}", text());
                 }
             }
-            println!("{name} {share}: {with_room} of {all}");
+            assert!(with_room * 10 >= all * 8, "{name} in {share} %: {with_room} of {all} have room");
         }
     }
 }
@@ -325,7 +322,7 @@ impl vdnnc::measuring::KernelTimer for BySize {
         _: vdnn_cost::Precision,
     ) -> Result<Vec<vdnn_cost::MeasuredRow>, vdnnc::measuring::TimerError> {
         use vdnn_ir::graph::{ConvAlgo, EngineConfig};
-        let images = kernel.inputs[0].dims.first().copied().unwrap_or(1);
+        let images = kernel.inputs.first().and_then(|t| t.dims.first().copied()).unwrap_or(1);
         let size = images * kernel.outputs[0].dims.iter().skip(1).product::<u64>();
         let row = |engine: Option<u16>, workspace, time| vdnn_cost::MeasuredRow {
             algo: engine.and_then(|e| EngineConfig::new(e, &[])).map(ConvAlgo::Engine),
