@@ -96,6 +96,9 @@ pub(super) fn batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
         let all = vec![x.clone(), scale.clone(), bias, mean.clone(), var.clone()];
         let op = Op::BatchNormInfer { eps, momentum: Real(0.9) };
         out.push(Case::new(op, all.clone(), 1e-6));
+        let parameters = all[1..].iter().cloned();
+        let op = Op::BatchNormInferRelu { eps };
+        out.push(Case::new(op, parameters.chain([x.clone()]).collect(), 1e-6));
         let dy = rng.tensor(dims, -1.0, 1.0);
         let added = rng.tensor(dims, -1.0, 1.0);
         for sum in [false, true] {
@@ -117,6 +120,31 @@ pub(super) fn batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
         out.push(Case { op: Op::BatchNormGrad, inputs, outputs: 3, tolerance });
         let inputs = vec![dy, x, scale, mean, var];
         out.push(Case { op: Op::BatchNormInferGrad { eps }, inputs, outputs: 3, tolerance: 1e-6 });
+    }
+}
+
+/// Batch norms that join what they read.
+pub(super) fn joined_batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
+    let many = vec![4; 45];
+    let shapes: [(&[u64], &[u64]); 6] = [
+        (&[2, 0, 6, 6], &[64, 32, 32, 8]),
+        (&[2, 0, 3, 5], &[16, 4, 12]),
+        (&[3, 0, 4, 4], &[5, 1, 0, 7]),
+        (&[2, 0, 5], &[3, 4]),
+        (&[7, 0], &[8, 16]),
+        (&[1, 0, 2, 2], &many),
+    ];
+    for (dims, channels) in shapes {
+        let mut dims = dims.to_vec();
+        let total = [channels.iter().sum::<u64>()];
+        let mut inputs =
+            vec![0; 3].into_iter().map(|_: i32| rng.tensor(&total, -1.0, 1.0)).collect::<Vec<_>>();
+        inputs.push(rng.tensor(&total, 0.5, 2.0));
+        for &c in channels {
+            dims[1] = c;
+            inputs.push(rng.tensor(&dims, -2.0, 2.0));
+        }
+        out.push(Case::new(Op::BatchNormInferRelu { eps: Real(1e-3) }, inputs, 1e-6));
     }
 }
 
