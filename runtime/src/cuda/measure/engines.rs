@@ -314,12 +314,14 @@ mod tests {
 
     #[test]
     fn a_rival_serves_wherever_the_engine_would() {
-        let rival =
-            |workspace, time, deterministic| Rival { workspace: Bytes(workspace), time, deterministic };
-        let rivals = Rivals(vec![rival(0, 9.0, true), rival(8, 5.0, false), rival(8, 7.0, true)]);
-        assert_eq!(Rivals::default().of(Bytes(8), false), None);
-        assert_eq!(rivals.of(Bytes(8), false), Some(5.0));
-        assert_eq!(rivals.of(Bytes(8), true), Some(7.0), "one that varies is no match");
-        assert_eq!(rivals.of(Bytes(7), false), Some(9.0), "one with more workspace is none");
+        let mib = |n: u64| Bytes(n << 20);
+        let rival = |workspace, time, deterministic| Rival { workspace, time, deterministic };
+        let few = rival(Bytes(288), 9.0, true);
+        let rivals = Rivals(vec![few, rival(mib(8), 5.0, false), rival(mib(8), 7.0, true)]);
+        assert_eq!(Rivals::default().of(mib(8), false), None);
+        assert_eq!(rivals.of(mib(8), false), Some(5.0));
+        assert_eq!(rivals.of(mib(8), true), Some(7.0), "one that varies is no match");
+        assert_eq!(rivals.of(mib(7), false), Some(9.0), "one with more workspace is none");
+        assert_eq!(rivals.of(Bytes::ZERO, true), Some(9.0), "a few bytes are nothing");
     }
 }
