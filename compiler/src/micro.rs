@@ -241,7 +241,7 @@ mod tests {
             // The fast engine does not take the whole batch, or not even a quarter.
             (256, 16, 128, vec![256, 64, 128, 32, 16]),
             (256, 16, 32, vec![256, 64]),
-            (9, 0, 2, vec![9, 2, 8, 4, 1]),
+            (19, 0, 4, vec![19, 4, 16, 8, 2, 1]),
         ] {
             let x = TensorType::f32([images, 4, 8, 8]);
             let kernel = Kernel {
