@@ -110,7 +110,8 @@ impl Meter {
     }
 
     /// As [`Self::time`]; `None` after the first timing (or the run before it, if that took by
-    /// far too long) if it takes more than `bound` nanoseconds.
+    /// far too long) if it takes more than `bound` nanoseconds. Short launches are always timed:
+    /// alone they seem longer than they are.
     ///
     /// # Errors
     /// If the launch is refused or fails.
@@ -124,7 +125,8 @@ impl Meter {
             return Ok(None);
         }
         let first = self.once(launch)?;
-        if first > bound { Ok(None) } else { self.after_first(launch, first, most).map(Some) }
+        let too_long = first > bound && first >= SHORT;
+        if too_long { Ok(None) } else { self.after_first(launch, first, most).map(Some) }
     }
 
     /// The timings of a launch that is warm and was seen to take `once`.

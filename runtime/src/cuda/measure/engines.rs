@@ -211,10 +211,11 @@ impl Measurer {
         if !one.runs {
             return Ok(Tried::Fails);
         }
-        if let (Some(rival), Some(part)) = (rival, one.part) {
+        // Short launches seem longer than they are.
+        if let (Some(rival), Some(part)) = (rival.filter(|r| *r >= WORTH_PARTS), one.part) {
             let longer = |part: Option<f64>| part.is_some_and(|t| t > rival);
             // What the first part took is a hint what the second will, and the whole.
-            let doubtful = part * (FIRST_PART as f64) > 2.0 * rival && rival >= WORTH_PARTS;
+            let doubtful = part * (FIRST_PART as f64) > 2.0 * rival;
             if longer(Some(part))
                 || doubtful && longer(self.time_part(kernel, places, c, workspace, SECOND_PART)?)
             {
