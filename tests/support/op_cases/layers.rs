@@ -49,9 +49,11 @@ pub fn layers() -> Vec<Case> {
             dilations: pair(1),
             ceil_mode,
         };
-        for x in [[2, 64, 28, 28], [3, 13, 29, 29]] {
-            let operand = g.distinct(&x);
-            g.add(Op::MaxPool(pool.clone()), vec![operand]);
+        // Rows of whole accesses of 8, 4, 2 and 1 elements; groups of 8, 4 and 1 channels.
+        for x in [[2, 64, 28, 28], [3, 13, 29, 29], [2, 24, 17, 32], [2, 12, 15, 30]] {
+            for operand in [g.distinct(&x), g.ties(&x)] {
+                g.add(Op::MaxPool(pool.clone()), vec![operand]);
+            }
             let operand = g.any(&x);
             g.add(Op::AvgPool { pool: pool.clone(), count_include_pad: false }, vec![operand]);
         }

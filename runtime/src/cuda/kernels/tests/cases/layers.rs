@@ -18,7 +18,7 @@ fn attrs(dims: &[[u64; 6]], ceil_mode: bool) -> PoolAttrs {
 }
 
 pub(super) fn pools(rng: &mut Rng, out: &mut Vec<Case>) {
-    let geometries: [(&[[u64; 6]], bool); 21] = [
+    let geometries: [(&[[u64; 6]], bool); 31] = [
         (&[[8, 2, 2, 1, 0, 0], [8, 2, 2, 1, 0, 0]], false),
         (&[[9, 2, 2, 1, 0, 0], [7, 2, 2, 1, 0, 0]], true),
         (&[[9, 3, 2, 1, 1, 1], [11, 3, 2, 1, 1, 1]], false),
@@ -30,6 +30,16 @@ pub(super) fn pools(rng: &mut Rng, out: &mut Vec<Case>) {
         (&[[9, 3, 1, 2, 2, 2], [8, 2, 2, 3, 1, 0]], false),
         (&[[8, 3, 2, 2, 1, 1], [9, 3, 2, 2, 1, 2]], true),
         (&[[7, 5, 2, 1, 2, 2], [9, 4, 3, 1, 1, 2]], true),
+        (&[[9, 3, 2, 1, 1, 1], [16, 3, 2, 1, 1, 1]], false),
+        (&[[6, 3, 2, 1, 0, 0], [16, 3, 2, 1, 0, 0]], true),
+        (&[[5, 3, 2, 1, 0, 0], [14, 3, 2, 1, 0, 0]], true),
+        (&[[7, 3, 1, 1, 1, 1], [16, 3, 1, 1, 1, 1]], false),
+        (&[[5, 2, 2, 1, 0, 0], [24, 2, 2, 1, 0, 0]], false),
+        (&[[6, 2, 1, 1, 0, 1], [8, 2, 1, 1, 1, 0]], false),
+        (&[[7, 3, 1, 1, 2, 0], [8, 3, 1, 1, 2, 0]], false),
+        (&[[8, 3, 2, 1, 2, 1], [8, 3, 2, 1, 2, 0]], false),
+        (&[[9, 3, 3, 1, 1, 1], [12, 3, 3, 1, 1, 1]], false),
+        (&[[5, 2, 2, 1, 1, 1], [4, 2, 2, 1, 1, 1]], false),
         (&[[5, 5, 1, 1, 0, 0], [7, 7, 1, 1, 0, 0]], false),
         (&[[7, 7, 7, 1, 0, 0], [7, 7, 7, 1, 0, 0]], false),
         (&[[20, 17, 1, 1, 0, 0], [20, 17, 1, 1, 8, 8]], false),
@@ -50,6 +60,11 @@ pub(super) fn pools(rng: &mut Rng, out: &mut Vec<Case>) {
                 rng.special(&x_dims).f32().iter().map(|v| (v * 2.0).round() / 2.0).collect();
             let x = Tensor::from_f32(x_dims.iter().copied(), &coarse);
             let op = Op::MaxPool(pool.clone());
+            // Windows of nothing but what is special about comparisons.
+            let odd = [f32::NEG_INFINITY, -0.0, 0.0, f32::NEG_INFINITY, f32::NAN, -1.0];
+            let rare: Vec<f32> = coarse.iter().map(|v| odd[(v.abs() * 2.0).min(5.0) as usize]).collect();
+            let rare = Tensor::from_f32(x_dims.iter().copied(), &rare);
+            out.push(Case { op: op.clone(), inputs: vec![rare], outputs: 2, tolerance: 0.0 });
             let made = naive(&op, std::slice::from_ref(&x), 2);
             out.push(Case::new(op.clone(), vec![x.clone()], 0.0));
             out.push(Case { op, inputs: vec![x], outputs: 2, tolerance: 0.0 });
