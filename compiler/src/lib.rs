@@ -14,6 +14,7 @@ pub mod progress;
 pub mod pyramids;
 pub mod report;
 pub mod search;
+pub mod several;
 pub mod slicing;
 pub mod svg;
 pub mod timing;
