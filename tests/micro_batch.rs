@@ -2,6 +2,7 @@
 //! of them, and a training step gives what it gives undivided.
 
 use std::collections::BTreeMap;
+use vdnn_ir::id::EntityId as _;
 use vdnn_ir::{Bytes, ConvSchedule, Graph, Mode, Nanos, Tensor, TensorType};
 use vdnn_passes::{AlgoMode, BatchSizes, Policy, Workspace};
 use vdnn_plan::{Command, Plan};
@@ -230,6 +231,207 @@ fn a_list_of_convolutions_is_compared_under_limits() {
         let out = vdnnc().arg("bench-conv").arg(&list).args(args).output().expect("it runs");
         let error = String::from_utf8_lossy(&out.stderr);
         assert!(out.status.code() == Some(1) && error.contains(word), "{error}");
+    }
+}
+
+/// The largest hole of the device arena, ends included, while each command runs, the command's
+/// own workspace counting as free.
+fn holes(plan: &Plan, memory: Bytes) -> Vec<u64> {
+    let count = plan.commands.len();
+    let mut lives: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
+    for (at, command) in plan.commands.iter().enumerate() {
+        let used: Vec<_> = match command {
+            Command::Launch { inputs, outputs, .. } => inputs.iter().chain(outputs).copied().collect(),
+            Command::Copy { src, dst, .. } => vec![*src, *dst],
+            Command::Free { buf, .. } => vec![*buf],
+            Command::Record { .. } | Command::Wait { .. } => continue,
+        };
+        for buf in used {
+            // What a step begins with, such as a parameter, is there all the time.
+            let kept = !matches!(command, Command::Launch { outputs, .. } if outputs.contains(&buf));
+            let life = lives[buf.index()].get_or_insert((if kept { 0 } else { at }, count));
+            if matches!(command, Command::Free { .. }) {
+                life.1 = at;
+            }
+        }
+    }
+    let hole = |at: usize| {
+        let mut taken: Vec<(u64, u64)> = lives
+            .iter()
+            .zip(plan.buffers.iter())
+            .filter(|(life, (_, b))| {
+                b.space == vdnn_ir::Space::Device && life.is_some_and(|l| l.0 <= at && at <= l.1)
+            })
+            .map(|(_, (_, b))| (b.offset.0, b.offset.0 + b.ty.bytes().0))
+            .collect();
+        taken.sort_unstable();
+        taken.push((memory.0, memory.0));
+        let (mut end, mut largest) = (0, 0);
+        for (from, to) in taken {
+            largest = largest.max(from.saturating_sub(end));
+            end = end.max(to);
+        }
+        largest
+    };
+    (0..count).map(hole).collect()
+}
+
+#[test]
+fn where_the_plan_has_room_convolutions_run_as_without_a_limit() {
+    use vdnn_passes::micro_batch::Menu;
+    let precision = vdnn_cost::Precision::F32;
+    let cost = vdnnc::commands::load::cost_model("h200", precision).expect("a profile");
+    for (name, shares) in [("vgg16", [100, 80, 70].as_slice()), ("resnet50", &[100])] {
+        let imported = zoo(name, 64);
+        let mut options = options(Workspace::Planned, BatchSizes::PowerOfTwo);
+        (options.device, options.precision) = ("h200".to_owned(), precision);
+        let free = compile(&imported.graph, 64, &options).summary.peak;
+        for share in shares {
+            let memory = Bytes(free.0 / 100 * share);
+            options.memory = Some(memory);
+            let compiled = compile(&imported.graph, 64, &options);
+            let (menu, holes) = (Menu::new(options.micro_batch), holes(&compiled.plan, memory));
+            let (mut with_room, mut all) = (0, 0);
+            for (at, command) in compiled.plan.commands.iter().enumerate() {
+                let Command::Launch { node, algo: Some(algo), name: label, .. } = command else { continue };
+                let node = compiled.graph.node(*node);
+                let choices = menu.choices(&compiled.graph, &cost, node);
+                let fastest = choices.first().expect("an engine");
+                let chosen = menu.price(&compiled.graph, &cost, node, algo).expect("a price");
+                all += 1;
+                if fastest.workspace.0 <= holes[at] {
+                    with_room += 1;
+                    let (c, f) = (chosen.time.0, fastest.time.0);
+                    let text = || format!("{algo} {c} ns, {} {f} ns", fastest.schedule);
+                    assert!(c * 100 <= f * 105, "{name} in {share} %, {label}: {}", text());
+                }
+            }
+            assert!(with_room * 10 >= all * 8, "{name} in {share} %: {with_room} of {all} have room");
+        }
+    }
+}
+
+/// Times a convolution by its size: one engine whose workspace grows with the images, and one
+/// without any.
+struct BySize(u64);
+
+impl vdnnc::measuring::KernelTimer for BySize {
+    fn time(
+        &mut self,
+        kernel: &vdnnc::measuring::Kernel,
+        _: vdnn_cost::Precision,
+    ) -> Result<Vec<vdnn_cost::MeasuredRow>, vdnnc::measuring::TimerError> {
+        use vdnn_ir::graph::{ConvAlgo, EngineConfig};
+        let images = kernel.inputs.first().and_then(|t| t.dims.first().copied()).unwrap_or(1);
+        let size = images * kernel.outputs[0].dims.iter().skip(1).product::<u64>();
+        let row = |engine: Option<u16>, workspace, time| vdnn_cost::MeasuredRow {
+            algo: engine.and_then(|e| EngineConfig::new(e, &[])).map(ConvAlgo::Engine),
+            workspace: Bytes(workspace),
+            time: Some(Nanos(time)),
+            flags: vec![format!("device-{}", self.0)],
+        };
+        Ok(match kernel.op.is_conv() {
+            true => vec![row(Some(1), images * MIB, 100 + size), row(Some(2), 0, 100 + 3 * size)],
+            false => vec![row(None, 0, 100 + size)],
+        })
+    }
+}
+
+#[test]
+fn several_devices_measure_what_one_does() {
+    use vdnnc::several::{Work, fill_on_several};
+    let imported = zoo("alexnet", 64);
+    let options = options(Workspace::Limit(Bytes(16 * MIB)), BatchSizes::PowerOfTwo);
+    let cost = vdnnc::commands::load::cost_model("v100", options.precision).expect("a profile");
+    let kernels = vdnnc::measuring::kernels_of(&imported.graph, &options, &cost).expect("kernels");
+    let on =
+        vdnn_cost::MeasuredOn { device: "one".to_owned(), cudnn: "9.0".to_owned(), ..Default::default() };
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut tables = Vec::new();
+    for devices in [1, 3] {
+        let db = dir.path().join(format!("{devices}.sqlite"));
+        let work = Work {
+            kernels: &kernels,
+            precision: options.precision,
+            sizes: options.micro_batch,
+            enough: Bytes(16 * MIB),
+            known: &[],
+            on: &on,
+            db: &db,
+        };
+        let timed = fill_on_several(work, devices, &|i| Ok(BySize(i as u64))).expect("times");
+        assert!(timed > kernels.len(), "no micro-batch among {timed}");
+        let table = vdnn_benchdb::BenchDb::open_to_read(&db).and_then(|db| db.times(&on)).expect("rows");
+        let text = table.to_string();
+        for i in 0..3 {
+            assert_eq!(text.contains(&format!("device-{i}")), i < devices);
+        }
+        tables.push((1..3).fold(text, |t, i| t.replace(&format!("device-{i}"), "device-0")));
+    }
+    assert_eq!(tables[0], tables[1]);
+    let lost = |i: usize| if i == 1 { Err(vdnnc::error::Failure::user("lost")) } else { Ok(BySize(0)) };
+    let db = dir.path().join("lost.sqlite");
+    let work = Work {
+        kernels: &kernels,
+        precision: options.precision,
+        sizes: BatchSizes::Undivided,
+        enough: Bytes::ZERO,
+        known: &[],
+        on: &on,
+        db: &db,
+    };
+    assert_eq!(fill_on_several(work, 2, &lost).expect_err("a device is lost").message, "lost");
+    let kept = vdnn_benchdb::BenchDb::open_to_read(&db).and_then(|db| db.times(&on)).expect("rows");
+    assert!(!kept.is_empty(), "the other device's times are kept");
+}
+
+/// What the table of the H200 says of a training step in strict f32 within 512 MiB of workspace.
+#[test]
+fn divided_convolutions_keep_their_speed_within_a_limit() {
+    let imported = zoo("vgg16", 256);
+    let time = |workspace, sizes| {
+        let mut options = options(workspace, sizes);
+        (options.device, options.precision) = ("h200".to_owned(), vdnn_cost::Precision::F32);
+        let compiled = compile(&imported.graph, 256, &options);
+        (compiled.summary.compute.0, workspaces(&compiled.plan))
+    };
+    let limit = Workspace::Limit(Bytes(512 * MIB));
+    let (whole, _) = time(limit, BatchSizes::Undivided);
+    let (divided, (spaces, count)) = time(limit, BatchSizes::PowerOfTwo);
+    let (unlimited, _) = time(Workspace::Planned, BatchSizes::Undivided);
+    assert!(spaces.iter().all(|&w| w <= 512 * MIB) && count > 20, "{count} divided");
+    assert!(
+        divided * 2 < whole && divided < unlimited,
+        "{divided} ns, {whole} undivided, {unlimited} unlimited"
+    );
+}
+
+/// With tensor cores the fastest engines need little: what the table of the H200 has.
+#[test]
+fn a_small_workspace_leaves_nearly_all_of_the_speed_on_tensor_cores() {
+    let table = concat!(env!("CARGO_MANIFEST_DIR"), "/../compiler/cost/devices/h200.times");
+    let nets = ["vgg16", "resnet50", "densenet121"];
+    for precision in ["tf32", "bf16"] {
+        let mut command = assert_cmd::Command::new(vdnn_tests::data::vdnnc_binary());
+        command.arg("profile").args(nets).args([
+            "--batch",
+            "256",
+            "--precision",
+            precision,
+            "--replay",
+            table,
+        ]);
+        let out = command.args(["--workspace-limit", "64MiB"]).output().expect("it runs");
+        let text = String::from_utf8_lossy(&out.stdout);
+        // Times of other kernels may be missing, which is an error.
+        let lines: Vec<&str> =
+            text.lines().filter_map(|l| l.trim().strip_prefix("within 64.0MiB ")).collect();
+        assert_eq!(lines.len(), nets.len(), "{text}");
+        for line in lines {
+            let numbers: Vec<u64> = line.split(' ').filter_map(|w| w.parse().ok()).take(2).collect();
+            let [near, all] = numbers[..] else { panic!("{line}") };
+            assert!(all >= 26 && near * 10 >= all * 9, "{precision}: {line}");
+        }
     }
 }
 

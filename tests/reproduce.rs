@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use vdnnc::commands::reproduce::table::{Figure, Tolerance};
-use vdnnc::commands::reproduce::{Report, vdnn, vdnn_seed};
+use vdnnc::commands::reproduce::{Report, fused_layer, vdnn, vdnn_seed};
 
 fn outside(report: &Report) -> Vec<String> {
     let name = |f: &Figure| {
@@ -37,6 +37,26 @@ fn the_open_implementations_memory_comes_out() {
     let report = vdnn_seed::report().expect("a report");
     assert_eq!(outside(&report), Vec::<String>::new());
     assert_eq!(judged(&report, "seed-memory-opt"), 45);
+}
+
+#[test]
+fn the_fused_layers_traffic_buffers_and_recomputation_come_out() {
+    let report = fused_layer::report().expect("a report");
+    assert_eq!(outside(&report), Vec::<String>::new());
+    assert_eq!(judged(&report, "fused-traffic"), 4);
+    assert_eq!(judged(&report, "fused-buffers"), 2);
+    assert_eq!(judged(&report, "fused-recompute"), 5);
+    assert_eq!(judged(&report, "fused-border"), 4);
+    let ours = |id: &str, column: &str| {
+        let figure = report.figures.iter().find(|f| f.id == id).expect("a figure");
+        figure.cells.iter().find(|c| c.column == column).expect("a cell").ours
+    };
+    assert_eq!(ours("fused-traffic", "fused"), 3_813_376.0 / 1_048_576.0);
+    assert_eq!(ours("fused-buffers", "kept rows"), 355.632);
+    let mut command = assert_cmd::Command::new(vdnn_tests::data::vdnnc_binary());
+    let out = command.args(["reproduce", "fused-layer", "--json"]).assert().success();
+    let json: Value = serde_json::from_slice(&out.get_output().stdout).expect("JSON");
+    assert_eq!((&json["judged"], &json["artefact"]), (&15.into(), &"fused-layer".into()));
 }
 
 #[test]

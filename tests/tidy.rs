@@ -68,6 +68,7 @@ fn crates_depend_only_on_what_the_architecture_allows() {
         ("vdnn-benchdb", &["vdnn-cost", "vdnn-ir"]),
         ("vdnn-interp", &["vdnn-ir"]),
         ("vdnn-plan", &["vdnn-ir"]),
+        ("vdnn-pyramid", &["vdnn-ir"]),
         ("vdnn-frontends", &["vdnn-ir"]),
         ("vdnn-passes", &["vdnn-cost", "vdnn-ir", "vdnn-plan"]),
         ("vdnn-runtime", &["vdnn-cost", "vdnn-ir", "vdnn-plan"]),
@@ -113,6 +114,7 @@ fn passes_see_no_files_clocks_or_environment() {
     files(&root().join("passes/src"), "rs", &mut out);
     files(&root().join("compiler/ir/src"), "rs", &mut out);
     files(&root().join("compiler/cost/src"), "rs", &mut out);
+    files(&root().join("compiler/pyramid/src"), "rs", &mut out);
     for path in out {
         if is_test(&path) {
             continue;

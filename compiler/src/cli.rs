@@ -57,9 +57,16 @@ pub struct CompileCommand {
     #[arg(short = 'o', value_name = "FILE.vplan", help_heading = "Output")]
     pub output: Option<PathBuf>,
     /// Print this instead of the summary: the graph (see --stop-after), the plan, the
-    /// predicted timeline as a Chrome/Perfetto trace, or the graph in Graphviz form.
-    #[arg(long, value_name = "graph|plan|timeline|dot", help_heading = "Output")]
+    /// predicted timeline as a Chrome/Perfetto trace, the graph in Graphviz form, or the layers
+    /// of an inference that could be fused into pyramids, with the predicted gain.
+    #[arg(long, value_name = "graph|plan|timeline|dot|pyramids", help_heading = "Output")]
     pub emit: Option<Emit>,
+    /// With --emit pyramids: most convolutions of a pyramid.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_depth, help_heading = "Output")]
+    pub fuse_depth: usize,
+    /// With --emit pyramids: draw them, halos and all.
+    #[arg(long, value_name = "FILE.svg", help_heading = "Output")]
+    pub svg: Option<PathBuf>,
     /// With --emit graph or dot: the phase to print: imported, simplified, joint, selected,
     /// placed or scheduled.
     #[arg(long, value_name = "PHASE", help_heading = "Output")]
@@ -83,6 +90,8 @@ pub enum Emit {
     Timeline,
     /// Graphviz.
     Dot,
+    /// Layers that could be fused into pyramids.
+    Pyramids,
 }
 
 /// Options every compilation takes.
@@ -415,6 +424,11 @@ fn parse_dim(text: &str) -> Result<(String, u64), String> {
         return Err(error());
     }
     Ok((name.to_owned(), n))
+}
+
+fn parse_depth(text: &str) -> Result<usize, String> {
+    let depth = text.parse().ok().filter(|n| (1..=8).contains(n));
+    depth.ok_or_else(|| format!("`{text}` is not a number of convolutions from 1 to 8"))
 }
 
 fn parse_precision(text: &str) -> Result<Precision, String> {

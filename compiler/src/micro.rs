@@ -4,15 +4,20 @@
 use crate::error::Failure;
 use crate::measuring::{Filled, Kernel, KernelTimer, fill};
 use crate::progress::Progress;
+use std::fmt;
 use vdnn_cost::measured::NOT_CAPTURED;
-use vdnn_cost::{Measured, MeasuredOn, Precision};
-use vdnn_ir::Bytes;
+use vdnn_cost::{CostModel, Measured, MeasuredOn, Precision};
+use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::slices::{ConvSlice, batch, conv_slice};
-use vdnn_passes::micro_batch::sizes;
+use vdnn_ir::{Bytes, Graph, Nanos};
+use vdnn_passes::micro_batch::{Menu, sizes};
 use vdnn_passes::{BatchSizes, Workspace};
 
 /// A planned workspace is hardly ever smaller than this.
 const SMALL: Bytes = Bytes(8 << 20);
+/// A convolution that takes this long may gain by a division even in the workspace it wants:
+/// some engines do not take large batches.
+const LARGE: Nanos = Nanos(1_000_000);
 
 /// Workspace below which no convolution needs to be divided under a bound.
 pub fn enough(bound: Workspace) -> Bytes {
@@ -51,7 +56,8 @@ pub struct Source<'a> {
 }
 
 /// Adds to `filled`, which has the kernels' own times, those of their micro-batches. A
-/// convolution whose fastest engine needs no more than `enough` is not divided, and one of
+/// convolution whose fastest engine needs no more than `enough` is divided only if it takes a
+/// millisecond and a quarter of its batch runs more than proportionally faster; and one of
 /// `enough` images fewer not further, unless the batch has a remainder.
 ///
 /// # Errors
@@ -64,26 +70,27 @@ pub fn fill_micro_batches(
     filled: &mut Filled,
 ) -> Result<(), Failure> {
     for kernel in kernels.iter().filter(|k| k.op.is_conv()) {
-        if fastest(&filled.table, kernel, precision).is_none_or(|workspace| workspace <= least) {
-            continue;
-        }
+        let Some((time, workspace)) = fastest(&filled.table, kernel, precision) else { continue };
         let images = batch(&kernel.op, &kernel.types().0).unwrap_or(0);
-        for (m, slice) in slices(kernel, policy) {
-            let progress = Progress::new(1, "micro-batch");
-            let more = fill(
-                (std::slice::from_ref(&slice), precision),
-                source.known,
-                source.on,
-                source.timer,
-                source.keep,
-                &progress,
-            )?;
-            progress.finish();
-            filled.table.merge(&more.table);
-            filled.timed += more.timed;
-            filled.skipped.extend(more.skipped);
-            let small = fastest(&filled.table, &slice, precision).is_some_and(|workspace| workspace <= least);
-            if small && images.is_multiple_of(m) {
+        let slices = slices(kernel, policy);
+        // Sizes above this one may be no better than the batch.
+        let mut largest = images;
+        if workspace <= least {
+            let part = slices.iter().find(|(m, _)| *m <= images / 4).filter(|_| time >= LARGE);
+            let Some((m, slice)) = part else { continue };
+            fill_one(slice, precision, source, filled)?;
+            let gains = |(part, _): (Nanos, Bytes)| {
+                u128::from(part.0) * u128::from(images) * 100 < u128::from(time.0) * u128::from(*m) * 98
+            };
+            if !fastest(&filled.table, slice, precision).is_some_and(gains) {
+                continue;
+            }
+            largest = *m;
+        }
+        for (m, slice) in &slices {
+            fill_one(slice, precision, source, filled)?;
+            let small = fastest(&filled.table, slice, precision).is_some_and(|(_, w)| w <= least);
+            if small && *m <= largest && images.is_multiple_of(*m) {
                 break;
             }
         }
@@ -91,12 +98,98 @@ pub fn fill_micro_batches(
     Ok(())
 }
 
-/// Workspace of the fastest engine that was measured to run.
-fn fastest(table: &Measured, kernel: &Kernel, precision: Precision) -> Option<Bytes> {
+/// Adds the times of one kernel, if they are not there.
+fn fill_one(
+    kernel: &Kernel,
+    precision: Precision,
+    source: &mut Source<'_>,
+    filled: &mut Filled,
+) -> Result<(), Failure> {
+    let known: Vec<&Measured> = std::iter::once(&filled.table).chain(source.known.iter().copied()).collect();
+    let progress = Progress::new(1, "micro-batch");
+    let one = (std::slice::from_ref(kernel), precision);
+    let more = fill(one, &known, source.on, source.timer, source.keep, &progress)?;
+    progress.finish();
+    filled.table.merge(&more.table);
+    filled.timed += more.timed;
+    filled.skipped.extend(more.skipped);
+    Ok(())
+}
+
+/// Time and workspace of the fastest engine that was measured to run.
+fn fastest(table: &Measured, kernel: &Kernel, precision: Precision) -> Option<(Nanos, Bytes)> {
     let (inputs, outputs) = kernel.types();
     let rows = table.rows(&kernel.op, &inputs, &outputs, precision)?;
     let runs = rows.iter().filter(|r| !r.has(NOT_CAPTURED));
-    runs.filter_map(|r| Some((r.time?, r.workspace))).min().map(|r| r.1)
+    runs.filter_map(|r| Some((r.time?, r.workspace))).min()
+}
+
+/// The graph of one kernel.
+///
+/// # Errors
+/// If the op does not take these operands.
+pub fn alone(kernel: &Kernel) -> Result<Graph, String> {
+    let mut graph = Graph::new("kernel");
+    let values: Vec<_> =
+        kernel.inputs.iter().enumerate().map(|(i, t)| graph.add_input(format!("x{i}"), t.clone())).collect();
+    graph.add(kernel.op.clone(), &values, NodeSpec::forward("kernel")).map_err(|e| e.0)?;
+    Ok(graph)
+}
+
+/// What a limit of the workspace leaves of the speed of convolutions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnderLimit {
+    /// The limit.
+    pub limit: Bytes,
+    /// Those with measured times.
+    pub convolutions: usize,
+    /// Those of them that run at 95 % of their unlimited speed or more.
+    pub near: usize,
+    /// Those that are divided for it.
+    pub divided: usize,
+    /// The least share of the unlimited speed, and of which; 0 for one that does not run.
+    pub least: Option<(f64, String)>,
+}
+
+/// Compares, of the convolutions that `cost` has measured, the fastest way within a limit with
+/// the fastest whole batch; each different one counts once.
+pub fn under_limit(kernels: &[Kernel], cost: &CostModel, sizes: BatchSizes, limit: Bytes) -> UnderLimit {
+    let (menu, whole) = (Menu::new(sizes), Menu::new(BatchSizes::Undivided));
+    let mut seen = UnderLimit { limit, convolutions: 0, near: 0, divided: 0, least: None };
+    for kernel in kernels.iter().filter(|k| k.op.is_conv()) {
+        let (inputs, outputs) = kernel.types();
+        let rows = cost.measured().rows(&kernel.op, &inputs, &outputs, cost.precision());
+        if rows.is_none_or(|rows| rows.iter().all(|r| r.time.is_none())) {
+            continue;
+        }
+        let Ok(graph) = alone(kernel) else { continue };
+        let Some((_, node)) = graph.nodes().next() else { continue };
+        let Some(unlimited) = whole.choices(&graph, cost, node).first().map(|c| c.time) else { continue };
+        let within = menu.choices(&graph, cost, node).iter().find(|c| c.workspace <= limit).cloned();
+        let share = within.as_ref().map_or(0.0, |c| unlimited.0 as f64 / c.time.0.max(1) as f64);
+        seen.convolutions += 1;
+        seen.near += usize::from(share >= 0.95);
+        seen.divided += usize::from(within.is_some_and(|c| c.schedule.is_divided()));
+        if seen.least.as_ref().is_none_or(|(least, _)| share < *least) {
+            seen.least = Some((share, kernel.describe()));
+        }
+    }
+    seen
+}
+
+impl fmt::Display for UnderLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { limit, convolutions, near, divided, least } = self;
+        write!(
+            f,
+            "within {limit} {near} of {convolutions} convolutions at 95 % of their unlimited speed, {divided} \
+             divided"
+        )?;
+        match least {
+            Some((share, of)) => write!(f, "; least {share:.3}: {of}"),
+            None => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -108,8 +201,9 @@ mod tests {
     use vdnn_ir::op::ConvAttrs;
     use vdnn_ir::{Nanos, Op, TensorType};
 
-    /// A fast engine whose workspace grows with the images, a MiB each, and a slow one.
-    struct Model(Vec<u64>);
+    /// A fast engine whose workspace grows with the images, a MiB each, and that takes up to a
+    /// number of them, and a slow one.
+    struct Model(Vec<u64>, u64);
 
     impl KernelTimer for Model {
         fn time(&mut self, kernel: &Kernel, _: Precision) -> Result<Vec<MeasuredRow>, TimerError> {
@@ -121,7 +215,9 @@ mod tests {
                 time: Some(Nanos(time)),
                 flags: vec![],
             };
-            Ok(vec![row(1, images << 20, images), row(2, 0, 10 * images)])
+            let mut rows = vec![row(2, 0, 100_000 * images)];
+            rows.extend((images <= self.1).then(|| row(1, images << 20, images)));
+            Ok(rows)
         }
     }
 
@@ -136,12 +232,16 @@ mod tests {
             dilations: two(1),
             groups: 1,
         };
-        for (images, least, expected) in [
-            (256, 64, vec![256, 128, 64]),
-            (256, 256, vec![256]),
+        for (images, least, fast, expected) in [
+            (256, 64, 256, vec![256, 128, 64]),
+            (256, 256, 256, vec![256]),
             // A remainder may be of any size below.
-            (100, 64, vec![100, 64, 32, 16, 8, 4]),
-            (96, 16, vec![96, 64, 32, 16]),
+            (100, 64, 256, vec![100, 64, 32, 16, 8, 4]),
+            (96, 16, 256, vec![96, 64, 32, 16]),
+            // The fast engine does not take the whole batch, or not even a quarter.
+            (256, 16, 128, vec![256, 64, 128, 32, 16]),
+            (256, 16, 32, vec![256, 64]),
+            (19, 0, 4, vec![19, 4, 16, 8, 2, 1]),
         ] {
             let x = TensorType::f32([images, 4, 8, 8]);
             let kernel = Kernel {
@@ -153,7 +253,7 @@ mod tests {
             let other = Kernel { op: relu, inputs: vec![x.clone()], outputs: vec![x] };
             let kernels = [kernel, other];
             let on = MeasuredOn::default();
-            let mut timer = Model(Vec::new());
+            let mut timer = Model(Vec::new(), fast);
             let mut kept = Measured::default();
             let mut keep = |t: &Measured| {
                 kept.merge(t);

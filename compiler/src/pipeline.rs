@@ -1,7 +1,7 @@
 //! The pipeline: every pass of every phase, in order, with the reason for the order.
 //!
 //! ```text
-//! Imported --simplify--> Simplified --autodiff | fold-batch-norm, mark-setup-->
+//! Imported --simplify--> Simplified --nest-concats, autodiff | fold-batch-norm, mark-setup-->
 //!   [mixed-precision, fuse-epilogues, channels-last, slice-batch, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
@@ -21,6 +21,7 @@ use vdnn_passes::group_updates::GroupUpdates;
 use vdnn_passes::inplace::Inplace;
 use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::mixed_precision::MixedPrecision;
+use vdnn_passes::nest_concats::NestConcats;
 use vdnn_passes::offload::InsertOffload;
 use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
@@ -62,6 +63,9 @@ pub fn to_joint_in_slices(
     timings.pass(&Simplify, graph, &cx)?;
     match mode {
         Mode::Train => {
+            // After simplify, which gives equal concats one form; before autodiff, which makes a
+            // slice and a sum for every operand.
+            timings.pass(&NestConcats, graph, &cx)?;
             // Batch norm must still be there: training uses batch statistics, so nothing is folded.
             timings.pass(&Autodiff { keep_gradients }, graph, &cx)?;
         }

@@ -3,6 +3,9 @@
 //!
 //! - batch norm in training, the sum with another branch, and the ReLU behind it, with their
 //!   gradients;
+//! - batch norm of inference that no convolution could take, the ReLU behind it, and the concat
+//!   of channels in front of it (the layers of a DenseNet), which then is not stored;
+//! - the sum of a gradient with a slice of another, as concats send them back;
 //! - a convolution with bias, the sum and the ReLU behind it (batch norm of inference has
 //!   become the convolution's weights by then).
 
@@ -11,6 +14,7 @@ use smallvec::SmallVec;
 use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::op::infer::InferError;
 use vdnn_ir::op::{BinaryKind, UnaryKind};
+use vdnn_ir::rows::placement;
 use vdnn_ir::{Graph, NodeId, Op, Phase, Stage, ValueId};
 
 /// Fuses epilogues in a joint graph.
@@ -31,24 +35,35 @@ impl Pass for FuseEpilogues {
     }
 
     fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
-        let mut counts = [0; 2];
+        let mut counts = [0; 3];
+        // Where gradients read what a concat or a frozen batch norm stores, nothing is saved.
+        let infers = graph.nodes().all(|(_, node)| node.stage != Stage::Backward);
         for id in graph.order().to_vec() {
             let Some(node) = graph.get_node(id).filter(|n| n.stage == Stage::Forward) else { continue };
             let kind = match node.op {
                 Op::BatchNormTrain { .. } => 0,
                 Op::Conv(_) if node.inputs.len() == 3 => 1,
+                Op::BatchNormInfer { .. } if infers => 2,
                 _ => continue,
             };
             let Some(tail) = Tail::of(graph, id) else { continue };
             let fused = match kind {
                 0 => batch_norm(graph, id, &tail),
-                _ => convolution(graph, id, &tail),
+                1 => convolution(graph, id, &tail),
+                _ if tail.add.is_some() => continue,
+                _ => batch_norm_infer(graph, id, &tail),
             };
             fused.map_err(|error| PassError::Infer { pass: self.name(), error })?;
             counts[kind] += 1;
         }
-        let stats = Stats::from([("batch_norms", counts[0]), ("convolutions", counts[1])]);
-        Ok(Outcome { changed: counts != [0; 2], stats })
+        let sums = add_slices(graph).map_err(|error| PassError::Infer { pass: self.name(), error })?;
+        let stats = Stats::from([
+            ("batch_norms", counts[0]),
+            ("convolutions", counts[1]),
+            ("running_batch_norms", counts[2]),
+            ("sums_of_slices", sums),
+        ]);
+        Ok(Outcome { changed: counts != [0; 3] || sums > 0, stats })
     }
 }
 
@@ -136,6 +151,70 @@ fn convolution(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferEr
     let fused = insert(graph, id, tail, Op::ConvEpilogue { conv, relu: true }, &inputs, 1)?;
     graph.replace_all_uses(tail.y, graph.node(fused).outputs[0]);
     tail.remove(graph, id, fused);
+    Ok(())
+}
+
+/// Fuses sums one of whose operands is a slice of its own; how many.
+fn add_slices(graph: &mut Graph) -> Result<u64, InferError> {
+    let mut fused = 0;
+    for id in graph.order().to_vec() {
+        let node = graph.node(id);
+        let &[a, b] = node.inputs.as_slice() else { continue };
+        // A slice of rows may stay where it is.
+        let slice_of = |v: ValueId| {
+            let def = graph.def_node(v).filter(|_| a != b && only_user(graph, v) == Some(id))?;
+            let node = graph.node(def);
+            match &node.op {
+                Op::Slice(slice) => {
+                    let in_place = placement(&node.op, &[graph.ty(node.inputs[0])]).is_some();
+                    (!in_place).then(|| (def, slice.clone()))
+                }
+                _ => None,
+            }
+        };
+        if node.op != Op::Binary(BinaryKind::Add) || graph.ty(a) != graph.ty(b) {
+            continue;
+        }
+        let Some((def, slice, other)) = slice_of(b)
+            .map(|(def, slice)| (def, slice, a))
+            .or_else(|| slice_of(a).map(|(def, slice)| (def, slice, b)))
+        else {
+            continue;
+        };
+        let inputs = [other, graph.node(def).inputs[0]];
+        let spec = NodeSpec { name: node.name.clone(), stage: node.stage, origin: node.origin, n_outputs: 1 };
+        let y = node.outputs[0];
+        let new = graph.insert(position(graph, id), Op::AddSlice(slice), &inputs, spec)?;
+        graph.replace_all_uses(y, graph.node(new).outputs[0]);
+        graph.remove(id);
+        graph.remove(def);
+        fused += 1;
+    }
+    Ok(fused)
+}
+
+/// Most tensors that a batch norm joins: what a kernel's parameters hold.
+const MAX_PIECES: usize = 64;
+
+fn batch_norm_infer(graph: &mut Graph, id: NodeId, tail: &Tail) -> Result<(), InferError> {
+    let Op::BatchNormInfer { eps, .. } = graph.node(id).op.clone() else { return Ok(()) };
+    let x = graph.node(id).inputs[0];
+    let concat = graph.def_node(x).filter(|&d| {
+        let node = graph.node(d);
+        node.op == Op::Concat { axis: 1 } && node.stage == Stage::Forward && node.inputs.len() <= MAX_PIECES
+    });
+    let concat = concat.filter(|_| only_user(graph, x) == Some(id));
+    let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::from_slice(&graph.node(id).inputs[1..]);
+    match concat {
+        Some(concat) => inputs.extend(graph.node(concat).inputs.iter().copied()),
+        None => inputs.push(x),
+    }
+    let fused = insert(graph, id, tail, Op::BatchNormInferRelu { eps }, &inputs, 1)?;
+    graph.replace_all_uses(tail.y, graph.node(fused).outputs[0]);
+    tail.remove(graph, id, fused);
+    if let Some(concat) = concat {
+        graph.remove(concat);
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ pub mod lower;
 pub mod memory;
 pub mod micro_batch;
 pub mod mixed_precision;
+pub mod nest_concats;
 pub mod offload;
 pub mod options;
 pub mod pass;

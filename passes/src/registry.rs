@@ -10,6 +10,7 @@ use crate::group_updates::GroupUpdates;
 use crate::inplace::Inplace;
 use crate::micro_batch::Menu;
 use crate::mixed_precision::MixedPrecision;
+use crate::nest_concats::NestConcats;
 use crate::offload::InsertOffload;
 use crate::pass::Pass;
 use crate::schedule::Schedule;
@@ -34,6 +35,7 @@ pub struct Entry {
 /// Every pass, in the order of the pipeline.
 pub const PASSES: &[Entry] = &[
     Entry { name: "simplify", make: |_| Ok(Box::new(Simplify)) },
+    Entry { name: "nest-concats", make: |_| Ok(Box::new(NestConcats)) },
     Entry {
         name: "autodiff",
         make: |o| Ok(Box::new(Autodiff { keep_gradients: o.or("keep_gradients", false)? })),
@@ -186,7 +188,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let error = |text: &str| make(text).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(error("autodif").contains("passes are simplify, autodiff"));
+        assert!(error("autodif").contains("passes are simplify, nest-concats, autodiff"));
         assert!(error("autodiff keep_gradients").contains("key=value"));
         assert!(error("autodiff keep_gradients=true keep_gradients=true").contains("once"));
         assert!(error("autodiff keep=true").contains("no option `keep`"));

@@ -223,10 +223,15 @@ impl Group {
     }
 }
 
-/// `|x - reference| / |reference|`, Euclidean; NaN if anything is.
+/// `|x - reference| / |reference|`, Euclidean; NaN and infinities have to be where the reference has
+/// them, else it is no number.
 fn error(x: &[f32], reference: &[f64]) -> f64 {
-    let difference: f64 = x.iter().zip(reference).map(|(&x, r)| (f64::from(x) - r).powi(2)).sum();
-    let size: f64 = reference.iter().map(|r| r * r).sum();
+    let difference = |(&x, &r): (&f32, &f64)| {
+        let x = f64::from(x);
+        if x == r || x.is_nan() && r.is_nan() { 0.0 } else { (x - r).powi(2) }
+    };
+    let difference: f64 = x.iter().zip(reference).map(difference).sum();
+    let size: f64 = reference.iter().filter(|r| r.is_finite()).map(|r| r * r).sum();
     if difference == 0.0 { 0.0 } else { (difference / size.max(f64::MIN_POSITIVE)).sqrt() }
 }
 

@@ -51,6 +51,18 @@ pub struct ConvOption {
 /// Parts per million: the scale of the shares a simulator multiplies rates by.
 pub const PPM: u64 = 1_000_000;
 
+/// What kernels could reach on a device at one precision, for those who price kernels that no
+/// op stands for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Peaks {
+    /// Convolutions, operations per nanosecond (a multiply-add is two).
+    pub arithmetic: f64,
+    /// A streaming kernel, bytes read and written per nanosecond.
+    pub bandwidth: f64,
+    /// From start to start of kernels that follow each other.
+    pub launch: Nanos,
+}
+
 /// Predicts times on one device at one precision.
 #[derive(Clone, Debug)]
 pub struct CostModel {
@@ -212,6 +224,11 @@ impl CostModel {
                 time: self.kernel(op, inputs, outputs, None),
             }],
         }
+    }
+
+    /// The rates behind the predictions that are not measured.
+    pub fn peaks(&self) -> Peaks {
+        self.roofline.peaks()
     }
 
     /// Time of one copy with nothing else on the link.

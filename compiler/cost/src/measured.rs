@@ -30,6 +30,9 @@ pub const NONDETERMINISTIC: &str = "nondeterministic";
 pub const ACCUMULATES: &str = "accumulates";
 /// Flag of a kernel that cannot be part of a captured step; never offered.
 pub const NOT_CAPTURED: &str = "not-captured";
+/// Flag of an algorithm that was found to be slower than another one that serves as well and
+/// needs no more workspace, and was not timed to the end; it has no time.
+pub const SLOWER: &str = "slower";
 
 /// What the times were taken on. Times of another device or library mean nothing, and engine
 /// numbers of another cuDNN name other kernels.
@@ -78,7 +81,7 @@ pub struct MeasuredRow {
     pub algo: Option<ConvAlgo>,
     /// Workspace it needs.
     pub workspace: Bytes,
-    /// Its time; `None` if it was tried and does not run.
+    /// Its time; `None` if it was tried and does not run, or is [`SLOWER`].
     pub time: Option<Nanos>,
     /// Words without spaces, commas and semicolons, such as `fft`, sorted.
     pub flags: Vec<String>,

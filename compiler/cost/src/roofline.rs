@@ -3,7 +3,7 @@
 
 use crate::conv::{ALGOS, ConvDir, ConvShape};
 use crate::profile::{Directions, Profile};
-use crate::{ConvOption, Precision};
+use crate::{ConvOption, Peaks, Precision};
 use std::collections::BTreeMap;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::op::work;
@@ -57,6 +57,12 @@ impl Roofline {
             fft_passes: profile.conv.fft_passes,
             directions: directions.clone(),
         }
+    }
+
+    /// The rates without any efficiency.
+    pub(crate) fn peaks(&self) -> Peaks {
+        let launch = Nanos(self.launch.round() as u64);
+        Peaks { arithmetic: self.conv_peak, bandwidth: self.bandwidth, launch }
     }
 
     fn time(&self, launches: u64, flops: f64, rate: f64, traffic: f64) -> Nanos {

@@ -167,7 +167,11 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         | Op::PrefetchDone => {
             y[0].bytes.copy_from_slice(x[0].bytes);
         }
-        Op::BatchNormTrainRelu { .. } | Op::BatchNormReluGrad { .. } | Op::ConvEpilogue { .. } => {
+        Op::BatchNormInferRelu { .. }
+        | Op::BatchNormTrainRelu { .. }
+        | Op::BatchNormReluGrad { .. }
+        | Op::AddSlice(_)
+        | Op::ConvEpilogue { .. } => {
             return Err(KernelError::Unsupported { op: op.to_string(), why: "it runs as its parts".into() });
         }
     }

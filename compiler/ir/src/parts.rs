@@ -29,7 +29,14 @@ pub fn parts(op: &Op, inputs: &[&TensorType], n_outputs: usize) -> Option<Graph>
 
 /// True for the ops that are made of others.
 pub fn is_fused(op: &Op) -> bool {
-    matches!(op, Op::BatchNormTrainRelu { .. } | Op::BatchNormReluGrad { .. } | Op::ConvEpilogue { .. })
+    matches!(
+        op,
+        Op::BatchNormInferRelu { .. }
+            | Op::BatchNormTrainRelu { .. }
+            | Op::BatchNormReluGrad { .. }
+            | Op::AddSlice(_)
+            | Op::ConvEpilogue { .. }
+    )
 }
 
 struct Parts {
@@ -58,6 +65,22 @@ impl Parts {
                     y = self.one(Op::Unary(UnaryKind::Relu), &[y])?;
                 }
                 Some(vec![y])
+            }
+            Op::BatchNormInferRelu { eps } => {
+                let &[scale, bias, mean, var, ref pieces @ ..] = x else { return None };
+                let whole = match pieces {
+                    &[lone] => lone,
+                    _ => self.one(Op::Concat { axis: 1 }, pieces)?,
+                };
+                // Inference knows no momentum.
+                let op = Op::BatchNormInfer { eps: *eps, momentum: 0.0.into() };
+                let y = self.one(op, &[whole, scale, bias, mean, var])?;
+                Some(vec![self.one(Op::Unary(UnaryKind::Relu), &[y])?])
+            }
+            Op::AddSlice(slice) => {
+                let &[a, from] = x else { return None };
+                let part = self.one(Op::Slice(slice.clone()), &[from])?;
+                Some(vec![self.one(Op::Binary(BinaryKind::Add), &[a, part])?])
             }
             Op::BatchNormTrainRelu { eps, momentum } => {
                 let op = Op::BatchNormTrain { eps: *eps, momentum: *momentum };

@@ -154,6 +154,9 @@ pub struct ProfileArgs {
     /// Measure also what was measured before.
     #[arg(long, conflicts_with = "replay")]
     pub again: bool,
+    /// Measure on several GPUs of one kind at once, by number or UUID.
+    #[arg(long, value_name = "N|UUID,…", value_delimiter = ',', conflicts_with_all = ["replay", "cuda_device"])]
+    pub bench_devices: Vec<DeviceSelector>,
     /// Seed of the weights of zoo networks.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

@@ -67,6 +67,9 @@ pub struct BenchConvArgs {
     /// Compare nothing: only the whole batch, where otherwise power-of-two is the default.
     #[arg(long, conflicts_with = "micro_batch")]
     pub undivided: bool,
+    /// Try only the few engines that the library recommends first.
+    #[arg(long)]
+    pub quick: bool,
     /// Also run what was chosen on the GPU of --device, and compare these times.
     #[arg(long)]
     pub run: bool,

@@ -39,8 +39,9 @@ pub struct CheckArgs {
 #[derive(Debug, Args)]
 pub struct ReproduceArgs {
     /// vdnn: the figures of the vDNN paper (MICRO 2016). vdnn-seed: the memory of its open
-    /// implementation.
-    #[arg(value_name = "vdnn|vdnn-seed")]
+    /// implementation. fused-layer: traffic, buffers and recomputation of fused-layer CNN
+    /// accelerators (MICRO 2016).
+    #[arg(value_name = "vdnn|vdnn-seed|fused-layer")]
     pub what: Artefact,
     /// Print one JSON object.
     #[arg(long)]
@@ -57,6 +58,8 @@ pub enum Artefact {
     Vdnn,
     /// `james98kr/vDNN_Implementation`.
     VdnnSeed,
+    /// Alwani et al., Fused-Layer CNN Accelerators, MICRO 2016.
+    FusedLayer,
 }
 
 impl Artefact {
@@ -65,6 +68,7 @@ impl Artefact {
         match self {
             Self::Vdnn => "vdnn",
             Self::VdnnSeed => "vdnn-seed",
+            Self::FusedLayer => "fused-layer",
         }
     }
 }

@@ -5,11 +5,14 @@ use super::target::{Runner, Target};
 use crate::cli::{CompileCommand, Emit};
 use crate::driver::{self, NoPlan, Summary};
 use crate::error::Failure;
-use crate::{emit, html, report};
+use crate::options::CompileOptions;
+use crate::{emit, html, pyramids, report, slicing};
 use std::io::Write;
 use std::path::Path;
+use vdnn_cost::CostModel;
 use vdnn_frontends::safe_file::write_atomic;
-use vdnn_ir::{Mode, Phase};
+use vdnn_ir::{Graph, Mode, Phase};
+use vdnn_passes::Fuse;
 use vdnn_plan::Plan;
 
 /// Runs the command.
@@ -30,6 +33,12 @@ pub fn run(args: &CompileCommand) -> Result<(), Failure> {
         let graph = driver::stop_after(model.imported.graph, phase, &options, &cost)?;
         super::print(&if what == Emit::Graph { graph.to_string() } else { emit::dot(&graph) });
         return Ok(());
+    }
+    if args.emit == Some(Emit::Pyramids) {
+        return emit_pyramids(args, &model.imported.graph, &options, &cost);
+    }
+    if args.svg.is_some() {
+        return Err(Failure::user("--svg draws pyramids").hint("add --emit pyramids"));
     }
     let request = report::Request { model: path, options: &options };
     let reference = model.reference()?;
@@ -58,6 +67,31 @@ pub fn run(args: &CompileCommand) -> Result<(), Failure> {
         }
         Err(e @ NoPlan::Failed(_)) => Err(load::over_budget(e)),
     }
+}
+
+/// `--emit pyramids`: of inference, whose inner tensors nobody reads later.
+fn emit_pyramids(
+    args: &CompileCommand,
+    graph: &Graph,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<(), Failure> {
+    if args.mode != Mode::Infer {
+        return Err(Failure::user("a training step reads the tensors inside pyramids again")
+            .hint("--emit pyramids is for inference: add --mode infer"));
+    }
+    // Beside layers as good as they get: sums and ReLUs in the convolutions.
+    let options = CompileOptions { fuse: args.shared.fuse.unwrap_or(Fuse::Epilogue), ..options.clone() };
+    let batch = slicing::batch_of(graph);
+    let graph = driver::stop_after(graph.clone(), Phase::Joint, &options, cost)?;
+    let pyramids = pyramids::find(&graph, batch, args.fuse_depth, cost)?;
+    if let Some(path) = &args.svg {
+        let text = pyramids::svg(&pyramids);
+        write_atomic(path, |w| w.write_all(text.as_bytes()))
+            .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
+    }
+    super::print(&if args.json { pyramids.json().to_string() } else { pyramids.text() });
+    Ok(())
 }
 
 fn print_summary(args: &CompileCommand, request: &report::Request<'_>, summary: &Summary) {

@@ -10,11 +10,13 @@ use crate::error::Failure;
 use crate::measuring::{self, Filled, Kernel, KernelTimer, TimerError};
 use crate::micro;
 use crate::progress::Progress;
+use crate::several::{Work, fill_on_several};
 use std::io::Write;
 use std::path::Path;
 use vdnn_benchdb::{BenchDb, looks_like_database};
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_frontends::safe_file::write_atomic;
+use vdnn_passes::Workspace;
 
 /// Runs the command: import, then models, then export.
 ///
@@ -108,18 +110,50 @@ fn only_source(db: &BenchDb, part: Option<&str>) -> Result<MeasuredOn, Failure> 
 /// model, so that an interrupted run can be taken up again.
 fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
     let shared = &args.shared;
-    let gpu = backend::selector(&args.cuda, shared);
+    let gpu = args.bench_devices.first().cloned().unwrap_or_else(|| backend::selector(&args.cuda, shared));
     let (facts, on) = backend::identify(shared, &gpu, &args.date)?;
-    let mut timer =
-        if args.quick { LazyTimer::quick(shared, &gpu) } else { LazyTimer::thorough(shared, &gpu) };
+    for other in args.bench_devices.iter().skip(1) {
+        let (_, is) = backend::identify(shared, other, &args.date)?;
+        if !is.is_same(&on) {
+            return Err(Failure::user(format!("GPU {other} is a {is}, GPU {gpu} a {on}"))
+                .hint("measure them one after the other, with --cuda-device"));
+        }
+    }
+    let timer_of =
+        |gpu| if args.quick { LazyTimer::quick(shared, gpu) } else { LazyTimer::thorough(shared, gpu) };
+    let mut timer = timer_of(&gpu);
     let mut table = started(args, &on)?;
     let mut db = BenchDb::open(path).map_err(Failure::user)?;
     let precision = shared.options_on_gpu(args.mode).precision;
     let cost = target::gpu_profile(&facts, &shared.gpu.device_profile, precision)?;
     for name in &args.targets {
         let kernels = kernels(args, name, &cost)?;
-        let stored = db.times(&on).map_err(Failure::user)?;
-        let known: &[&Measured] = if args.again { &[] } else { &[&table, &stored] };
+        let mut stored = db.times(&on).map_err(Failure::user)?;
+        let before = [&table, &stored];
+        let known: &[&Measured] = if args.again { &[] } else { &before };
+        let mut timed = 0;
+        if args.bench_devices.len() > 1 {
+            let options = shared.options_on_gpu(args.mode);
+            let work = Work {
+                kernels: &kernels,
+                precision,
+                sizes: options.micro_batch,
+                enough: micro::enough(options.workspace),
+                known,
+                on: &on,
+                db: path,
+            };
+            let devices = &args.bench_devices;
+            timed = fill_on_several(work, devices.len(), &|device| Ok(timer_of(&devices[device])))?;
+            stored = db.times(&on).map_err(Failure::user)?;
+        }
+        let both = [&table, &stored];
+        let known: &[&Measured] = match (args.again, timed) {
+            (false, _) => &both,
+            // Just now.
+            (true, 1..) => &both[1..],
+            (true, 0) => &[],
+        };
         let progress = Progress::new(kernels.len() as u64, name);
         let mut filled = measuring::fill(
             (&kernels, precision),
@@ -144,10 +178,11 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
         print(&format!(
             "{name}: {} kernels, {} measured now, {} rows; {}",
             kernels.len(),
-            filled.timed,
+            timed + filled.timed,
             filled.table.len(),
             path.display()
         ));
+        under_limit(args, &kernels, &cost, &filled.table);
         for text in filled.skipped {
             print(&format!("  not measured: {text}"));
         }
@@ -172,6 +207,15 @@ fn fill_micro_batches(
     let options = args.shared.options_on_gpu(args.mode);
     let enough = micro::enough(options.workspace);
     micro::fill_micro_batches(kernels, options.micro_batch, enough, source, filled)
+}
+
+/// What the limit of the options, if there is one, leaves of the convolutions' speed.
+fn under_limit(args: &ProfileArgs, kernels: &[Kernel], cost: &CostModel, table: &Measured) {
+    let options = args.shared.options_on_gpu(args.mode);
+    if let Workspace::Limit(limit) = options.workspace {
+        let cost = cost.clone().with_deterministic(options.deterministic).with_measured(table.clone());
+        print(&format!("  {}", micro::under_limit(kernels, &cost, options.micro_batch, limit)));
+    }
 }
 
 /// The `-o` table as it stands, or an empty one.
@@ -241,6 +285,7 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
         for kernel in &kernels {
             print(&format!("  {}", line(kernel, precision, &filled.table)));
         }
+        under_limit(args, &kernels, &cost, &filled.table);
         missing += lacking;
         table.merge(&filled.table);
     }

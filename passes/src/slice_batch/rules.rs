@@ -44,6 +44,9 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
         Op::Conv(_) | Op::ConvDgrad { .. } | Op::BatchNormInfer { .. } | Op::Dropout { .. } => {
             leading(1, Part::Rows)
         }
+        Op::BatchNormInferRelu { .. } => {
+            Rule { cut: (0..is.len()).map(|i| i >= 4).collect(), results: all(Part::Rows), scaled: None }
+        }
         Op::ConvEpilogue { .. } => {
             let mut rule = leading(1, Part::Rows);
             if let Some(residual) = rule.cut.get_mut(3) {
@@ -101,6 +104,9 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
             if slice.starts[0] == 0 && slice.steps[0] == 1 && slice.lens[0] == batch =>
         {
             leading(1, Part::Rows)
+        }
+        Op::AddSlice(slice) if slice.starts[0] == 0 && slice.steps[0] == 1 && slice.lens[0] == batch => {
+            leading(2, Part::Rows)
         }
         Op::Pad { before, after, .. } if before[0] == 0 && after[0] == 0 => leading(1, Part::Rows),
         Op::Reshape { dims } | Op::Expand { dims } if dims.first() == Some(&batch) => {
@@ -169,7 +175,7 @@ pub(super) fn on_rows(op: &Op, graph: &Graph, node: &Node, first: u64, len: u64)
             slice.lens[0] = len;
             x_dims[0] = len;
         }
-        Op::Slice(slice) => slice.lens[0] = len,
+        Op::Slice(slice) | Op::AddSlice(slice) => slice.lens[0] = len,
         Op::Reshape { dims } | Op::Expand { dims } => dims[0] = len,
         Op::Dropout { first: at, .. } => {
             let ty = graph.ty(node.outputs[0]);

@@ -1,6 +1,7 @@
 //! Measuring kernels for the cost model: each way to run an op, on operands filled with
 //! random numbers, timed on the device.
 
+mod engines;
 mod link;
 mod memory;
 
@@ -19,7 +20,7 @@ use super::libs;
 use super::meter::Meter;
 use cudarc::driver::{result, sys};
 use memory::{Memory, fill_bytes, fill_words, read, size};
-use vdnn_cost::measured::{ACCUMULATES, NOT_CAPTURED};
+use vdnn_cost::measured::NOT_CAPTURED;
 use vdnn_cost::{MeasuredOn, MeasuredRow};
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::random::splitmix64;
@@ -92,7 +93,8 @@ pub struct Measurer {
     operands: Memory,
     workspace: Memory,
     scratch: DeviceArena,
-    noise: Vec<f32>,
+    /// The same numbers as f32 and as bf16.
+    noise: [DeviceArena; 2],
     blas: Blas,
     dnn: Dnn,
     modules: Modules,
@@ -114,7 +116,7 @@ impl Measurer {
             operands: Memory::new("the operands of a measured kernel")?,
             workspace: Memory::new("the workspace of a measured kernel")?,
             scratch: DeviceArena::new(SCRATCH, "the scratch of a measured kernel")?,
-            noise: noise(),
+            noise: noise_on_device()?,
             blas: Blas::new()?,
             dnn: Dnn::with_options(DnnOptions { deterministic, ..DnnOptions::default() })?,
             modules,
@@ -211,95 +213,6 @@ impl Measurer {
         Ok(vec![MeasuredRow { algo: None, workspace: Bytes::ZERO, time, flags }])
     }
 
-    /// The rows of a convolution.
-    fn engines(&mut self, kernel: Kernel<'_>, limits: &MeasureLimits) -> Result<Vec<MeasuredRow>, CudaError> {
-        let Kernel { op, inputs, outputs, precision } = kernel;
-        let found = cudnn::candidates(op, inputs, outputs, precision, &self.dnn)?;
-        // Building tells the workspace, and whether the engine exists at all.
-        let tries: Vec<(Candidate, bool)> = limits
-            .choose(&found)
-            .into_iter()
-            .map(|c| match cudnn::workspace(op, inputs, outputs, c.config, &self.dnn) {
-                Ok(workspace) => (Candidate { workspace, ..c }, true),
-                Err(_) => (c, false),
-            })
-            .collect();
-        let most = tries.iter().filter(|t| t.1).map(|t| t.0.workspace).max().unwrap_or(Bytes::ZERO);
-        let workspace = self.workspace.take(most)?;
-        let places = self.place(kernel)?;
-        let mut timed = Vec::new();
-        for (c, _) in tries.iter().filter(|t| t.1) {
-            let range =
-                (c.workspace > Bytes::ZERO).then_some(DeviceRange { bytes: c.workspace, ..workspace });
-            let launch = match self.prepare(kernel, &places, Some(ConvAlgo::Engine(c.config)), false, range) {
-                Ok(launch) => launch,
-                Err(error @ CudaError::Driver { .. }) => return Err(error),
-                Err(_) => continue,
-            };
-            match self.meter.time(&*launch, limits.repeats) {
-                Ok(timing) => timed.push((c.config, launch, timing)),
-                // The device itself is in a bad state; nothing after this would be true.
-                Err(error @ CudaError::Driver { .. }) => return Err(error),
-                Err(_) => {}
-            }
-        }
-        // Only now, because it overwrites the random operands.
-        let mut rows = Vec::new();
-        for (c, _) in &tries {
-            let mut flags: Vec<String> = c.notes.names().map(str::to_owned).collect();
-            let mut time = None;
-            if let Some((_, launch, timing)) = timed.iter().find(|t| t.0 == c.config) {
-                if self.is_as_precise(kernel, &places, &**launch, &mut flags)? {
-                    time = Some(timing.median());
-                }
-                if !timing.captured {
-                    flags.push(NOT_CAPTURED.to_owned());
-                }
-                let range = DeviceRange { bytes: c.workspace, ..workspace };
-                if time.is_some() && self.accumulates(kernel, &places, c, range)? {
-                    flags.push(ACCUMULATES.to_owned());
-                }
-            }
-            let algo = Some(ConvAlgo::Engine(c.config));
-            rows.push(MeasuredRow { algo, workspace: c.workspace, time, flags });
-        }
-        Ok(rows)
-    }
-
-    /// True if the engine of a weight gradient adds to its result when asked to, in the same
-    /// workspace: run twice on zeros, it must give twice what it gives once.
-    fn accumulates(
-        &mut self,
-        kernel: Kernel<'_>,
-        places: &Places,
-        candidate: &Candidate,
-        workspace: DeviceRange,
-    ) -> Result<bool, CudaError> {
-        let sum = kernel.outputs[0];
-        if !matches!(kernel.op, Op::ConvWgrad { .. }) || sum.dtype != DType::F32 {
-            return Ok(false);
-        }
-        let algo = Some(ConvAlgo::Engine(candidate.config));
-        let range = (workspace.bytes > Bytes::ZERO).then_some(workspace);
-        let launch = match self.prepare(kernel, places, algo, true, range) {
-            Ok(launch) => launch,
-            Err(error @ CudaError::Driver { .. }) => return Err(error),
-            Err(_) => return Ok(false),
-        };
-        fill_bytes(places.outputs[0], sum.bytes(), 0)?;
-        // Fills are on the default stream, which the meter's does not wait for.
-        self.device.synchronize()?;
-        let mut results = Vec::new();
-        for _ in 0..2 {
-            match self.meter.run(&*launch) {
-                Ok(()) => results.push(read(places.outputs[0], sum.bytes())?),
-                Err(error @ CudaError::Driver { .. }) => return Err(error),
-                Err(_) => return Ok(false),
-            }
-        }
-        Ok(scales_by(&results[1], &results[0], 2.0))
-    }
-
     fn prepare(
         &mut self,
         kernel: Kernel<'_>,
@@ -353,31 +266,31 @@ impl Measurer {
             inputs: kernel.inputs.iter().map(&mut next).collect(),
             outputs: kernel.outputs.iter().map(&mut next).collect(),
         };
+        self.fill_inputs(kernel, &places)?;
+        Ok(places)
+    }
+
+    /// Gives the inputs their numbers, and waits for it: fills are on the default stream, which
+    /// the meter's does not wait for.
+    fn fill_inputs(&self, kernel: Kernel<'_>, places: &Places) -> Result<(), CudaError> {
         for (ty, &ptr) in kernel.inputs.iter().zip(&places.inputs) {
             match ty.dtype {
                 DType::F32 | DType::BF16 => self.fill_random(ptr, ty)?,
                 _ => fill_bytes(ptr, ty.bytes(), 0)?,
             }
         }
-        self.device.synchronize()?;
-        Ok(places)
+        self.device.synchronize()
     }
 
     /// Random numbers, and copies of them where there are not enough.
     #[expect(unsafe_code, reason = "copies on the device")]
     fn fill_random(&self, to: sys::CUdeviceptr, ty: &TensorType) -> Result<(), CudaError> {
-        let narrow: Vec<u16>;
-        let noise: &[u8] = if ty.dtype == DType::BF16 {
-            narrow = self.noise.iter().map(|&x| bf16::round(x)).collect();
-            bytemuck::cast_slice(&narrow)
-        } else {
-            bytemuck::cast_slice(&self.noise)
-        };
+        let noise = if ty.dtype == DType::BF16 { &self.noise[1] } else { &self.noise[0] }.range();
         let total = size(ty.bytes())?;
-        let first = total.min(noise.len());
-        // SAFETY: the range is that of an operand, which `take` gave; the length is checked.
-        unsafe { result::memcpy_htod_sync(to, &noise[..first]) }.map_err(CudaError::of("cuMemcpyHtoD"))?;
-        let mut done = first;
+        let mut done = total.min(size(noise.bytes)?);
+        // SAFETY: the range is that of an operand, which `take` gave, and as long as it; the
+        // noise is another block, and long enough.
+        unsafe { result::memcpy_dtod_sync(to, noise.ptr, done) }.map_err(CudaError::of("cuMemcpyDtoD"))?;
         while done < total {
             let more = done.min(total - done);
             // SAFETY: as above; source and destination are disjoint parts of it.
@@ -386,6 +299,12 @@ impl Measurer {
             done += more;
         }
         Ok(())
+    }
+
+    /// True if [`Self::is_as_precise`] has something to see, for which it overwrites the inputs.
+    fn is_checked(kernel: Kernel<'_>) -> bool {
+        let products = kernel.op.is_conv() || matches!(kernel.op, Op::Gemm { .. } | Op::MatMul { .. });
+        products && kernel.precision == Precision::F32
     }
 
     /// True unless strict f32 was asked for and products are of less: the first operand is
@@ -399,8 +318,7 @@ impl Measurer {
         launch: &dyn Prepared,
         flags: &mut Vec<String>,
     ) -> Result<bool, CudaError> {
-        let products = kernel.op.is_conv() || matches!(kernel.op, Op::Gemm { .. } | Op::MatMul { .. });
-        if !products || kernel.precision != Precision::F32 {
+        if !Self::is_checked(kernel) {
             return Ok(true);
         }
         let mut results = Vec::new();
@@ -474,6 +392,21 @@ fn noise() -> Vec<f32> {
         (2 * bits + 1) as f32 / (1 << 23) as f32 - 1.0
     };
     (0..NOISE as u64).map(number).collect()
+}
+
+/// That, on the device of the current context, as f32 and as bf16.
+#[expect(unsafe_code, reason = "copies to the device")]
+fn noise_on_device() -> Result<[DeviceArena; 2], CudaError> {
+    let wide = noise();
+    let narrow: Vec<u16> = wide.iter().map(|&x| bf16::round(x)).collect();
+    let copy = |bytes: &[u8]| {
+        let arena = DeviceArena::new(Bytes(bytes.len() as u64), "the numbers that measured kernels read")?;
+        // SAFETY: the block was made as long as the bytes.
+        unsafe { result::memcpy_htod_sync(arena.range().ptr, bytes) }
+            .map_err(CudaError::of("cuMemcpyHtoD"))?;
+        Ok(arena)
+    };
+    Ok([copy(bytemuck::cast_slice(&wide))?, copy(bytemuck::cast_slice(&narrow))?])
 }
 
 /// True if `a[i]` is `factor * b[i]`, to a quarter of what the factor differs from 1, wherever

@@ -14,6 +14,12 @@ const LONG_ENOUGH: f64 = 200_000.0;
 const MAX_LAUNCHES: usize = 64;
 /// Timings before the first may be the last.
 const FEWEST: usize = 3;
+/// The same of launches of at least [`LONG`].
+const FEWEST_LONG: usize = 2;
+/// A launch that takes this long needs no graph to be timed, and hardly varies.
+const LONG: f64 = 5_000_000.0;
+/// What loading a kernel may take the host within its first launch.
+const LOADING: f64 = 50_000_000.0;
 /// Repeating ends when a timing is not better than this share of the best so far, as in
 /// NVIDIA's cuDNN frontend.
 const STABLE: f64 = 0.95;
@@ -42,19 +48,21 @@ impl Timing {
     }
 }
 
-/// Takes samples until they no longer improve, at most `most`.
+/// Takes samples until they no longer improve, at least `fewest` and at most `most`, of which
+/// the first is there.
 fn until_stable(
-    most: usize,
+    (fewest, most): (usize, usize),
+    first: f64,
     mut sample: impl FnMut() -> Result<f64, CudaError>,
 ) -> Result<Vec<f64>, CudaError> {
-    let mut samples = vec![sample()?];
-    let mut best = samples[0];
+    let mut samples = vec![first];
+    let mut best = first;
     while samples.len() < most.max(1) {
         let new = sample()?;
         samples.push(new);
         let stable = new >= STABLE * best;
         best = best.min(new);
-        if stable && samples.len() >= FEWEST {
+        if stable && samples.len() >= fewest {
             break;
         }
     }
@@ -82,28 +90,68 @@ impl Meter {
         queued.and(done)
     }
 
+    /// Runs a launch once; its time, which of a kernel's first one includes what the host does
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// If the launch is refused or fails.
+    pub(crate) fn once(&self, launch: &dyn Prepared) -> Result<f64, CudaError> {
+        self.between(|| launch.enqueue(self.stream.raw()))
+    }
+
     /// Times a launch: one run to warm up, then up to `most` timings until they no longer
     /// improve by more than 5 %. Short launches are repeated inside a captured graph.
     ///
     /// # Errors
     /// If the launch is refused or fails.
     pub(crate) fn time(&self, launch: &dyn Prepared, most: usize) -> Result<Timing, CudaError> {
-        self.run(launch)?;
-        let once = self.between(|| launch.enqueue(self.stream.raw()))?;
+        self.once(launch)?;
+        self.after_first(launch, self.once(launch)?, most)
+    }
+
+    /// As [`Self::time`]; `None` after the first timing (or the run before it, if that took by
+    /// far too long) if it takes more than `bound` nanoseconds. Short launches are always timed:
+    /// alone they seem longer than they are.
+    ///
+    /// # Errors
+    /// If the launch is refused or fails.
+    pub(crate) fn time_within(
+        &self,
+        launch: &dyn Prepared,
+        bound: f64,
+        most: usize,
+    ) -> Result<Option<Timing>, CudaError> {
+        if self.once(launch)? > 2.0 * bound + LOADING {
+            return Ok(None);
+        }
+        let first = self.once(launch)?;
+        let too_long = first > bound && first >= SHORT;
+        if too_long { Ok(None) } else { self.after_first(launch, first, most).map(Some) }
+    }
+
+    /// The timings of a launch that is warm and was seen to take `once`.
+    fn after_first(&self, launch: &dyn Prepared, once: f64, most: usize) -> Result<Timing, CudaError> {
+        if once >= LONG {
+            let captured = self.capture(launch, 1).is_ok();
+            self.stream.synchronize()?;
+            let samples = until_stable((FEWEST_LONG, most), once, || self.once(launch))?;
+            return Ok(Timing { samples, captured });
+        }
         let launches = if once >= SHORT { 1 } else { (LONG_ENOUGH / once.max(1.0)).ceil() as usize };
         let launches = launches.clamp(1, MAX_LAUNCHES);
+        let range = (FEWEST, most);
         match self.capture(launch, launches) {
             Ok(graph) => {
                 graph.launch(&self.stream)?;
                 self.stream.synchronize()?;
                 let all = || Ok(self.between(|| graph.launch(&self.stream))? / launches as f64);
-                Ok(Timing { samples: until_stable(most, all)?, captured: true })
+                Ok(Timing { samples: until_stable(range, all()?, all)?, captured: true })
             }
             Err(_) => {
                 self.stream.synchronize()?;
                 let queue = || (0..launches).try_for_each(|_| launch.enqueue(self.stream.raw()));
                 let all = || Ok(self.between(queue)? / launches as f64);
-                Ok(Timing { samples: until_stable(most, all)?, captured: false })
+                Ok(Timing { samples: until_stable(range, all()?, all)?, captured: false })
             }
         }
     }
@@ -136,7 +184,9 @@ mod tests {
 
     fn taken(mut times: Vec<f64>, most: usize) -> Vec<f64> {
         times.reverse();
-        until_stable(most, || Ok(times.pop().expect("not more than there are"))).expect("no error")
+        let first = times.pop().expect("one");
+        until_stable((FEWEST, most), first, || Ok(times.pop().expect("not more than there are")))
+            .expect("no error")
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use super::{Case, Generator, Operand};
 use crate::arbitrary::Rng;
-use vdnn_ir::op::{BinaryKind, ConvAttrs, LossReduction, LrnAttrs, Op, PoolAttrs, ReduceKind, UnaryKind};
+use vdnn_ir::op::{
+    BinaryKind, ConvAttrs, LossReduction, LrnAttrs, Op, PoolAttrs, ReduceKind, SliceAttrs, UnaryKind,
+};
 use vdnn_ir::{Dims, Real, Tensor};
 
 /// Layers as networks have them: large enough for vectors, tiles and more than one block.
@@ -47,9 +49,11 @@ pub fn layers() -> Vec<Case> {
             dilations: pair(1),
             ceil_mode,
         };
-        for x in [[2, 64, 28, 28], [3, 13, 29, 29]] {
-            let operand = g.distinct(&x);
-            g.add(Op::MaxPool(pool.clone()), vec![operand]);
+        // Rows of whole accesses of 8, 4, 2 and 1 elements; groups of 8, 4 and 1 channels.
+        for x in [[2, 64, 28, 28], [3, 13, 29, 29], [2, 24, 17, 32], [2, 12, 15, 30]] {
+            for operand in [g.distinct(&x), g.ties(&x)] {
+                g.add(Op::MaxPool(pool.clone()), vec![operand]);
+            }
             let operand = g.any(&x);
             g.add(Op::AvgPool { pool: pool.clone(), count_include_pad: false }, vec![operand]);
         }
@@ -66,6 +70,12 @@ pub fn layers() -> Vec<Case> {
         });
         let operands = vec![g.any(&x), g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
         g.add(Op::BatchNormInfer { eps, momentum }, operands);
+        // Not differentiable: a model of inference has it.
+        for parts in [vec![x[1]], vec![20, x[1] - 20], vec![4, x[1] - 8, 4]] {
+            let mut operands = vec![g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
+            operands.extend(parts.into_iter().map(|part| g.any(&[x[0], part, x[2], x[3]])));
+            g.cases.push(Case { op: Op::BatchNormInferRelu { eps }, operands, outputs: 1, sources: vec![] });
+        }
         let lrn = LrnAttrs { size: 5, alpha: Real(1e-2), beta: Real(0.75), bias: Real(1.0) };
         let operand = g.any(&x);
         g.add(Op::Lrn(lrn), vec![operand]);
@@ -82,6 +92,12 @@ pub fn layers() -> Vec<Case> {
         let operands = vec![g.any(&x), g.any(&narrow), g.any(&x)];
         g.add(Op::Concat { axis: 1 }, operands);
         let half = x[1] / 2;
+        for (start, dims) in [(0, [x[0], half, x[2], x[3]]), (half, [x[0], 2, x[2], x[3]])] {
+            let (starts, lens) = (Dims::from_slice(&[0, start, 0, 0]), Dims::from_slice(&dims));
+            let slice = SliceAttrs { starts, steps: [1, 1, 1, 1].into_iter().collect(), lens };
+            let operands = vec![g.any(&dims), g.any(&x)];
+            g.cases.push(Case { op: Op::AddSlice(slice), operands, outputs: 1, sources: vec![] });
+        }
         let operands = vec![g.any(&x)];
         let sizes = Dims::from_slice(&[half, x[1] - half]);
         g.cases.push(Case { op: Op::Split { axis: 1, sizes }, operands, outputs: 2, sources: vec![0, 1] });

@@ -95,6 +95,16 @@ impl Generator {
         self.with(dims, |rng| rng.range(0, 8) as f64 * 0.4 - 1.6 + offset)
     }
 
+    /// Few different numbers, among them both zeros, infinities and NaN.
+    pub(super) fn ties(&mut self, dims: &[u64]) -> Operand {
+        let rare = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::NEG_INFINITY];
+        self.with(dims, |rng| match rng.range(0, 63) as usize {
+            i @ 0..4 => rare[i],
+            i @ 4..12 => [0.0, -0.0][i % 2],
+            i => (i % 5) as f64 * 0.5 - 1.5,
+        })
+    }
+
     /// An operand that the result depends on and that has no gradient.
     pub(super) fn constant(&mut self, dims: &[u64]) -> Operand {
         let mut operand = self.positive(dims);

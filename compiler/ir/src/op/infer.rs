@@ -70,6 +70,7 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         }
         Op::BatchNormInfer { .. } => nn::batch_norm_infer(cx),
         Op::BatchNormTrain { .. } => nn::batch_norm_train(cx),
+        Op::BatchNormInferRelu { .. } => nn::batch_norm_infer_relu(cx),
         Op::BatchNormTrainRelu { .. } => nn::batch_norm_train_relu(cx),
         Op::ConvEpilogue { conv, .. } => nn::conv_epilogue(cx, conv),
         Op::Lrn(lrn) => {
@@ -109,6 +110,13 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
             cx.arity(1, 1)?;
             movement::slice(cx, slice, cx.dims(0))?;
             cx.one(inputs[0].dtype, slice.lens.clone())
+        }
+        Op::AddSlice(slice) => {
+            cx.arity(2, 2)?;
+            cx.equal_dtypes(0, 1)?;
+            movement::slice(cx, slice, cx.dims(1))?;
+            cx.real_dims(0, "a", &slice.lens, 1)?;
+            cx.same(0)
         }
         Op::Pad { before, after, .. } => movement::pad(cx, before, after),
         Op::Reshape { dims } => movement::reshape(cx, dims),

@@ -68,6 +68,12 @@ pub enum Op {
         /// Weight of the old running statistic.
         momentum: Real,
     },
+    /// `scale[C], bias[C], mean[C], var[C], x0, [x1, ..] -> y`: [`Op::Concat`] of the x along the
+    /// channels, [`Op::BatchNormInfer`], then `max(y, 0)`, in one pass over the x.
+    BatchNormInferRelu {
+        /// Added to the variance.
+        eps: Real,
+    },
     /// `x, w, b, [r] -> y`: [`Op::Conv`], then `y + r`, then `max(y, 0)` if `relu`, before the
     /// result is stored.
     ConvEpilogue {
@@ -246,6 +252,9 @@ pub enum Op {
         /// Added to the variance.
         eps: Real,
     },
+    /// `a, x -> y`: [`Op::Slice`] of x, added to a. What a concat sends back to an operand that
+    /// others read, too.
+    AddSlice(SliceAttrs),
     /// `dy, x, y -> dx`.
     LrnGrad(LrnAttrs),
     /// `dy, s -> dx`: s is x or y of the forward op, as [`UnaryKind::saves`] says.
@@ -337,7 +346,10 @@ impl Op {
             | Self::BatchNormInfer { .. }
             | Self::BatchNormGrad
             | Self::BatchNormReluGrad { .. }
-            | Self::BatchNormInferGrad { .. } => &[(0, 0)],
+            | Self::BatchNormInferGrad { .. }
+            | Self::AddSlice(_) => &[(0, 0)],
+            // Only a lone x has the result's type.
+            Self::BatchNormInferRelu { .. } => &[(0, 4)],
             Self::Binary(_) => &[(0, 0), (0, 1)],
             Self::BatchNormTrain { .. } | Self::BatchNormTrainRelu { .. } => &[(1, 3), (2, 4)],
             Self::SgdUpdate => &UPDATES,
@@ -377,6 +389,8 @@ impl Op {
             | Self::BatchNormGrad
             | Self::BatchNormTrainRelu { .. }
             | Self::BatchNormReluGrad { .. }
+            | Self::BatchNormInferRelu { .. }
+            | Self::AddSlice(_)
             | Self::ConvEpilogue { .. }
             | Self::BatchNormInferGrad { .. }
             | Self::LrnGrad(_)

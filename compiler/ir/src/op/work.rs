@@ -41,6 +41,7 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::Lrn(_) => product(&[6, input(0)]),
         Op::LrnGrad(_) => product(&[10, input(0)]),
         Op::BatchNormInfer { .. } => product(&[2, input(0)]),
+        Op::BatchNormInferRelu { .. } => product(&[3, output(0)]),
         // Mean, centred squares, then scale and shift.
         Op::BatchNormTrain { .. } | Op::BatchNormTrainRelu { .. } => product(&[6, input(0)]),
         Op::BatchNormReluGrad { .. } => product(&[10, input(0)]),
@@ -53,7 +54,7 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::SoftmaxCrossEntropyGrad { .. } => product(&[3, output(0)]),
         Op::NegativeLogLikelihood { .. } => product(&[2, input(1)]),
         Op::NegativeLogLikelihoodGrad { .. } => product(&[2, input(1)]),
-        Op::Unary(_) | Op::Binary(_) | Op::Dropout { .. } | Op::Cast { .. } => output(0),
+        Op::Unary(_) | Op::Binary(_) | Op::AddSlice(_) | Op::Dropout { .. } | Op::Cast { .. } => output(0),
         Op::UnaryGrad(_) => product(&[2, output(0)]),
         Op::Reduce { .. } => input(0),
         Op::SgdUpdate => (0..outputs.len() as u64 / 2)
@@ -90,6 +91,7 @@ pub fn traffic(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Byte
             .saturating_add(sum(outputs)),
         // Only the selected elements are read.
         Op::Slice(_) => sum(outputs).saturating_add(sum(outputs)),
+        Op::AddSlice(_) => [outputs; 3].into_iter().fold(Bytes::ZERO, |n, y| n.saturating_add(sum(y))),
         _ => sum(inputs).saturating_add(sum(outputs)),
     }
 }

@@ -146,8 +146,8 @@ impl Layer {
         let y = y.first().cloned().ok_or("a convolution without result")?;
         let dgrad = Op::ConvDgrad { conv: attrs.clone(), x_dims: x.dims.clone() };
         let wgrad = Op::ConvWgrad { conv: attrs, w_dims: w.dims.clone() };
-        // Sums over the batch are kept in f32 at every precision.
-        let dw = TensorType { dtype: DType::F32, ..w.clone() };
+        // A convolution's operands are of one type; training steps convert dw behind it.
+        let dw = w.clone();
         let kernel = |op: Op, inputs: [&TensorType; 2], output: &TensorType| Kernel {
             op,
             inputs: inputs.map(Clone::clone).to_vec(),
@@ -187,7 +187,7 @@ mod tests {
         let mut layer = list.expect("a list").remove(0);
         let [_, dx, dw] = layer.kernels(Precision::Bf16, Layout::ChannelsLast).expect("a convolution");
         assert_eq!(dx.inputs[0].dims[..], [8, 64, 31, 31]);
-        assert_eq!((dx.outputs[0].dtype, dw.outputs[0].dtype), (DType::BF16, DType::F32));
+        assert_eq!((dx.outputs[0].dtype, dw.outputs[0].dtype), (DType::BF16, DType::BF16));
         layer.groups = 0;
         assert!(layer.kernels(Precision::F32, Layout::RowMajor).is_err());
         (layer.groups, layer.filter) = (1, [99, 99]);

@@ -9,6 +9,7 @@ use super::target::{self, Runner, Target};
 use crate::cli::{BenchConvArgs, DeviceName};
 use crate::error::Failure;
 use crate::measuring::Kernel;
+use crate::micro;
 use list::{DIRECTIONS, Layer};
 use plot::Group;
 use serde_json::{Value, json};
@@ -17,10 +18,10 @@ use std::io::Write as _;
 use std::path::Path;
 use vdnn_cost::CostModel;
 use vdnn_frontends::safe_file::write_atomic;
-use vdnn_ir::graph::NodeSpec;
-use vdnn_ir::{Bytes, ConvSchedule, Graph, Mode, Nanos};
+use vdnn_ir::{Bytes, ConvSchedule, Mode, Nanos};
 use vdnn_passes::BatchSizes;
 use vdnn_passes::micro_batch::{Choice, Menu};
+use vdnn_runtime::cuda::DeviceSelector;
 
 /// One convolution under one limit.
 struct Cell<'a> {
@@ -103,12 +104,12 @@ pub fn run(args: &BenchConvArgs) -> Result<(), Failure> {
         options.micro_batch = BatchSizes::PowerOfTwo;
     }
     let mut target = match &args.shared.device {
-        // Thoroughly: the engines by Fourier and Winograd transforms are in no short list.
+        // Thoroughly by default: engines by Fourier and Winograd transforms are in no short list.
         DeviceName::Gpu(gpu) if args.shared.times.is_none() => {
             let (facts, on) = backend::identify(&args.shared, gpu, "unknown")?;
             let cost = target::gpu_profile(&facts, &args.shared.gpu.device_profile, options.precision)?;
             let db = target::database(&args.shared)?;
-            Target::measured(cost, on, db, Box::new(LazyTimer::thorough(&args.shared, gpu)))
+            Target::measured(cost, on, db, Box::new(timer(args, gpu)))
         }
         _ => Target::open(&mut options, &args.shared, Runner::Host)?,
     };
@@ -132,12 +133,22 @@ pub fn run(args: &BenchConvArgs) -> Result<(), Failure> {
     }
     let least = limits.first().copied().unwrap_or(Bytes::ZERO);
     let cost = target.cost_of(&different, &options, least)?;
+    // Nothing is guessed beside what was measured.
+    let known = |kernel: &Kernel| {
+        let (inputs, outputs) = kernel.types();
+        cost.measured().rows(&kernel.op, &inputs, &outputs, options.precision).is_some()
+    };
+    let missing = different.iter().filter(|kernel| !known(kernel)).count();
+    if missing > 0 && missing < different.len() {
+        kernels.retain(|k| known(&k.2));
+        super::warn(&format!("{missing} of {} convolutions have no measured times", different.len()));
+    }
 
     let menu = Menu::new(options.micro_batch);
     let whole_menu = Menu::new(BatchSizes::Undivided);
     let mut cells = Vec::new();
     for (layer, direction, kernel) in &kernels {
-        let graph = alone(kernel).map_err(|e| fail(format!("{}: {e}", layer.name)))?;
+        let graph = micro::alone(kernel).map_err(|e| fail(format!("{}: {e}", layer.name)))?;
         let Some((_, node)) = graph.nodes().next() else { continue };
         let (all, wholes) = (menu.choices(&graph, &cost, node), whole_menu.choices(&graph, &cost, node));
         for &limit in &limits {
@@ -152,22 +163,18 @@ pub fn run(args: &BenchConvArgs) -> Result<(), Failure> {
         let DeviceName::Gpu(gpu) = &args.shared.device else {
             return Err(Failure::user("--run needs a GPU").hint("name it with --device cuda:0"));
         };
-        let mut timer = LazyTimer::thorough(&args.shared, gpu);
+        let mut timer = timer(args, gpu);
         run_cells(&mut cells, &mut timer, options.precision)?;
     }
     report(args, &cells, &limits, &cost)
 }
 
-/// The graph of one convolution.
-fn alone(kernel: &Kernel) -> Result<Graph, String> {
-    let mut graph = Graph::new("conv");
-    let values: Vec<_> =
-        kernel.inputs.iter().enumerate().map(|(i, t)| graph.add_input(format!("x{i}"), t.clone())).collect();
-    graph.add(kernel.op.clone(), &values, NodeSpec::forward("conv")).map_err(|e| e.0)?;
-    Ok(graph)
+fn timer(args: &BenchConvArgs, gpu: &DeviceSelector) -> LazyTimer {
+    if args.quick { LazyTimer::quick(&args.shared, gpu) } else { LazyTimer::thorough(&args.shared, gpu) }
 }
 
-/// Times what was chosen, divisions as a whole, each different one once.
+/// Times what was chosen where a division was, each different schedule once: elsewhere the best
+/// is the whole batch itself.
 fn run_cells(
     cells: &mut [Cell<'_>],
     timer: &mut LazyTimer,
@@ -176,6 +183,9 @@ fn run_cells(
     let mut known: Vec<(&Kernel, ConvSchedule, Option<Nanos>)> = Vec::new();
     for cell in cells {
         let kernel = cell.kernel;
+        if !cell.best.as_ref().is_some_and(|b| b.schedule.is_divided()) {
+            continue;
+        }
         for (i, choice) in [&cell.whole, &cell.best].into_iter().enumerate() {
             let Some(choice) = choice else { continue };
             let found = known.iter().find(|k| k.0 == kernel && k.1 == choice.schedule).map(|k| k.2);

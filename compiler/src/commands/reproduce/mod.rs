@@ -1,6 +1,7 @@
 //! `vdnnc reproduce WHAT`: published tables beside ours.
 
 pub mod chart;
+pub mod fused_layer;
 pub mod layers;
 pub mod replay;
 pub mod seed_replay;
@@ -45,6 +46,7 @@ pub fn run(args: &ReproduceArgs) -> Result<(), Failure> {
     let report = match args.what {
         Artefact::Vdnn => vdnn::report()?,
         Artefact::VdnnSeed => vdnn_seed::report()?,
+        Artefact::FusedLayer => fused_layer::report()?,
     };
     if let Some(dir) = &args.svg {
         std::fs::create_dir_all(dir)

@@ -58,6 +58,8 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::MaxPoolGrad { .. }
         | Op::AvgPoolGrad { .. }
         | Op::BatchNormGrad
+        | Op::BatchNormInferRelu { .. }
+        | Op::AddSlice(_)
         | Op::BatchNormTrainRelu { .. }
         | Op::BatchNormReluGrad { .. }
         | Op::ConvEpilogue { .. }

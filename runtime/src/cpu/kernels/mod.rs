@@ -140,8 +140,10 @@ impl Kernels for CpuKernels {
             | Op::OffloadDone
             | Op::PrefetchStart
             | Op::PrefetchDone => shape::copy(&call, outputs),
-            Op::BatchNormTrainRelu { .. }
+            Op::BatchNormInferRelu { .. }
+            | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
+            | Op::AddSlice(_)
             | Op::ConvEpilogue { .. }
             | Op::Cast { .. } => {
                 Err(KernelError::Unsupported { op: op.to_string(), why: "the interface runs it".into() })

@@ -12,9 +12,7 @@ mod legacy;
 mod plan;
 mod problem;
 
-#[cfg(test)]
-pub(crate) use engine::Notes;
-pub(crate) use engine::{Candidate, Source};
+pub(crate) use engine::{Candidate, Notes, Source};
 
 use super::error::CudaError;
 use super::launch::{DeviceRange, LaunchSpec, Prepared};
@@ -190,11 +188,11 @@ fn apart_of(config: EngineConfig) -> Option<EngineConfig> {
     EngineConfig::new(config.engine(), &knobs)
 }
 
-/// Every configuration cuDNN's heuristics offer for a convolution op that the precision (and
+/// Configurations that cuDNN's heuristics offer for a convolution op that the precision (and
 /// [`DnnOptions::deterministic`]) admits: heuristic mode A in its order, then mode B if asked
-/// for, the fallbacks, and every other engine with its default knobs; for a convolution with
-/// an epilogue first those that fuse it, then those that run it in a second step. Each once;
-/// whether it builds shows when it is prepared.
+/// for, the fallbacks, and if `every`, which takes longer to ask, every other engine with its
+/// default knobs; for a convolution with an epilogue first those that fuse it, then those that
+/// run it in a second step. Each once; whether it builds shows when it is prepared.
 ///
 /// # Errors
 /// [`CudaError::Unsupported`] as [`Problem::of`]; [`CudaError::Cudnn`] if cuDNN refuses the
@@ -204,9 +202,17 @@ pub(crate) fn candidates(
     inputs: &[&TensorType],
     outputs: &[&TensorType],
     precision: Precision,
+    every: bool,
     dnn: &Dnn,
 ) -> Result<Vec<Candidate>, CudaError> {
-    dnn.candidates(&Problem::of(op, inputs, outputs)?, precision, &dnn.sources())
+    let mut sources = dnn.sources();
+    sources.retain(|s| every || *s != Source::Exhaustive);
+    let problem = Problem::of(op, inputs, outputs)?;
+    match dnn.candidates(&problem, precision, &sources) {
+        Ok(found) if every || !found.is_empty() => Ok(found),
+        // Better those than none.
+        _ => dnn.candidates(&problem, precision, &dnn.sources()),
+    }
 }
 
 /// The workspace of one engine configuration of a convolution op, which is built for it.

@@ -77,7 +77,7 @@ impl Case {
     fn candidates(&self, precision: Precision, dnn: &Dnn) -> Result<Vec<Candidate>, CudaError> {
         let inputs: Vec<_> = self.inputs.iter().collect();
         let outputs: Vec<_> = self.outputs.iter().collect();
-        candidates(&self.op, &inputs, &outputs, precision, dnn)
+        candidates(&self.op, &inputs, &outputs, precision, true, dnn)
     }
 }
 

@@ -38,6 +38,9 @@ struct Norm {
     channels: u32,
 }
 
+/// Bytes of the coefficients of one channel.
+const COEFFICIENT_BYTES: u64 = 16;
+
 /// Partial sums of the channels.
 struct Partial {
     at: CUdeviceptr,
@@ -57,11 +60,11 @@ impl Norm {
 
     /// Room for four coefficients per channel, in front of the partial sums.
     fn coefficients(&self, cx: &Cx<'_>) -> Result<CUdeviceptr, CudaError> {
-        cx.scratch(0, 16 * self.image.channels)
+        cx.scratch(0, COEFFICIENT_BYTES * self.image.channels)
     }
 
     fn partial_at(&self) -> u64 {
-        (16 * self.image.channels).next_multiple_of(256)
+        (COEFFICIENT_BYTES * self.image.channels).next_multiple_of(256)
     }
 
     /// Launches the sums; `grad` is 0 or 1, `gate` as in the source.
@@ -176,12 +179,36 @@ pub(super) fn infer(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError> {
     if norm.image.elements() == 0 {
         return Ok(());
     }
-    let [scale, bias, mean, var] = [cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, cx.f32(4)?].map(|t| t.ptr);
-    let factors = norm.coefficients(cx)?;
-    let args = Args::new().ptr(scale).ptr(bias).ptr(mean).ptr(var).ptr(factors);
-    let args = args.u32(norm.channels).f64(f64::from(eps));
-    coefficients(cx, "bn_infer_coefficients", norm.channels.div_ceil(THREADS), args);
+    let parameters = [cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, cx.f32(4)?].map(|t| t.ptr);
+    let factors = infer_coefficients(cx, parameters, norm.image.channels, eps)?;
     norm.apply(cx, "BN_APPLY", "false, false", Args::new().ptr(x.ptr).ptr(0).ptr(y.ptr), factors)
+}
+
+/// [`vdnn_ir::Op::BatchNormInferRelu`] of one x.
+pub(super) fn infer_relu(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError> {
+    let (x, y) = (cx.real(4)?, cx.real_out(0)?);
+    let norm = Norm::new(cx, x)?;
+    if norm.image.elements() == 0 {
+        return Ok(());
+    }
+    let parameters = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32(3)?].map(|t| t.ptr);
+    let factors = infer_coefficients(cx, parameters, norm.image.channels, eps)?;
+    norm.apply(cx, "BN_APPLY", "true, false", Args::new().ptr(x.ptr).ptr(0).ptr(y.ptr), factors)
+}
+
+/// Launches what makes coefficients of scale, bias, mean and variance; where they will be.
+pub(super) fn infer_coefficients(
+    cx: &mut Cx<'_>,
+    parameters: [CUdeviceptr; 4],
+    channels: u64,
+    eps: f32,
+) -> Result<CUdeviceptr, CudaError> {
+    let factors = cx.scratch(0, COEFFICIENT_BYTES * channels)?;
+    let args = parameters.into_iter().fold(Args::new(), Args::ptr).ptr(factors);
+    let channels = cx.count(channels)?;
+    let args = args.u32(channels).f64(f64::from(eps));
+    coefficients(cx, "bn_infer_coefficients", channels.div_ceil(THREADS), args);
+    Ok(factors)
 }
 
 /// [`vdnn_ir::Op::BatchNormGrad`], or with `eps` [`vdnn_ir::Op::BatchNormInferGrad`].

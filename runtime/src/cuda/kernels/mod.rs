@@ -14,6 +14,7 @@ mod loss;
 mod lrn;
 mod modules;
 mod movement;
+mod pieces;
 mod pointwise;
 mod pool;
 mod proof;
@@ -96,6 +97,8 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::AvgPool { pool, count_include_pad } => pool::average(cx, pool, *count_include_pad),
         Op::AvgPoolGrad { pool, count_include_pad, .. } => pool::average_grad(cx, pool, *count_include_pad),
         Op::BatchNormInfer { eps, .. } => batchnorm::infer(cx, eps.0),
+        Op::BatchNormInferRelu { eps } if spec.inputs.len() > 5 => pieces::batch_norm_relu(cx, eps.0),
+        Op::BatchNormInferRelu { eps } => batchnorm::infer_relu(cx, eps.0),
         Op::BatchNormTrain { eps, momentum } => batchnorm::train(cx, eps.0, momentum.0, false),
         Op::BatchNormTrainRelu { eps, momentum } => batchnorm::train(cx, eps.0, momentum.0, true),
         Op::BatchNormGrad => batchnorm::grad(cx, None),
@@ -123,9 +126,10 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::NegativeLogLikelihoodGrad { reduction, ignore_index, .. } => {
             loss::negative_log_likelihood_grad(cx, *reduction, *ignore_index)
         }
-        Op::Concat { axis } => movement::concat(cx, *axis),
+        Op::Concat { axis } => pieces::concat(cx, *axis),
         Op::Split { axis, .. } => movement::split(cx, *axis),
         Op::Slice(slice) => movement::slice(cx, slice),
+        Op::AddSlice(slice) => movement::add_slice(cx, slice),
         Op::SliceGrad { slice, .. } => movement::slice_grad(cx, slice),
         Op::Pad { before, value, .. } => movement::pad(cx, before, value.0),
         Op::Transpose { perm } => movement::permute(cx, perm),

@@ -33,6 +33,11 @@ impl Place {
         place
     }
 
+    /// Address of the first element, of `size` bytes.
+    fn first(&self, size: u64) -> CUdeviceptr {
+        self.ptr.wrapping_add_signed(self.start * size as i64)
+    }
+
     /// The elements of `x` that a slice selects.
     fn of_slice(x: Operand<'_>, slice: &SliceAttrs) -> Self {
         let own = strides(x.ty);
@@ -42,22 +47,26 @@ impl Place {
     }
 }
 
-/// Copies a block of shape `dims` of elements of `size` bytes.
-fn copy(cx: &mut Cx<'_>, dims: &[u64], size: u64, from: &Place, to: &Place) -> Result<(), CudaError> {
-    if dims.contains(&0) {
-        return Ok(());
-    }
+/// The dimensions of a block of shape `dims`, in the order in which neighbouring threads write
+/// neighbouring elements.
+fn block(dims: &[u64], from: &Place, to: &Place) -> Axes {
     let mut axes: Axes = dims
         .iter()
         .enumerate()
         .map(|(d, &extent)| Axis { extent, step: [from.strides[d], to.strides[d]] })
         .filter(|axis| axis.extent > 1)
         .collect();
-    // Neighbouring threads write neighbouring elements.
     axes.sort_by_key(|axis| std::cmp::Reverse((axis.step[1].unsigned_abs(), axis.step[0].unsigned_abs())));
-    let axes = collapse(axes);
-    let source = from.ptr.wrapping_add_signed(from.start * size as i64);
-    let target = to.ptr.wrapping_add_signed(to.start * size as i64);
+    collapse(axes)
+}
+
+/// Copies a block of shape `dims` of elements of `size` bytes.
+fn copy(cx: &mut Cx<'_>, dims: &[u64], size: u64, from: &Place, to: &Place) -> Result<(), CudaError> {
+    if dims.contains(&0) {
+        return Ok(());
+    }
+    let axes = block(dims, from, to);
+    let (source, target) = (from.first(size), to.first(size));
     if size <= 8
         && let Some(i) = transposed(&axes)
     {
@@ -134,18 +143,6 @@ fn widen(mut axes: Axes, mut size: u64, source: CUdeviceptr, target: CUdeviceptr
     (axes, size)
 }
 
-/// [`vdnn_ir::Op::Concat`].
-pub(super) fn concat(cx: &mut Cx<'_>, axis: u64) -> Result<(), CudaError> {
-    let y = cx.output(0)?;
-    let mut at = 0;
-    for x in cx.spec.inputs {
-        let to = Place::from(y, axis as usize, at);
-        copy(cx, &x.ty.dims, x.ty.dtype.bytes(), &Place::whole(*x), &to)?;
-        at += x.ty.dims[axis as usize];
-    }
-    Ok(())
-}
-
 /// [`vdnn_ir::Op::Split`].
 pub(super) fn split(cx: &mut Cx<'_>, axis: u64) -> Result<(), CudaError> {
     let x = cx.input(0)?;
@@ -162,6 +159,24 @@ pub(super) fn split(cx: &mut Cx<'_>, axis: u64) -> Result<(), CudaError> {
 pub(super) fn slice(cx: &mut Cx<'_>, slice: &SliceAttrs) -> Result<(), CudaError> {
     let (x, y) = (cx.input(0)?, cx.output(0)?);
     copy(cx, &y.ty.dims, y.ty.dtype.bytes(), &Place::of_slice(x, slice), &Place::whole(y))
+}
+
+/// [`vdnn_ir::Op::AddSlice`].
+pub(super) fn add_slice(cx: &mut Cx<'_>, slice: &SliceAttrs) -> Result<(), CudaError> {
+    let (a, x, y) = (cx.real(0)?, cx.real(1)?, cx.real_out(0)?);
+    if y.ty.elements() == 0 {
+        return Ok(());
+    }
+    let (element, size) = (cx.element(y)?, y.ty.dtype.bytes());
+    let (from, to) = (Place::of_slice(x, slice), Place::whole(y));
+    let axes = block(&y.ty.dims, &from, &to);
+    let (wide, bytes) = widen(axes.clone(), size, from.first(size), y.ptr);
+    let (axes, width) = if bytes == 16 { (wide, element.width) } else { (axes, 1) };
+    let walk = Walk::new(&axes).ok_or_else(|| cx.unsupported("a sum of this shape"))?;
+    let n = positions(&axes).unwrap_or(u64::MAX);
+    let args = Args::new().ptr(a.ptr).ptr(from.first(size)).ptr(y.ptr).u32(cx.count(n)?).pod(&walk);
+    let arguments = format!("{}, {width}", element.name);
+    cx.per_items(Kernel::instance(Source::Movement, "ADD_STRIDED", &arguments), n, args)
 }
 
 /// [`vdnn_ir::Op::SliceGrad`]: zeros, then dy on top.

@@ -34,6 +34,7 @@ struct Pool {
 }
 
 /// A pool of a tensor, and how its kernels see it.
+#[derive(Clone, Copy)]
 struct Plan {
     pool: Pool,
     x: Image,
@@ -52,17 +53,11 @@ struct Plan {
 enum Per {
     Input,
     Output,
-    /// A patch of input positions.
-    Patch,
-    /// [`COLUMN`] output positions above each other.
-    Column,
+    /// A patch of so many rows and columns of input positions.
+    Inputs([u32; 2]),
+    /// The same of output positions.
+    Outputs([u32; 2]),
 }
-
-/// Columns of a patch of input positions; pool_patch.cu calls it PATCH_COLUMNS.
-const PATCH_COLUMNS: u32 = 2;
-
-/// Output positions of a thread; pool_planes.cu calls it COLUMN.
-const COLUMN: u32 = 2;
 
 impl Plan {
     fn new(
@@ -131,33 +126,81 @@ impl Plan {
         if self.plain && h == w && matches!(h, 2 | 3) && (self.width == 4 || !self.x.last) { h } else { 0 }
     }
 
-    /// Rows of a patch of input positions, as pool_patch.cu has it.
-    fn patch_rows(&self) -> u32 {
-        if self.x.last || self.pool.stride[1] == 1 { 2 } else { 4 }
+    /// Extent, stride and padding before, in both dimensions, of a square window as kernels for
+    /// patches take it: small, without dilation, within images that 32 bits index.
+    fn patches(&self) -> Option<(u32, u32, [u32; 2])> {
+        let Pool { kernel: [_, k, kw], stride: [_, s, sw], before: [_, h, w], .. } = self.pool;
+        let image = |of: &Image| of.channels * of.plane < LIMIT;
+        let small = image(&self.x) && image(&self.y);
+        let fits = self.plain && small && k == kw && s == sw && matches!(k, 2 | 3);
+        fits.then_some((k, s, [h, w]))
     }
 
-    /// The kernel for columns of maxima, if the geometry has one.
-    fn column_kernel(&self) -> Option<Kernel> {
-        let [_, s, sw] = self.pool.stride;
-        let k = self.window();
-        let fits = !self.x.last && k > 0 && s == sw && matches!(s, 1 | 2);
-        fits.then(|| {
-            Kernel::instance(
-                Source::PoolPlanes,
-                "MAX_POOL_COLUMNS",
-                &format!("{}, {k}, {s}", self.element.name),
-            )
+    /// The widest access, in columns of the input, that rows of the input and, with a stride of
+    /// `s`, rows of the output consist of; `whole` if they have to be as long as each other.
+    fn access(&self, s: u32, whole: bool) -> Option<u32> {
+        let (from, to) = (self.pool.input[2], self.pool.output[2]);
+        let fits = |&n: &u32| {
+            let long = if whole { to * s == from } else { to * s <= from };
+            long && n.is_multiple_of(s) && from.is_multiple_of(n) && to.is_multiple_of(n / s)
+        };
+        [self.element.width as u32, 4, 2].into_iter().find(fits)
+    }
+
+    /// The kernel for maxima by patches of outputs, if the geometry has one.
+    fn max_kernel(&self) -> Option<(Kernel, Per)> {
+        let (k, s, [h, w]) = self.patches()?;
+        // Every window has a position of the input.
+        let Pool { input, output, .. } = self.pool;
+        let met = |d: usize, before: u32| {
+            let last = u64::from(output[d].saturating_sub(1)) * u64::from(s);
+            before < k && input[d] > 0 && last < u64::from(input[d]) + u64::from(before)
+        };
+        if !(1..=3).contains(&s) || !met(1, h) || !met(2, w) {
+            return None;
+        }
+        let name = self.element.name;
+        Some(if self.x.last {
+            let rows = if s == 1 { 4 } else { 2 };
+            let arguments = format!("{name}, {}, {k}, {s}, {rows}", self.width);
+            (Kernel::instance(Source::PoolMax, "MAX_PATCH_LAST", &arguments), Per::Outputs([rows, 1]))
+        } else {
+            let access = self.access(s, false);
+            let n = access.unwrap_or(s);
+            let before = if access.is_some() { w } else { 0 };
+            let arguments = format!("{name}, {n}, {k}, {s}, 2, {}, {before}", access.is_some());
+            (Kernel::instance(Source::PoolMax, "MAX_PATCH_PLANES", &arguments), Per::Outputs([2, n / s]))
         })
     }
 
-    /// The kernel for the gradient by patches of input positions, if the geometry has one.
-    fn patch_kernel(&self, max: bool) -> Option<Kernel> {
-        let Pool { kernel: [_, k, kw], stride: [_, s, sw], before: [_, h, w], .. } = self.pool;
-        let fits =
-            self.plain && k == kw && s == sw && matches!(k, 2 | 3) && matches!(s, 1 | 2) && h % s == w % s;
-        let at = format!("{max}, {}, {}, {s}, {k}, {}", self.x.last, self.width, h % s);
-        let arguments = format!("{}, {at}", self.element.name);
-        fits.then(|| Kernel::instance(Source::PoolPatch, "POOL_GRAD_PATCH", &arguments))
+    /// The kernel for the gradient by patches of input positions, if the geometry has one, and
+    /// the plan for it.
+    fn grad_kernel(&self, max: bool) -> Option<(Self, Kernel, Per)> {
+        let (k, s, [h, w]) = self.patches()?;
+        if !matches!(s, 1 | 2) || h % s != w % s {
+            return None;
+        }
+        let r = h % s;
+        let name = self.element.name;
+        let instance = |name: &str, arguments: &str| Kernel::instance(Source::PoolPatch, name, arguments);
+        if max && self.x.last && self.width == 4 && self.bytes == 2 && k == 3 {
+            let width = if self.x.channels.is_multiple_of(8) { 8 } else { 4 };
+            let channels = Divisor::new(self.x.channels / width);
+            let plan = Self { width, pool: Pool { channels, ..self.pool }, ..*self };
+            return Some((
+                plan,
+                instance("POOL_GRAD_PAIRS", &format!("{width}, {s}, {k}, {r}")),
+                Per::Inputs([2, 2]),
+            ));
+        }
+        if let Some(n) = self.access(s, true).filter(|&n| n >= 4 && !self.x.last && w < k) {
+            let left = (k - 1 - r) / s - w / s;
+            let kernel = instance("POOL_GRAD_ROWS", &format!("{name}, {max}, {n}, {s}, {k}, {r}, {left}"));
+            return Some((*self, kernel, Per::Inputs([2, n])));
+        }
+        let rows = if self.x.last && s == 2 { 2 } else { 4 };
+        let arguments = format!("{name}, {max}, {}, {}, {s}, {k}, {r}", self.x.last, self.width);
+        Some((*self, instance("POOL_GRAD_PATCH", &arguments), Per::Inputs([rows, 2])))
     }
 
     /// A kernel named by the layout: `planes` or `last` with the width first.
@@ -181,15 +224,19 @@ impl Plan {
         per: Per,
         args: impl Fn(u64) -> Args,
     ) -> Result<(), CudaError> {
-        let (rows, columns) = match per {
-            Per::Column => (self.pool.output[1].div_ceil(COLUMN), self.pool.output[2]),
-            _ => (self.pool.input[1].div_ceil(self.patch_rows()), self.pool.input[2].div_ceil(PATCH_COLUMNS)),
+        let Pool { input, output, .. } = self.pool;
+        let patches = |of: [u32; 3], [rows, columns]: [u32; 2]| {
+            [u64::from(of[1].div_ceil(rows)), u64::from(of[2].div_ceil(columns))]
         };
-        let (rows, columns) = (u64::from(rows), u64::from(columns));
-        let per_image = match per {
-            Per::Input => self.x.channels * self.x.plane,
-            Per::Output => self.y.channels * self.y.plane,
-            Per::Patch | Per::Column => self.x.channels * rows * columns,
+        let patches = match per {
+            Per::Input | Per::Output => None,
+            Per::Inputs(patch) => Some(patches(input, patch)),
+            Per::Outputs(patch) => Some(patches(output, patch)),
+        };
+        let per_image = match patches {
+            Some([rows, columns]) => self.x.channels * rows * columns,
+            None if per == Per::Input => self.x.channels * self.x.plane,
+            None => self.y.channels * self.y.plane,
         } / self.width;
         cx.count(per_image)?;
         let most = (LIMIT - 1) / per_image.max(1);
@@ -198,11 +245,8 @@ impl Plan {
             let images = most.min(self.x.images - image);
             let n = cx.count(images * per_image)?;
             let mut args = args(image).u32(n);
-            if matches!(per, Per::Patch | Per::Column) {
-                args = args.pod(&Divisor::new(rows));
-            }
-            if per == Per::Patch {
-                args = args.pod(&Divisor::new(columns));
+            if let Some([rows, columns]) = patches {
+                args = args.pod(&Divisor::new(rows)).pod(&Divisor::new(columns));
             }
             cx.per_thread(kernel.clone(), n, args.pod(&self.pool));
             image += images;
@@ -232,14 +276,15 @@ pub(super) fn max(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaError> {
     let (x, y) = (cx.real(0)?, cx.real_out(0)?);
     let plan = Plan::new(cx, attrs, false, x, y)?;
     let index = cx.spec.outputs.get(1).copied();
-    let column = plan.column_kernel();
-    let per = if column.is_some() { Per::Column } else { Per::Output };
-    let kernel = column.unwrap_or_else(|| plan.kernel("MAX_POOL", &plan.window().to_string()));
+    let patches = index.is_none_or(|i| i.ty.dtype == DType::U8);
+    let patches = patches.then(|| plan.max_kernel()).flatten();
+    let (kernel, per) = patches.unwrap_or_else(|| (plan.kernel("MAX_POOL", ""), Per::Output));
     plan.launch(cx, &kernel, per, |image| {
         let size = index.map_or(0, |i| i.ty.dtype.bytes());
         let [at_x, at_y, at_index] = plan.offsets(image, size);
         let address = |dtype: DType| index.filter(|i| i.ty.dtype == dtype).map_or(0, |i| i.ptr + at_index);
-        Args::new().ptr(x.ptr + at_x).ptr(y.ptr + at_y).ptr(address(DType::U8)).ptr(address(DType::I32))
+        let args = Args::new().ptr(x.ptr + at_x).ptr(y.ptr + at_y).ptr(address(DType::U8));
+        if per == Per::Output { args.ptr(address(DType::I32)) } else { args }
     })
 }
 
@@ -248,12 +293,12 @@ pub(super) fn max_grad(cx: &mut Cx<'_>, attrs: &PoolAttrs) -> Result<(), CudaErr
     let (dy, index, dx) = (cx.real(0)?, cx.input(1)?, cx.real_out(0)?);
     let plan = Plan::new(cx, attrs, false, dx, dy)?;
     let (patch, ty) = match index.ty.dtype {
-        DType::U8 => (plan.patch_kernel(true), "u8"),
+        DType::U8 => (plan.grad_kernel(true), "u8"),
         DType::I32 => (None, "i32"),
         other => return Err(cx.unsupported(format!("an index of type {other}"))),
     };
-    let per = if patch.is_some() { Per::Patch } else { Per::Input };
-    let kernel = patch.unwrap_or_else(|| plan.kernel("MAX_POOL_GRAD", ty));
+    let each = || (plan, plan.kernel("MAX_POOL_GRAD", ty), Per::Input);
+    let (plan, kernel, per) = patch.unwrap_or_else(each);
     plan.launch(cx, &kernel, per, |image| {
         let [at_x, at_y, at_index] = plan.offsets(image, index.ty.dtype.bytes());
         Args::new().ptr(dy.ptr + at_y).ptr(index.ptr + at_index).ptr(dx.ptr + at_x)
@@ -285,14 +330,14 @@ pub(super) fn average(cx: &mut Cx<'_>, attrs: &PoolAttrs, include_pad: bool) -> 
 pub(super) fn average_grad(cx: &mut Cx<'_>, attrs: &PoolAttrs, include_pad: bool) -> Result<(), CudaError> {
     let (dy, dx) = (cx.real(0)?, cx.real_out(0)?);
     let plan = Plan::new(cx, attrs, include_pad, dx, dy)?;
-    let Some(kernel) = plan.patch_kernel(false) else {
+    let Some((plan, kernel, per)) = plan.grad_kernel(false) else {
         let kernel = plan.kernel("AVERAGE_POOL_GRAD", "");
         return plan.launch(cx, &kernel, Per::Input, |image| {
             let [at_x, at_y, _] = plan.offsets(image, 0);
             Args::new().ptr(dy.ptr + at_y).ptr(dx.ptr + at_x)
         });
     };
-    plan.launch(cx, &kernel, Per::Patch, |image| {
+    plan.launch(cx, &kernel, per, |image| {
         let [at_x, at_y, _] = plan.offsets(image, 0);
         Args::new().ptr(dy.ptr + at_y).ptr(0).ptr(dx.ptr + at_x)
     })

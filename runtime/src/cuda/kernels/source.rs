@@ -6,11 +6,13 @@ pub(super) enum Source {
     Pointwise,
     Update,
     Movement,
+    Pieces,
     Reduce,
     Softmax,
     Loss,
     PoolPlanes,
     PoolLast,
+    PoolMax,
     PoolPatch,
     BatchNormSums,
     BatchNormCoefficients,
@@ -22,8 +24,9 @@ pub(super) enum Source {
 }
 
 /// The files that sources include, with their names.
-pub(super) const HEADERS: [(&str, &str); 3] = [
+pub(super) const HEADERS: [(&str, &str); 4] = [
     ("common.cuh", include_str!("source/common.cuh")),
+    ("packed.cuh", include_str!("source/packed.cuh")),
     ("pool.cuh", include_str!("source/pool.cuh")),
     ("batchnorm.cuh", include_str!("source/batchnorm.cuh")),
 ];
@@ -44,11 +47,13 @@ impl Source {
             Self::Pointwise => ("pointwise.cu", include_str!("source/pointwise.cu")),
             Self::Update => ("update.cu", include_str!("source/update.cu")),
             Self::Movement => ("movement.cu", include_str!("source/movement.cu")),
+            Self::Pieces => ("pieces.cu", include_str!("source/pieces.cu")),
             Self::Reduce => ("reduce.cu", include_str!("source/reduce.cu")),
             Self::Softmax => ("softmax.cu", include_str!("source/softmax.cu")),
             Self::Loss => ("loss.cu", include_str!("source/loss.cu")),
             Self::PoolPlanes => ("pool_planes.cu", include_str!("source/pool_planes.cu")),
             Self::PoolLast => ("pool_last.cu", include_str!("source/pool_last.cu")),
+            Self::PoolMax => ("pool_max.cu", include_str!("source/pool_max.cu")),
             Self::PoolPatch => ("pool_patch.cu", include_str!("source/pool_patch.cu")),
             Self::BatchNormSums => ("batchnorm_sums.cu", include_str!("source/batchnorm_sums.cu")),
             Self::BatchNormCoefficients => {

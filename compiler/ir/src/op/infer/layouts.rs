@@ -21,6 +21,7 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::Concat { .. }
             | Op::Split { .. }
             | Op::Slice(_)
+            | Op::AddSlice(_)
             | Op::Pad { .. }
             | Op::Expand { .. }
             | Op::ConvDgrad { .. }
@@ -28,6 +29,7 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::MaxPoolGrad { .. }
             | Op::AvgPoolGrad { .. }
             | Op::BatchNormGrad
+            | Op::BatchNormInferRelu { .. }
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::ConvEpilogue { .. }

@@ -54,10 +54,16 @@ pub fn reduce_dims(dims: &[u64], axes: &[u64], keepdims: bool) -> Result<Dims, I
 pub(super) fn concat(cx: &Rule<'_>, axis: u64) -> Result<Types, InferError> {
     cx.arity(1, usize::MAX)?;
     let axis = cx.axis(axis, 0)?;
-    let first = cx.inputs[0];
+    let dims = joined(cx, 0, axis)?;
+    cx.one(cx.inputs[0].dtype, dims)
+}
+
+/// The shape of the operands from number `start` on, one behind the other along an axis.
+pub(super) fn joined(cx: &Rule<'_>, start: usize, axis: usize) -> Result<Dims, InferError> {
+    let first = cx.inputs[start];
     let mut dims = first.dims.clone();
-    for (i, ty) in cx.inputs.iter().enumerate().skip(1) {
-        cx.equal_dtypes(0, i)?;
+    for (i, ty) in cx.inputs.iter().enumerate().skip(start + 1) {
+        cx.equal_dtypes(start, i)?;
         let fits = ty.rank() == first.rank()
             && ty.dims.iter().zip(&first.dims).enumerate().all(|(d, (a, b))| d == axis || a == b);
         if !fits {
@@ -68,7 +74,7 @@ pub(super) fn concat(cx: &Rule<'_>, axis: u64) -> Result<Types, InferError> {
             None => return cx.fail("an extent that fits 64 bits", ty),
         }
     }
-    cx.one(first.dtype, dims)
+    Ok(dims)
 }
 
 pub(super) fn split(cx: &Rule<'_>, axis: u64, sizes: &[u64]) -> Result<Types, InferError> {

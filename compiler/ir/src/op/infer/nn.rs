@@ -1,6 +1,6 @@
 //! Rules of the forward network ops.
 
-use super::{InferError, Rule, Types, broadcast_dims, list, window};
+use super::{InferError, Rule, Types, broadcast_dims, list, movement, window};
 use crate::op::{ConvAttrs, LossReduction, LrnAttrs, PoolAttrs};
 use crate::types::{DType, Dims};
 use smallvec::smallvec;
@@ -52,6 +52,16 @@ pub(super) fn batch_norm_infer(cx: &Rule<'_>) -> Result<Types, InferError> {
     cx.arity(5, 5)?;
     statistics(cx)?;
     cx.same(0)
+}
+
+pub(super) fn batch_norm_infer_relu(cx: &Rule<'_>) -> Result<Types, InferError> {
+    cx.arity(5, usize::MAX)?;
+    cx.channels(4, "x")?;
+    let y = movement::joined(cx, 4, 1)?;
+    for (i, what) in ["scale", "bias", "mean", "var"].into_iter().enumerate() {
+        cx.f32_dims(i, what, &y[1..2])?;
+    }
+    cx.one(cx.inputs[4].dtype, y)
 }
 
 pub(super) fn batch_norm_train(cx: &Rule<'_>) -> Result<Types, InferError> {

@@ -29,6 +29,39 @@ __device__ __forceinline__ void copy_strided(const T* x, T* y, u32 n, const Walk
         copy_strided(x, y, n, w);                                                                     \
     }
 
+// y = a + x, in V elements a unit. The walk's first offsets are x's, its second y's and a's, which
+// may be y.
+template <u32 V, class T>
+__device__ __forceinline__ void add_strided(const T* a, const T* x, T* y, u32 n, const Walk& w) {
+    const u64 first = first_item();
+    Pack<T, V> u[ITEMS], v[ITEMS];
+    i64 target[ITEMS];
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; k++) {
+        const u64 i = first + k * THREADS;
+        if (i < n) {
+            i64 source;
+            offsets(w, (u32)i, source, target[k]);
+            u[k] = fetch<V>(a + target[k] * V);
+            v[k] = fetch<V>(x + source * V);
+        }
+    }
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; k++) {
+        if (first + k * THREADS >= n) continue;
+        Vec<V> sum;
+#pragma unroll
+        for (u32 e = 0; e < V; e++) sum.v[e] = u[k][e] + v[k][e];
+        store<V>(y + target[k] * V, sum);
+    }
+}
+
+#define ADD_STRIDED(NAME, T, V)                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                             \
+        NAME(const T* a, const T* x, T* y, u32 n, const __grid_constant__ Walk w) {                   \
+        add_strided<V>(a, x, y, n, w);                                                                \
+    }
+
 // Batched transposition through shared memory: x has step 1 along a dimension of `columns`
 // and `x_row` along one of `rows`, y has step 1 along the rows and `y_column` along the
 // columns. One block of 32 by 8 threads moves a tile of 32 by 32; `w` walks the batch.

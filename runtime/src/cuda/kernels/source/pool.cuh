@@ -34,10 +34,12 @@ __device__ __forceinline__ u32 taps(const Pool& p, u32 dim, u32 o) {
 }
 
 // The factor of a window's sum in the average, given the taps counted per dimension.
-__device__ __forceinline__ float average(const Pool& p, u32 d, u32 h, u32 w) {
-    const u32 nd = taps(p, D, d), nh = taps(p, H, h), nw = taps(p, W, w);
+__device__ __forceinline__ float share(const Pool& p, u32 nd, u32 nh, u32 nw) {
     if (nd == p.kernel[D] && nh == p.kernel[H] && nw == p.kernel[W]) return p.full;
     return 1.0f / ((float)nd * (float)nh * (float)nw);
+}
+__device__ __forceinline__ float average(const Pool& p, u32 d, u32 h, u32 w) {
+    return share(p, taps(p, D, d), taps(p, H, h), taps(p, W, w));
 }
 
 // The running maximum: the first of equals wins, NaN beats everything.

@@ -36,8 +36,8 @@ __device__ __forceinline__ Taps<V, i32> load_taps(const i32* from) {
     return r;
 }
 
-// p.channels counts groups of V channels. K > 0: a K by K window without dilation.
-template <u32 V, u32 K, class T>
+// p.channels counts groups of V channels.
+template <u32 V, class T>
 __device__ __forceinline__ void max_pool_last(const T* x, T* y, u8* index8, i32* index32, u32 n,
                                               const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
@@ -48,39 +48,20 @@ __device__ __forceinline__ void max_pool_last(const T* x, T* y, u8* index8, i32*
     const T* from = x + (u64)image * p.input[H] * p.input[W] * row + c * V;
     const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
     Best best[V];
-    if constexpr (K > 0) {
-#pragma unroll
-        for (u32 e = 0; e < V; e++) best[e] = no_best(h0, w0, K);
-        Pack<T, V> v[K * K];
-#pragma unroll
-        for (u32 k = 0; k < K * K; k++) {
-            const u32 h = h0 + k / K, w = w0 + k % K;
-            if (h < p.input[H] && w < p.input[W]) v[k] = fetch<V>(from + (u64)(h * p.input[W] + w) * row);
-        }
-#pragma unroll
-        for (u32 k = 0; k < K * K; k++) {
-            const u32 h = h0 + k / K, w = w0 + k % K;
+    bool any = false;
+    u32 tap = 0;
+    for (u32 kh = 0; kh < p.kernel[H]; kh++) {
+        const u32 h = h0 + kh * p.dilation[H];
+        for (u32 kw = 0; kw < p.kernel[W]; kw++, tap++) {
+            const u32 w = w0 + kw * p.dilation[W];
             if (h < p.input[H] && w < p.input[W]) {
+                const Vec<V> v = load<V>(from + ((u64)h * p.input[W] + w) * row);
 #pragma unroll
-                for (u32 e = 0; e < V; e++) best[e].offer(v[k][e], k);
-            }
-        }
-    } else {
-        bool any = false;
-        u32 tap = 0;
-        for (u32 kh = 0; kh < p.kernel[H]; kh++) {
-            const u32 h = h0 + kh * p.dilation[H];
-            for (u32 kw = 0; kw < p.kernel[W]; kw++, tap++) {
-                const u32 w = w0 + kw * p.dilation[W];
-                if (h < p.input[H] && w < p.input[W]) {
-                    const Vec<V> v = load<V>(from + ((u64)h * p.input[W] + w) * row);
-#pragma unroll
-                    for (u32 e = 0; e < V; e++) {
-                        if (!any) best[e] = {v.v[e], tap};
-                        best[e].offer(v.v[e], tap);
-                    }
-                    any = true;
+                for (u32 e = 0; e < V; e++) {
+                    if (!any) best[e] = {v.v[e], tap};
+                    best[e].offer(v.v[e], tap);
                 }
+                any = true;
             }
         }
     }
@@ -95,10 +76,10 @@ __device__ __forceinline__ void max_pool_last(const T* x, T* y, u8* index8, i32*
     }
 }
 
-#define MAX_POOL_LAST(NAME, T, V, K)                                                                          \
+#define MAX_POOL_LAST(NAME, T, V)                                                                             \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
         NAME(const T* x, T* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
-        max_pool_last<V, K>(x, y, index8, index32, n, p);                                                     \
+        max_pool_last<V>(x, y, index8, index32, n, p);                                                        \
     }
 
 template <u32 V, class I, class T>
@@ -138,6 +119,7 @@ __device__ __forceinline__ void max_pool_grad_last(const T* dy, const I* index, 
         max_pool_grad_last<V, I>(dy, index, dx, n, p);                                                        \
     }
 
+// K > 0: a K by K window without dilation.
 template <u32 V, u32 K, class T>
 __device__ __forceinline__ void average_pool_last(const T* x, T* y, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;

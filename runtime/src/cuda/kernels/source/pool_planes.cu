@@ -1,48 +1,29 @@
 // Pools of row-major tensors with up to three spatial dimensions, one element a thread.
 #include "pool.cuh"
 
-// K > 0: a K by K window in two dimensions without dilation.
-template <u32 K, class T>
+template <class T>
 __device__ __forceinline__ void max_pool_planes(const T* x, T* y, u8* index8, i32* index32, u32 n,
                                                 const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= n) return;
     u32 plane = i;
-    const u32 ow = p.out_width.take(plane), oh = p.out_height.take(plane);
+    const u32 ow = p.out_width.take(plane), oh = p.out_height.take(plane), od = p.out_depth.take(plane);
+    const T* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
     Best best = {0.0f, 0};
-    if constexpr (K > 0) {
-        const T* from = x + (u64)plane * p.input[H] * p.input[W];
-        const u32 h0 = oh * p.stride[H] - p.before[H], w0 = ow * p.stride[W] - p.before[W];
-        best = no_best(h0, w0, K);
-        float v[K * K];
-#pragma unroll
-        for (u32 k = 0; k < K * K; k++) {
-            // Positions before the input wrap around to large numbers.
-            const u32 h = h0 + k / K, w = w0 + k % K;
-            if (h < p.input[H] && w < p.input[W]) v[k] = get(from + h * p.input[W] + w);
-        }
-#pragma unroll
-        for (u32 k = 0; k < K * K; k++) {
-            const u32 h = h0 + k / K, w = w0 + k % K;
-            if (h < p.input[H] && w < p.input[W]) best.offer(v[k], k);
-        }
-    } else {
-        const u32 od = p.out_depth.take(plane);
-        const T* from = x + (u64)plane * p.input[D] * p.input[H] * p.input[W];
-        bool any = false;
-        u32 tap = 0;
-        for (u32 kd = 0; kd < p.kernel[D]; kd++) {
-            const u32 d = od * p.stride[D] + kd * p.dilation[D] - p.before[D];
-            for (u32 kh = 0; kh < p.kernel[H]; kh++) {
-                const u32 h = oh * p.stride[H] + kh * p.dilation[H] - p.before[H];
-                for (u32 kw = 0; kw < p.kernel[W]; kw++, tap++) {
-                    const u32 w = ow * p.stride[W] + kw * p.dilation[W] - p.before[W];
-                    if (d < p.input[D] && h < p.input[H] && w < p.input[W]) {
-                        const float v = get(from + ((u64)d * p.input[H] + h) * p.input[W] + w);
-                        if (!any) best = {v, tap};
-                        best.offer(v, tap);
-                        any = true;
-                    }
+    bool any = false;
+    u32 tap = 0;
+    for (u32 kd = 0; kd < p.kernel[D]; kd++) {
+        const u32 d = od * p.stride[D] + kd * p.dilation[D] - p.before[D];
+        for (u32 kh = 0; kh < p.kernel[H]; kh++) {
+            const u32 h = oh * p.stride[H] + kh * p.dilation[H] - p.before[H];
+            for (u32 kw = 0; kw < p.kernel[W]; kw++, tap++) {
+                const u32 w = ow * p.stride[W] + kw * p.dilation[W] - p.before[W];
+                // Positions before the input wrap around to large numbers.
+                if (d < p.input[D] && h < p.input[H] && w < p.input[W]) {
+                    const float v = get(from + ((u64)d * p.input[H] + h) * p.input[W] + w);
+                    if (!any) best = {v, tap};
+                    best.offer(v, tap);
+                    any = true;
                 }
             }
         }
@@ -52,58 +33,10 @@ __device__ __forceinline__ void max_pool_planes(const T* x, T* y, u8* index8, i3
     if (index32) index32[i] = (i32)best.tap;
 }
 
-#define MAX_POOL_PLANES(NAME, T, K)                                                                           \
+#define MAX_POOL_PLANES(NAME, T)                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                \
         NAME(const T* x, T* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Pool p) {     \
-        max_pool_planes<K>(x, y, index8, index32, n, p);                                                      \
-    }
-
-// Windows of K by K with stride S and no dilation: COLUMN outputs above each other a thread, so
-// that rows which two windows share are loaded once.
-constexpr u32 COLUMN = 2;
-template <u32 K, u32 S, class T>
-__device__ __forceinline__ void max_pool_columns(const T* x, T* y, u8* index8, i32* index32, u32 n,
-                                                 const Divisor& rows, const Pool& p) {
-    constexpr u32 LINES = S * (COLUMN - 1) + K;
-    u32 plane = blockIdx.x * THREADS + threadIdx.x;
-    if (plane >= n) return;
-    const u32 ow = p.out_width.take(plane), oh0 = COLUMN * rows.take(plane);
-    // Positions before the input wrap around to large numbers.
-    const u32 h0 = oh0 * S - p.before[H], w0 = ow * S - p.before[W];
-    const T* from = x + (u64)plane * p.input[H] * p.input[W];
-    bool in_w[K];
-#pragma unroll
-    for (u32 kw = 0; kw < K; kw++) in_w[kw] = w0 + kw < p.input[W];
-    float v[LINES * K];
-#pragma unroll
-    for (u32 line = 0; line < LINES; line++) {
-        const u32 h = h0 + line;
-#pragma unroll
-        for (u32 kw = 0; kw < K; kw++) {
-            if (h < p.input[H] && in_w[kw]) v[line * K + kw] = get(from + (h * p.input[W] + w0 + kw));
-        }
-    }
-    u64 at = ((u64)plane * p.output[H] + oh0) * p.output[W] + ow;
-#pragma unroll
-    for (u32 j = 0; j < COLUMN; j++) {
-        if (oh0 + j >= p.output[H]) break;
-        Best best = no_best(h0 + j * S, w0, K);
-#pragma unroll
-        for (u32 k = 0; k < K * K; k++) {
-            if (h0 + j * S + k / K < p.input[H] && in_w[k % K]) best.offer(v[(j * S + k / K) * K + k % K], k);
-        }
-        put(y + at, best.value);
-        if (index8) index8[at] = (u8)best.tap;
-        if (index32) index32[at] = (i32)best.tap;
-        at += p.output[W];
-    }
-}
-
-#define MAX_POOL_COLUMNS(NAME, T, K, S)                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                  \
-        NAME(const T* x, T* y, u8* index8, i32* index32, u32 n, const __grid_constant__ Divisor rows,         \
-             const __grid_constant__ Pool p) {                                                                \
-        max_pool_columns<K, S>(x, y, index8, index32, n, rows, p);                                            \
+        max_pool_planes(x, y, index8, index32, n, p);                                                         \
     }
 
 // One thread an input element.
@@ -144,6 +77,7 @@ __device__ __forceinline__ void max_pool_grad_planes(const T* dy, const I* index
         max_pool_grad_planes<I>(dy, index, dx, n, p);                                                         \
     }
 
+// K > 0: a K by K window in two dimensions without dilation.
 template <u32 K, class T>
 __device__ __forceinline__ void average_pool_planes(const T* x, T* y, u32 n, const Pool& p) {
     const u32 i = blockIdx.x * THREADS + threadIdx.x;

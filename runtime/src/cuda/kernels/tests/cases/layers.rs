@@ -18,7 +18,7 @@ fn attrs(dims: &[[u64; 6]], ceil_mode: bool) -> PoolAttrs {
 }
 
 pub(super) fn pools(rng: &mut Rng, out: &mut Vec<Case>) {
-    let geometries: [(&[[u64; 6]], bool); 21] = [
+    let geometries: [(&[[u64; 6]], bool); 31] = [
         (&[[8, 2, 2, 1, 0, 0], [8, 2, 2, 1, 0, 0]], false),
         (&[[9, 2, 2, 1, 0, 0], [7, 2, 2, 1, 0, 0]], true),
         (&[[9, 3, 2, 1, 1, 1], [11, 3, 2, 1, 1, 1]], false),
@@ -30,6 +30,16 @@ pub(super) fn pools(rng: &mut Rng, out: &mut Vec<Case>) {
         (&[[9, 3, 1, 2, 2, 2], [8, 2, 2, 3, 1, 0]], false),
         (&[[8, 3, 2, 2, 1, 1], [9, 3, 2, 2, 1, 2]], true),
         (&[[7, 5, 2, 1, 2, 2], [9, 4, 3, 1, 1, 2]], true),
+        (&[[9, 3, 2, 1, 1, 1], [16, 3, 2, 1, 1, 1]], false),
+        (&[[6, 3, 2, 1, 0, 0], [16, 3, 2, 1, 0, 0]], true),
+        (&[[5, 3, 2, 1, 0, 0], [14, 3, 2, 1, 0, 0]], true),
+        (&[[7, 3, 1, 1, 1, 1], [16, 3, 1, 1, 1, 1]], false),
+        (&[[5, 2, 2, 1, 0, 0], [24, 2, 2, 1, 0, 0]], false),
+        (&[[6, 2, 1, 1, 0, 1], [8, 2, 1, 1, 1, 0]], false),
+        (&[[7, 3, 1, 1, 2, 0], [8, 3, 1, 1, 2, 0]], false),
+        (&[[8, 3, 2, 1, 2, 1], [8, 3, 2, 1, 2, 0]], false),
+        (&[[9, 3, 3, 1, 1, 1], [12, 3, 3, 1, 1, 1]], false),
+        (&[[5, 2, 2, 1, 1, 1], [4, 2, 2, 1, 1, 1]], false),
         (&[[5, 5, 1, 1, 0, 0], [7, 7, 1, 1, 0, 0]], false),
         (&[[7, 7, 7, 1, 0, 0], [7, 7, 7, 1, 0, 0]], false),
         (&[[20, 17, 1, 1, 0, 0], [20, 17, 1, 1, 8, 8]], false),
@@ -50,6 +60,11 @@ pub(super) fn pools(rng: &mut Rng, out: &mut Vec<Case>) {
                 rng.special(&x_dims).f32().iter().map(|v| (v * 2.0).round() / 2.0).collect();
             let x = Tensor::from_f32(x_dims.iter().copied(), &coarse);
             let op = Op::MaxPool(pool.clone());
+            // Windows of nothing but what is special about comparisons.
+            let odd = [f32::NEG_INFINITY, -0.0, 0.0, f32::NEG_INFINITY, f32::NAN, -1.0];
+            let rare: Vec<f32> = coarse.iter().map(|v| odd[(v.abs() * 2.0).min(5.0) as usize]).collect();
+            let rare = Tensor::from_f32(x_dims.iter().copied(), &rare);
+            out.push(Case { op: op.clone(), inputs: vec![rare], outputs: 2, tolerance: 0.0 });
             let made = naive(&op, std::slice::from_ref(&x), 2);
             out.push(Case::new(op.clone(), vec![x.clone()], 0.0));
             out.push(Case { op, inputs: vec![x], outputs: 2, tolerance: 0.0 });
@@ -96,6 +111,9 @@ pub(super) fn batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
         let all = vec![x.clone(), scale.clone(), bias, mean.clone(), var.clone()];
         let op = Op::BatchNormInfer { eps, momentum: Real(0.9) };
         out.push(Case::new(op, all.clone(), 1e-6));
+        let parameters = all[1..].iter().cloned();
+        let op = Op::BatchNormInferRelu { eps };
+        out.push(Case::new(op, parameters.chain([x.clone()]).collect(), 1e-6));
         let dy = rng.tensor(dims, -1.0, 1.0);
         let added = rng.tensor(dims, -1.0, 1.0);
         for sum in [false, true] {
@@ -117,6 +135,31 @@ pub(super) fn batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
         out.push(Case { op: Op::BatchNormGrad, inputs, outputs: 3, tolerance });
         let inputs = vec![dy, x, scale, mean, var];
         out.push(Case { op: Op::BatchNormInferGrad { eps }, inputs, outputs: 3, tolerance: 1e-6 });
+    }
+}
+
+/// Batch norms that join what they read.
+pub(super) fn joined_batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
+    let many = vec![4; 45];
+    let shapes: [(&[u64], &[u64]); 6] = [
+        (&[2, 0, 6, 6], &[64, 32, 32, 8]),
+        (&[2, 0, 3, 5], &[16, 4, 12]),
+        (&[3, 0, 4, 4], &[5, 1, 0, 7]),
+        (&[2, 0, 5], &[3, 4]),
+        (&[7, 0], &[8, 16]),
+        (&[1, 0, 2, 2], &many),
+    ];
+    for (dims, channels) in shapes {
+        let mut dims = dims.to_vec();
+        let total = [channels.iter().sum::<u64>()];
+        let mut inputs =
+            vec![0; 3].into_iter().map(|_: i32| rng.tensor(&total, -1.0, 1.0)).collect::<Vec<_>>();
+        inputs.push(rng.tensor(&total, 0.5, 2.0));
+        for &c in channels {
+            dims[1] = c;
+            inputs.push(rng.tensor(&dims, -2.0, 2.0));
+        }
+        out.push(Case::new(Op::BatchNormInferRelu { eps: Real(1e-3) }, inputs, 1e-6));
     }
 }
 

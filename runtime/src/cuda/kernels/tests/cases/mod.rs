@@ -97,6 +97,7 @@ pub(super) fn all() -> Vec<Case> {
     loss::softmax_and_losses(&mut rng, &mut out);
     layers::pools(&mut rng, &mut out);
     layers::batch_norm(&mut rng, &mut out);
+    layers::joined_batch_norm(&mut rng, &mut out);
     layers::local_response(&mut rng, &mut out);
     out
 }

@@ -63,8 +63,13 @@ pub(super) fn movement(rng: &mut Rng, out: &mut Vec<Case>) {
             }
         }
     }
+    // More than one launch joins.
+    let parts: Vec<Tensor> = (0..70).map(|n| numbered(DType::F32, &[2, n % 3, 4, 5])).collect();
+    out.push(Case::new(Op::Concat { axis: 1 }, parts, 0.0));
     type Range<'a> = (&'a [u64], &'a [u64], &'a [i64], &'a [u64]);
-    let ranges: [Range<'_>; 6] = [
+    let ranges: [Range<'_>; 8] = [
+        (&[2, 24, 6, 6], &[0, 0, 0, 0], &[1, 1, 1, 1], &[2, 16, 6, 6]),
+        (&[2, 24, 3, 3], &[0, 16, 0, 0], &[1, 1, 1, 1], &[2, 8, 3, 3]),
         (&[4, 6, 5], &[1, 0, 2], &[1, 1, 1], &[2, 6, 3]),
         (&[4, 6, 5], &[3, 5, 4], &[-1, -2, -3], &[4, 3, 2]),
         (&[2, 4, 6, 8], &[0, 1, 0, 4], &[1, 1, 2, 1], &[2, 2, 3, 4]),
@@ -76,6 +81,8 @@ pub(super) fn movement(rng: &mut Rng, out: &mut Vec<Case>) {
         let slice = SliceAttrs { starts: list(starts), steps: steps.into(), lens: list(lens) };
         out.push(Case::new(Op::Slice(slice.clone()), vec![numbered(DType::F32, dims)], 0.0));
         out.push(Case::new(Op::Slice(slice.clone()), vec![numbered(DType::U8, dims)], 0.0));
+        let (a, x) = (rng.tensor(lens, -1.0, 1.0), rng.tensor(dims, -1.0, 1.0));
+        out.push(Case::new(Op::AddSlice(slice.clone()), vec![a, x], 1e-7));
         let op = Op::SliceGrad { slice, x_dims: list(dims) };
         out.push(Case::new(op, vec![rng.tensor(lens, -1.0, 1.0)], 0.0));
     }

@@ -1,0 +1,132 @@
+//! Tensors laid behind each other along an axis, in one launch: concats, and the batch norms
+//! that read them.
+
+use super::batchnorm::infer_coefficients;
+use super::context::Cx;
+use super::shape::{Divisor, Image, memory_order};
+use super::source::{Kernel, Source};
+use super::step::{Args, LIMIT};
+use crate::cuda::error::CudaError;
+use crate::cuda::launch::Operand;
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::sys::CUdeviceptr;
+
+/// Pieces of one launch: `MAX_PIECES` of pieces.cu.
+const MAX_PIECES: usize = 64;
+
+/// `Pieces` of pieces.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Table {
+    from: [CUdeviceptr; MAX_PIECES],
+    end: [u32; MAX_PIECES],
+    stride: u64,
+    first: u64,
+    row: Divisor,
+    unused: u32,
+}
+
+/// A run in every row of the result.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    ptr: CUdeviceptr,
+    len: u64,
+}
+
+/// The rows of a result, in elements, and the runs they are made of.
+struct Rows {
+    count: u64,
+    pieces: Vec<Piece>,
+}
+
+impl Rows {
+    fn new(operands: &[Operand<'_>], axis: usize) -> Self {
+        let run = |x: &Operand<'_>| -> (u64, u64) {
+            let order = memory_order(x.ty);
+            let at = order.iter().position(|&d| d == axis).unwrap_or_default();
+            let extent = |dims: &[usize]| dims.iter().map(|&d| x.ty.dims[d]).product();
+            (extent(&order[..at]), extent(&order[at..]))
+        };
+        let count = operands.first().map_or(0, |x| run(x).0);
+        let pieces = operands.iter().map(|x| Piece { ptr: x.ptr, len: run(x).1 });
+        Self { count, pieces: pieces.filter(|p| p.len > 0).collect() }
+    }
+
+    /// Elements of a row.
+    fn len(&self) -> u64 {
+        self.pieces.iter().map(|p| p.len).sum()
+    }
+
+    /// True if every run is whole units of `unit` elements.
+    fn divides(&self, unit: u64) -> bool {
+        self.pieces.iter().all(|p| p.len.is_multiple_of(unit))
+    }
+
+    /// The launches that see all pieces, as few as their number and 32-bit counts allow: units
+    /// and table of each.
+    fn launches(&self, cx: &Cx<'_>, unit: u64) -> Result<Vec<(u32, Table)>, CudaError> {
+        let mut out = Vec::new();
+        let (mut left, mut first) = (self.pieces.as_slice(), 0);
+        while self.count > 0 && !left.is_empty() {
+            let units = |n: usize| left[..n].iter().map(|p| p.len / unit).sum::<u64>();
+            let fits = |n: &usize| self.count.saturating_mul(units(*n)) < LIMIT;
+            let n = (1..=left.len().min(MAX_PIECES)).rev().find(fits).unwrap_or(1);
+            let mut table: Table = Zeroable::zeroed();
+            table.end = [u32::MAX; MAX_PIECES];
+            table.stride = self.len() / unit;
+            table.first = first;
+            table.row = Divisor::new(units(n));
+            let mut end = 0;
+            for (i, piece) in left[..n].iter().enumerate() {
+                end += piece.len / unit;
+                table.from[i] = piece.ptr;
+                table.end[i] = cx.count(end)?;
+            }
+            out.push((cx.count(self.count.saturating_mul(end))?, table));
+            first += end;
+            left = &left[n..];
+        }
+        Ok(out)
+    }
+}
+
+/// [`vdnn_ir::Op::Concat`].
+pub(super) fn concat(cx: &mut Cx<'_>, axis: u64) -> Result<(), CudaError> {
+    let y = cx.output(0)?;
+    let rows = Rows::new(cx.spec.inputs, axis as usize);
+    let size = y.ty.dtype.bytes();
+    let access = [16, 8, 4, 2, 1].into_iter().find(|&a| a >= size && rows.divides(a / size)).unwrap_or(size);
+    let element = ["u8", "u16", "u32", "u64", "uint4"][access.trailing_zeros() as usize];
+    for (n, table) in rows.launches(cx, access / size)? {
+        let args = Args::new().ptr(y.ptr).u32(n).pod(&table);
+        cx.per_items(Kernel::instance(Source::Pieces, "CONCAT", element), n.into(), args)?;
+    }
+    Ok(())
+}
+
+/// [`vdnn_ir::Op::BatchNormInferRelu`] of several x.
+pub(super) fn batch_norm_relu(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError> {
+    let y = cx.real_out(0)?;
+    let element = cx.element(y)?;
+    let Image { channels, plane, last, .. } = Image::new(y.ty);
+    let rows = Rows::new(&cx.spec.inputs[4..], 1);
+    if y.ty.elements() == 0 {
+        return Ok(());
+    }
+    let parameters = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32(3)?].map(|t| t.ptr);
+    let factors = infer_coefficients(cx, parameters, channels, eps)?;
+    // Vectors of several channels, or of one.
+    let unit = if rows.divides(element.width) && (last || plane.is_multiple_of(element.width)) {
+        element.width
+    } else {
+        1
+    };
+    let arguments = format!("{}, {unit}, {last}", element.name);
+    let plane = Divisor::new(if last { 1 } else { plane / unit });
+    for (n, table) in rows.launches(cx, unit)? {
+        let args = Args::new().ptr(y.ptr).ptr(factors).u32(n).u32(cx.count(channels)?);
+        let kernel = Kernel::instance(Source::Pieces, "BN_RELU_CONCAT", &arguments);
+        cx.per_items(kernel, n.into(), args.pod(&plane).pod(&table))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! Pyramids of graphs: the chains that are found mean what the graph means, and the command
+//! reports what the search finds.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use vdnn_cost::CostModel;
+use vdnn_interp::{NaiveKernels, interpret};
+use vdnn_ir::{Graph, Precision, Tensor};
+use vdnn_pyramid::search::tilings;
+use vdnn_pyramid::{Pointwise, Program};
+use vdnn_tests::data;
+use vdnnc::pyramids::chains;
+
+/// A stem with a pool, then a bottleneck with its residual, read once more at the end.
+const GRAPH: &str = r#"graph "g" phase=joint mode=infer {
+  input %0 "x" : f32[1,3,19,23]
+  param %1 "w1" trainable : f32[8,3,5,3]
+  param %2 "b1" trainable : f32[8]
+  param %3 "w2" trainable : f32[4,8,1,1]
+  param %4 "w3" trainable : f32[4,1,3,3]
+  param %5 "b3" trainable : f32[4]
+  param %6 "w4" trainable : f32[8,4,1,1]
+  param %7 "b4" trainable : f32[8]
+  n0: %8 : f32[1,8,10,12] = conv(kernel:[5,3],strides:[2,2],before:[1,2],after:[3,1],dilations:[1,1],groups:1) (%0, %1, %2) forward "stem"
+  n1: %9 : f32[1,8,10,12] = unary(clip(lo:0.25,hi:2.0)) (%8) forward "clip"
+  n2: %10 : f32[1,8,5,6] = max_pool(kernel:[3,3],strides:[2,2],before:[1,1],after:[1,1],dilations:[1,1],ceil_mode:false) (%9) forward "pool"
+  n3: %11 : f32[1,4,5,6] = conv(kernel:[1,1],strides:[1,1],before:[0,0],after:[0,0],dilations:[1,1],groups:1) (%10, %3) forward "reduce"
+  n4: %12 : f32[1,4,5,6] = unary(relu) (%11) forward "relu"
+  n5: %13 : f32[1,4,5,6] = conv_epilogue(conv:(kernel:[3,3],strides:[1,1],before:[2,2],after:[2,2],dilations:[2,2],groups:4),relu:true) (%12, %4, %5) forward "depthwise"
+  n6: %14 : f32[1,8,5,6] = conv_epilogue(conv:(kernel:[1,1],strides:[1,1],before:[0,0],after:[0,0],dilations:[1,1],groups:1),relu:true) (%13, %6, %7, %10) forward "expand"
+  n7: %15 : f32[1,8,5,6] = unary(tanh) (%14) forward "end"
+  output "y" = %15
+}
+"#;
+
+/// The tensors of a chain's operands, in order, by the graph's names.
+const OPERANDS: [&[&str]; 2] = [&["x", "w1", "b1"], &["%10", "w2", "w3", "b3", "w4", "b4", "%10"]];
+
+fn cost() -> CostModel {
+    CostModel::named("h200", Precision::Tf32).expect("a profile")
+}
+
+#[test]
+fn chains_of_a_graph_compute_what_the_graph_computes() {
+    let mut graph: Graph = vdnn_ir::parse::parse_graph(GRAPH).expect("a graph");
+    // Everything the chains begin and end with.
+    for (name, at) in [("%10", 2), ("%14", 6)] {
+        let value = graph.node(graph.order()[at]).outputs[0];
+        let end = vdnn_ir::Output { name: name.to_owned(), value };
+        graph.outputs.push(end);
+    }
+    let found = chains(&graph, &cost());
+    let names: Vec<&[String]> = found.iter().map(|f| f.names.as_slice()).collect();
+    assert_eq!(names, [&["stem", "pool"][..], &["reduce", "depthwise", "expand"]]);
+    let then = &found[1].chain.layers()[2].then;
+    assert_eq!(then, &[Pointwise::Add, Pointwise::Relu]);
+    assert_eq!(found[1].interior(0..3).0, 2 * 4 * 4 * 5 * 6);
+
+    let mut values: BTreeMap<String, Tensor> = BTreeMap::new();
+    for &v in graph.inputs().iter().chain(graph.params()) {
+        let dims = graph.ty(v).dims.clone();
+        values.insert(graph.value(v).name.clone(), data::model_input(&graph.value(v).name, &dims));
+    }
+    let evaluation = interpret(&graph, &values, &values, &NaiveKernels).expect("it runs");
+    for name in ["%10", "%14"] {
+        values.insert(name.to_owned(), evaluation.outputs[name].clone());
+    }
+    for ((found, operands), result) in found.iter().zip(OPERANDS).zip(["%10", "%14"]) {
+        let operands: Vec<Vec<f32>> = operands.iter().map(|name| values[*name].f32().to_vec()).collect();
+        let operands: Vec<&[f32]> = operands.iter().map(Vec::as_slice).collect();
+        let wanted: Vec<f64> = values[result].f32().iter().map(|&x| f64::from(x)).collect();
+        for tiling in tilings(&found.chain) {
+            let program = Program::new(&found.chain, tiling, Precision::F32).expect("a program");
+            let (got, _) = vdnn_pyramid::interpret::interpret(&program, &operands)
+                .unwrap_or_else(|e| panic!("{tiling}: {e}"));
+            let off = data::difference(&got, &wanted);
+            assert!(off <= 1e-5 * data::magnitude(&wanted), "{result}, {tiling}: {off}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_norm_in_front_belongs_to_the_chain_unless_it_joins() {
+    let conv = |k: u64, p: u64| {
+        format!(
+            "conv(kernel:[{k},{k}],strides:[1,1],before:[{p},{p}],after:[{p},{p}],dilations:[1,1],groups:1)"
+        )
+    };
+    let text = |x: &str, channels: u64| {
+        let c = channels;
+        format!(
+            "graph \"g\" phase=joint mode=infer {{\n  input %0 \"x\" : f32[2,4,9,9]\n  param %1 \"s\" frozen : f32[{c}]\n  \
+             param %2 \"w1\" frozen : f32[8,{c},1,1]\n  param %3 \"w2\" frozen : f32[4,8,3,3]\n  \
+             n0: %4 : f32[2,{c},9,9] = batch_norm_infer_relu(eps:1e-5) (%1, %1, %1, %1, {x}) forward \"bn\"\n  \
+             n1: %5 : f32[2,8,9,9] = {} (%4, %2) forward \"one\"\n  \
+             n2: %6 : f32[2,4,9,9] = {} (%5, %3) forward \"two\"\n  output \"y\" = %6\n}}\n",
+            conv(1, 0),
+            conv(3, 1)
+        )
+    };
+    for (x, channels, prologue) in
+        [("%0", 4, vec![Pointwise::Scale, Pointwise::Relu]), ("%0, %0", 8, Vec::new())]
+    {
+        let graph = vdnn_ir::parse::parse_graph(&text(x, channels)).expect("a graph");
+        let found = chains(&graph, &cost());
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            (found[0].names.as_slice(), found[0].chain.input().channels),
+            (&["one".to_owned(), "two".to_owned()][..], channels)
+        );
+        assert_eq!(found[0].chain.prologue(), prologue);
+    }
+}
+
+fn vdnnc() -> assert_cmd::Command {
+    assert_cmd::Command::new(data::vdnnc_binary())
+}
+
+#[test]
+fn the_command_reports_pyramids_and_draws_them() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, svg) = (dir.path().join("m.onnx"), dir.path().join("m.svg"));
+    vdnnc().args(["zoo", "resnet50", "-o"]).arg(&model).assert().success();
+    let emit = |more: &[&str]| {
+        let mut c = vdnnc();
+        c.arg(&model).args(["--emit", "pyramids", "--batch", "32", "--precision", "bf16"]).args(more);
+        c
+    };
+    let out = emit(&["--mode", "infer", "--json", "--svg"]).arg(&svg).assert().success();
+    let report: Value = serde_json::from_slice(&out.get_output().stdout).expect("JSON");
+    let pyramids = report["pyramids"].as_array().expect("a list");
+    assert!(!pyramids.is_empty(), "{report}");
+    for p in pyramids {
+        assert!(p["gain"].as_f64().is_some_and(|g| g >= 1.15), "{p}");
+        assert!(p["shared_bytes"].as_u64().is_some_and(|b| b <= 227 << 10), "{p}");
+        assert!(p["registers"].as_u64().is_some_and(|r| r <= 255), "{p}");
+    }
+    let step = |key: &str| report[key].as_u64().expect("a number");
+    assert!(step("saved_ns") > 0 && step("saved_ns") < step("step_ns") && step("interior_bytes") > 0);
+    let picture = std::fs::read_to_string(&svg).expect("a picture");
+    assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"));
+    assert!(picture.matches("<rect").count() >= 8 * pyramids.len());
+
+    let depth = |n: &str| {
+        let out = emit(&["--mode", "infer", "--json", "--fuse-depth", n]).assert().success();
+        let report: Value = serde_json::from_slice(&out.get_output().stdout).expect("JSON");
+        let layers = |p: &Value| p["layers"].as_array().map_or(0, Vec::len);
+        report["pyramids"].as_array().expect("a list").iter().map(layers).max()
+    };
+    assert_eq!(depth("3"), Some(3));
+    assert_eq!(depth("1"), Some(2), "one convolution and a pool");
+    let text = emit(&["--mode", "infer"]).assert().success();
+    let text = String::from_utf8_lossy(&text.get_output().stdout).into_owned();
+    assert!(text.contains("predicted, no plan changes") && text.contains("reuse"), "{text}");
+}
+
+#[test]
+fn what_cannot_be_reported_is_refused_with_a_way_out() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = dir.path().join("m.onnx");
+    vdnnc().args(["zoo", "lenet", "-o"]).arg(&model).assert().success();
+    let refused = |args: &[&str], hint: &str| {
+        let out = vdnnc().arg(&model).args(args).assert().code(1);
+        let text = String::from_utf8_lossy(&out.get_output().stderr).into_owned();
+        assert!(text.contains(hint), "{args:?}: {text}");
+    };
+    refused(&["--emit", "pyramids"], "add --mode infer");
+    refused(&["--emit", "pyramids", "--mode", "infer", "--device", "cpu"], "h200");
+    refused(&["--svg", "x.svg"], "add --emit pyramids");
+    vdnnc().arg(&model).args(["--emit", "pyramids", "--fuse-depth", "0"]).assert().code(1);
+}
