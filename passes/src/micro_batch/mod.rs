@@ -24,9 +24,10 @@ use vdnn_ir::{Bytes, ConvRun, ConvSchedule, DType, Graph, Nanos, Node, TensorTyp
 /// Micro-batches begin at multiples of this (bytes): what the convolution libraries want.
 const SLICE_ALIGNMENT: u64 = 16;
 
-/// A division must be this much faster than what it replaces, in percent: times are measured
-/// in isolation, to about this.
-const MIN_GAIN: u64 = 2;
+/// A division must be this much faster than what it replaces, in percent. Times of single
+/// launches differ by this from run to run, and many short launches behind each other take as
+/// much more than each by itself.
+const MIN_GAIN: u64 = 10;
 
 /// One way to run a convolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +70,7 @@ impl Menu {
     }
 
     /// The ways to run a convolution node, fastest first, each with less workspace than those
-    /// before it; whole ones first of all where a division gains less than two percent. If the
+    /// before it; a whole one before a division that gains less than ten percent over it. If the
     /// sizes are undivided: every algorithm of the cost model, fastest first.
     pub fn choices(&self, graph: &Graph, cost: &CostModel, node: &Node) -> Rc<[Choice]> {
         let types = |list: &[vdnn_ir::ValueId]| list.iter().map(|&v| graph.ty(v).clone()).collect();
@@ -150,18 +151,33 @@ fn choices(conv: &ConvSlice, cost: &CostModel, policy: BatchSizes) -> Vec<Choice
         let runs = d.runs.iter().map(|(k, times)| ConvRun { algo: k.algo, images: k.images, times: *times });
         Some(Choice { schedule: ConvSchedule::divided(runs)?, workspace: d.workspace, time: d.time })
     });
-    let mut front: Front<Choice> = whole.into_iter().collect();
-    let undivided = front.as_slice().to_vec();
-    for d in divided {
-        let rival = undivided.iter().filter(|w| w.workspace <= d.workspace).map(|w| w.time.0).min();
-        let enough = |t: u64| d.time.0.saturating_mul(100) <= t.saturating_mul(100 - MIN_GAIN);
-        if rival.is_none_or(enough) {
-            front.insert(d);
+    let whole: Front<Choice> = whole.into_iter().collect();
+    let counted = |choice: &Choice| Counted { choice: choice.clone(), time: choice.time };
+    let mut front: Front<Counted> = whole.as_slice().iter().map(counted).collect();
+    for choice in divided {
+        let gains = |w: &Choice| choice.time.0.saturating_mul(100) <= w.time.0.saturating_mul(100 - MIN_GAIN);
+        let equals: Vec<&Choice> = whole.as_slice().iter().filter(|w| !gains(w)).collect();
+        if equals.iter().all(|w| w.workspace > choice.workspace) {
+            let time = equals.iter().map(|w| Nanos(w.time.0 + 1)).max().unwrap_or_default().max(choice.time);
+            front.insert(Counted { choice, time });
         }
     }
-    let mut all = front.into_vec();
-    all.reverse();
-    all
+    front.into_vec().into_iter().rev().map(|c| c.choice).collect()
+}
+
+/// A choice among others: a division that hardly gains counts as slower than the whole batch.
+struct Counted {
+    choice: Choice,
+    time: Nanos,
+}
+
+impl Priced for Counted {
+    fn workspace(&self) -> Bytes {
+        self.choice.workspace
+    }
+    fn time(&self) -> Nanos {
+        self.time
+    }
 }
 
 #[cfg(test)]
