@@ -81,10 +81,7 @@ fn choices_fall_in_workspace_as_they_slow_down_and_cost_what_they_say() {
                 let before =
                     choices.iter().take_while(|other| other != &c).map(|other| other.workspace).min();
                 for w in whole.iter().filter(|w| before.is_none_or(|b| w.workspace < b)) {
-                    assert!(
-                        !gains_less(c, &Choice::from(*w), 10),
-                        "{c:?} gains too little over {w:?}"
-                    );
+                    assert!(!gains_less(c, &Choice::from(*w), 10), "{c:?} gains too little over {w:?}");
                 }
             }
         }
