@@ -185,7 +185,7 @@ fn measured(
     let types = |list: &[ValueId]| list.iter().map(|&v| joint.ty(v)).collect::<Vec<_>>();
     let known = |n: &Node| {
         let (inputs, outputs) = (types(&n.inputs), types(&n.outputs));
-        cost.measured().rows(&n.op, &inputs, &outputs, cost.precision()).is_some()
+        cost.is_measured(&n.op, &inputs, &outputs)
     };
     Ok(joint.nodes().all(|(_, n)| !n.op.is_conv() || n.stage == Stage::Setup || known(n)))
 }

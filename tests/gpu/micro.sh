@@ -73,30 +73,6 @@ run() { # a part
   esac
 }
 
-if [ "${1:-}" = --alone ]; then # one part, in a process of its own that can be stopped
-  part=$2
-  run
-  exit
-fi
-
-rows=()
-status=0
-for part in ${*:-alexnet resnet18 vgg16 step near deepbench tf32 bf16}; do
-  if [ -e "$out/$part.pass" ]; then
-    rows+=("$part  PASS  (earlier)")
-    continue
-  fi
-  began=$SECONDS
-  timeout -k 5 "${LIMIT:-$(limit "$part")}" bash "$0" "$vdnnc" "$out" --alone "$part" >"$out/$part.log" 2>&1
-  rc=$?
-  verdict=PASS
-  [ $rc = 0 ] && touch "$out/$part.pass"
-  [ $rc != 0 ] && verdict="FAIL ($rc)" && status=1
-  [ $rc = 124 ] && verdict="FAIL (time)"
-  rows+=("$part  $verdict  $((SECONDS - began)) s")
-  echo "== ${rows[-1]}"
-  tail -n "${TAIL:-40}" "$out/$part.log" | cut -c1-200
-done
-echo
-printf '%s\n' "${rows[@]}"
-exit $status
+command=("$vdnnc" "$out")
+# shellcheck disable=SC2086
+source "$here/parts.sh" ${*:-alexnet resnet18 vgg16 step near deepbench tf32 bf16}

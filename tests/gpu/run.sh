@@ -209,36 +209,14 @@ peer() {
   python3 "$here/peers.py" "$@" 2>"$out/$part.err" | tee "$out/$part.jsonl"
 }
 
-if [ "${1:-}" = --alone ]; then # one part, in a process of its own that can be stopped
-  part=$2
-  run
-  exit
-fi
-
 wanted=${*:-$checks $sanitizers $times $peers}
-rows=()
-status=0
+list=""
 for name in $wanted; do
   case $name in
-  checks) list="$checks $sanitizers" ;; times) list=$times ;; peers) list=$peers ;; *) list=$name ;;
+  checks) list="$list $checks $sanitizers" ;; times) list="$list $times" ;; peers) list="$list $peers" ;;
+  *) list="$list $name" ;;
   esac
-  for part in $list; do
-    if [ -e "$out/$part.pass" ]; then
-      rows+=("$part  PASS  (earlier)")
-      continue
-    fi
-    began=$SECONDS
-    timeout -k 5 "$(limit "$part")" bash "$0" "$vdnnc" "$backends" "$out" --alone "$part" >"$out/$part.log" 2>&1
-    rc=$?
-    verdict=PASS
-    [ $rc = 0 ] && touch "$out/$part.pass"
-    [ $rc != 0 ] && verdict="FAIL ($rc)" && status=1
-    [ $rc = 124 ] && verdict="FAIL (time)"
-    rows+=("$part  $verdict  $((SECONDS - began)) s")
-    echo "== ${rows[-1]}"
-    grep -v -e "^==*$" -e COMPUTE-SANITIZER "$out/$part.log" | tail -n "${TAIL:-40}" | cut -c1-220
-  done
 done
-echo
-printf '%s\n' "${rows[@]}"
-exit $status
+command=("$vdnnc" "$backends" "$out")
+# shellcheck disable=SC2086
+source "$here/parts.sh" $list

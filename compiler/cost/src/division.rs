@@ -43,7 +43,7 @@ impl CostModel {
         let precision = self.precision();
         let Some(slice) = conv_slice(op, inputs, outputs, images) else { return Vec::new() };
         let (i, o) = slice.types();
-        if self.measured().rows(op, inputs, outputs, precision).is_none() {
+        if !self.is_measured(op, inputs, outputs) {
             return self.conv_options(&slice.op, &i, &o);
         }
         let Some(rows) = self.measured().rows(&slice.op, &i, &o, precision) else { return Vec::new() };

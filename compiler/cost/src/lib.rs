@@ -226,6 +226,11 @@ impl CostModel {
         }
     }
 
+    /// True if the kernel was measured, at this precision, with whatever result.
+    pub fn is_measured(&self, op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> bool {
+        self.measured.rows(op, inputs, outputs, self.precision).is_some()
+    }
+
     /// The rates behind the predictions that are not measured.
     pub fn peaks(&self) -> Peaks {
         self.roofline.peaks()

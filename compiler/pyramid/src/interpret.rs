@@ -15,7 +15,7 @@ use crate::interval::Interval;
 use crate::program::{ACCUMULATOR, Buffer, Instruction, Program, Space, Step, element};
 use crate::rounding::{factor, stored};
 use crate::verify::ProgramError;
-use memory::Memory;
+use memory::{Memory, RowPart};
 use vdnn_ir::Bytes;
 
 /// What is wrong with an access.
@@ -314,7 +314,7 @@ impl<'a> Machine<'a> {
             for y in region.y.positions() {
                 let at = shape.row(c, y) + region.x.lo as usize;
                 let n = region.x.len() as usize;
-                let source = self.memory.row(buffer, self.tile, self.step, c, y, region.x);
+                let source = self.memory.row(buffer, &self.part(c, y, region.x));
                 for (r, &v) in self.result[at..at + n].iter_mut().zip(source) {
                     *r = stored(self.program.precision, v);
                 }
@@ -357,11 +357,16 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    /// Part of a row while this step of this tile runs.
+    fn part(&self, channel: u64, y: i64, x: Interval) -> RowPart {
+        RowPart { tile: self.tile, step: self.step, channel, y, x }
+    }
+
     /// Writes part of a row; in shared memory as numbers are kept there.
     fn write_row(&mut self, b: u32, c: u64, y: i64, x: Interval, row: &[f32]) -> Result<(), At> {
         let buffer = self.buffer(b);
         let precision = self.program.precision;
-        let slots = self.memory.write(buffer, b, self.tile, self.step, c, y, x)?;
+        let slots = self.memory.write(buffer, b, &self.part(c, y, x))?;
         for (slot, &v) in slots.iter_mut().zip(row) {
             *slot = if buffer.space == Space::Shared { stored(precision, v) } else { v };
         }
@@ -373,7 +378,7 @@ impl<'a> Machine<'a> {
         let buffer = self.buffer(b);
         for c in 0..buffer.channels {
             for y in region.y.positions() {
-                self.memory.read(buffer, b, self.tile, self.step, c, y, region.x)?;
+                self.memory.read(buffer, b, &self.part(c, y, region.x))?;
             }
         }
         Ok(())

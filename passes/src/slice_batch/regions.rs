@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use vdnn_cost::CostModel;
 use vdnn_ir::id::EntityId;
-use vdnn_ir::{Bytes, Graph, Nanos, NodeId, Op, TensorType, ValueId};
+use vdnn_ir::{Bytes, Graph, Nanos, NodeId, TensorType, ValueId};
 
 /// Limits tried: each is this many percent of the one before.
 const STEP: u64 = 98;
@@ -96,7 +96,10 @@ pub fn regions(graph: &Graph, batch: u64, cost: &CostModel) -> Vec<Regions> {
                 counts[step.id.index()] = *k;
             }
             regions.counts = counts;
-            found.push(regions);
+            // A plan is made of each.
+            if found.iter().all(|other| other.counts != regions.counts) {
+                found.push(regions);
+            }
         }
     }
     found
@@ -200,10 +203,7 @@ fn runs(graph: &Graph, rows: &Rows, id: NodeId, batch: u64, k: u64, cost: &CostM
     let whole = |v: &ValueId| graph.ty(*v);
     let (all_in, all_out): (SmallVec<[_; 4]>, SmallVec<[_; 4]>) =
         (node.inputs.iter().map(whole).collect(), node.outputs.iter().map(whole).collect());
-    let known = |op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]| {
-        cost.measured().rows(op, inputs, outputs, cost.precision()).is_some()
-    };
-    if known(&node.op, &all_in, &all_out) && !known(&op, &inputs, &outputs) {
+    if cost.is_measured(&node.op, &all_in, &all_out) && !cost.is_measured(&op, &inputs, &outputs) {
         return Vec::new();
     }
     if !op.is_conv() {

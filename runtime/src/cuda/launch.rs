@@ -28,6 +28,13 @@ pub(crate) struct DeviceRange {
     pub bytes: Bytes,
 }
 
+impl DeviceRange {
+    /// Its first `bytes`; `None` for none. It has as many.
+    pub(crate) fn first(self, bytes: Bytes) -> Option<Self> {
+        (bytes > Bytes::ZERO).then_some(Self { bytes, ..self })
+    }
+}
+
 /// One launch of a plan with its addresses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LaunchSpec<'a> {

@@ -168,7 +168,7 @@ impl Measurer {
     ) -> Result<Nanos, CudaError> {
         let kernel = Kernel { op, inputs, outputs, precision };
         let range = self.workspace.take(workspace)?;
-        let range = (workspace > Bytes::ZERO).then_some(DeviceRange { bytes: workspace, ..range });
+        let range = range.first(workspace);
         let places = self.place(kernel)?;
         let launch = match schedule {
             ConvSchedule::Whole(algo) => self.prepare(kernel, &places, Some(*algo), false, range)?,

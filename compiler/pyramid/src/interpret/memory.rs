@@ -21,6 +21,16 @@ struct Cells {
     touched: Vec<bool>,
 }
 
+/// Part of a row of a buffer, while a step of a tile runs.
+#[derive(Clone, Copy)]
+pub(super) struct RowPart {
+    pub(super) tile: [u64; 2],
+    pub(super) step: i64,
+    pub(super) channel: u64,
+    pub(super) y: i64,
+    pub(super) x: Interval,
+}
+
 pub(super) struct Memory {
     spaces: [Cells; 2],
     element: u64,
@@ -62,15 +72,8 @@ impl Memory {
     }
 
     /// Where part of a row lies, if it lies in the window and the window in the buffer.
-    fn slots(
-        &self,
-        buffer: &Buffer,
-        tile: [u64; 2],
-        step: i64,
-        channel: u64,
-        y: i64,
-        x: Interval,
-    ) -> Option<(usize, std::ops::Range<usize>)> {
+    fn slots(&self, buffer: &Buffer, part: &RowPart) -> Option<(usize, std::ops::Range<usize>)> {
+        let &RowPart { tile, step, channel, y, x } = part;
         let (rows, cols) = (buffer.y.window(tile[0], step), buffer.x.window(tile[1], 0));
         if !rows.has(y)
             || x.is_empty()
@@ -109,18 +112,9 @@ impl Memory {
     }
 
     /// Notes that part of a row is read.
-    #[expect(clippy::too_many_arguments, reason = "a position in a buffer of a tile and step")]
-    pub(super) fn read(
-        &mut self,
-        buffer: &Buffer,
-        index: u32,
-        tile: [u64; 2],
-        step: i64,
-        channel: u64,
-        y: i64,
-        x: Interval,
-    ) -> Result<(), At> {
-        let slots = self.slots(buffer, tile, step, channel, y, x);
+    pub(super) fn read(&mut self, buffer: &Buffer, index: u32, part: &RowPart) -> Result<(), At> {
+        let &RowPart { y, x, .. } = part;
+        let slots = self.slots(buffer, part);
         let (space, slots) = slots.ok_or(At(index, [y, x.lo], Fault::Bounds))?;
         let phase = self.phase;
         for (i, mark) in self.spaces[space].marks[slots].iter_mut().enumerate() {
@@ -137,18 +131,9 @@ impl Memory {
     }
 
     /// Part of a row, to be written; what was there is gone.
-    #[expect(clippy::too_many_arguments, reason = "a position in a buffer of a tile and step")]
-    pub(super) fn write(
-        &mut self,
-        buffer: &Buffer,
-        index: u32,
-        tile: [u64; 2],
-        step: i64,
-        channel: u64,
-        y: i64,
-        x: Interval,
-    ) -> Result<&mut [f32], At> {
-        let slots = self.slots(buffer, tile, step, channel, y, x);
+    pub(super) fn write(&mut self, buffer: &Buffer, index: u32, part: &RowPart) -> Result<&mut [f32], At> {
+        let &RowPart { y, x, .. } = part;
+        let slots = self.slots(buffer, part);
         let (space, slots) = slots.ok_or(At(index, [y, x.lo], Fault::Bounds))?;
         let (phase, cells) = (self.phase, &mut self.spaces[space]);
         for (i, mark) in cells.marks[slots.clone()].iter_mut().enumerate() {
@@ -163,16 +148,8 @@ impl Memory {
     }
 
     /// Part of a row that [`Self::read`] found sound.
-    pub(super) fn row(
-        &self,
-        buffer: &Buffer,
-        tile: [u64; 2],
-        step: i64,
-        channel: u64,
-        y: i64,
-        x: Interval,
-    ) -> &[f32] {
-        match self.slots(buffer, tile, step, channel, y, x) {
+    pub(super) fn row(&self, buffer: &Buffer, part: &RowPart) -> &[f32] {
+        match self.slots(buffer, part) {
             Some((space, slots)) => &self.spaces[space].values[slots],
             None => &[],
         }

@@ -52,7 +52,7 @@ impl Machine<'_> {
                     for ky in 0..window.kernel[0] {
                         let at = y * window.strides[0] as i64 - window.before[0] as i64
                             + (ky * window.dilations[0]) as i64;
-                        let row = self.memory.row(from, self.tile, self.step, channel, at, input.x);
+                        let row = self.memory.row(from, &self.part(channel, at, input.x));
                         let row = if precision == Precision::Tf32 {
                             rounded.clear();
                             rounded.extend(row.iter().map(|&v| factor(precision, v)));
@@ -103,7 +103,7 @@ impl Machine<'_> {
                 for ky in 0..window.kernel[0] {
                     let at = y * window.strides[0] as i64 - window.before[0] as i64
                         + (ky * window.dilations[0]) as i64;
-                    let taps = self.memory.row(source, self.tile, self.step, c, at, input.x);
+                    let taps = self.memory.row(source, &self.part(c, at, input.x));
                     for kx in 0..window.kernel[1] {
                         let taps = taps[(kx * window.dilations[1]) as usize..].iter().step_by(stride);
                         for (r, &v) in row.iter_mut().zip(taps) {

@@ -172,37 +172,30 @@ pub(super) fn train(cx: &mut Cx<'_>, eps: f32, momentum: f32, relu: bool) -> Res
     norm.apply(cx, "BN_APPLY", &format!("{relu}, {}", added.is_some()), pointers, factors)
 }
 
-/// [`vdnn_ir::Op::BatchNormInfer`].
-pub(super) fn infer(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError> {
-    let (x, y) = (cx.real(0)?, cx.real_out(0)?);
+/// [`vdnn_ir::Op::BatchNormInfer`], or with `relu` [`vdnn_ir::Op::BatchNormInferRelu`] of one x,
+/// which comes behind the parameters there.
+pub(super) fn infer(cx: &mut Cx<'_>, eps: f32, relu: bool) -> Result<(), CudaError> {
+    let (x, first) = if relu { (4, 0) } else { (0, 1) };
+    let (x, y) = (cx.real(x)?, cx.real_out(0)?);
     let norm = Norm::new(cx, x)?;
     if norm.image.elements() == 0 {
         return Ok(());
     }
-    let parameters = [cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, cx.f32(4)?].map(|t| t.ptr);
-    let factors = infer_coefficients(cx, parameters, norm.image.channels, eps)?;
-    norm.apply(cx, "BN_APPLY", "false, false", Args::new().ptr(x.ptr).ptr(0).ptr(y.ptr), factors)
+    let factors = infer_coefficients(cx, first, norm.image.channels, eps)?;
+    let pointers = Args::new().ptr(x.ptr).ptr(0).ptr(y.ptr);
+    norm.apply(cx, "BN_APPLY", &format!("{relu}, false"), pointers, factors)
 }
 
-/// [`vdnn_ir::Op::BatchNormInferRelu`] of one x.
-pub(super) fn infer_relu(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError> {
-    let (x, y) = (cx.real(4)?, cx.real_out(0)?);
-    let norm = Norm::new(cx, x)?;
-    if norm.image.elements() == 0 {
-        return Ok(());
-    }
-    let parameters = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32(3)?].map(|t| t.ptr);
-    let factors = infer_coefficients(cx, parameters, norm.image.channels, eps)?;
-    norm.apply(cx, "BN_APPLY", "true, false", Args::new().ptr(x.ptr).ptr(0).ptr(y.ptr), factors)
-}
-
-/// Launches what makes coefficients of scale, bias, mean and variance; where they will be.
+/// Launches what makes coefficients of scale, bias, mean and variance, the inputs from number
+/// `first` on; where they will be.
 pub(super) fn infer_coefficients(
     cx: &mut Cx<'_>,
-    parameters: [CUdeviceptr; 4],
+    first: usize,
     channels: u64,
     eps: f32,
 ) -> Result<CUdeviceptr, CudaError> {
+    let parameters =
+        [cx.f32(first)?, cx.f32(first + 1)?, cx.f32(first + 2)?, cx.f32(first + 3)?].map(|t| t.ptr);
     let factors = cx.scratch(0, COEFFICIENT_BYTES * channels)?;
     let args = parameters.into_iter().fold(Args::new(), Args::ptr).ptr(factors);
     let channels = cx.count(channels)?;

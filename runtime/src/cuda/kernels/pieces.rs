@@ -113,8 +113,7 @@ pub(super) fn batch_norm_relu(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError
     if y.ty.elements() == 0 {
         return Ok(());
     }
-    let parameters = [cx.f32(0)?, cx.f32(1)?, cx.f32(2)?, cx.f32(3)?].map(|t| t.ptr);
-    let factors = infer_coefficients(cx, parameters, channels, eps)?;
+    let factors = infer_coefficients(cx, 0, channels, eps)?;
     // Vectors of several channels, or of one.
     let unit = if rows.divides(element.width) && (last || plane.is_multiple_of(element.width)) {
         element.width

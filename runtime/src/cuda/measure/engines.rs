@@ -84,6 +84,11 @@ fn order(tries: &[Try]) -> Vec<usize> {
     order
 }
 
+/// True for the kernels whose engines are asked whether they add to their result.
+fn may_add(kernel: Kernel<'_>) -> bool {
+    matches!(kernel.op, Op::ConvWgrad { .. }) && kernel.outputs[0].dtype == DType::F32
+}
+
 /// What came of an engine.
 enum Tried {
     Timed(Timing),
@@ -113,7 +118,7 @@ impl Measurer {
         let workspace = self.workspace.take(most.unwrap_or(Bytes::ZERO))?;
         let places = self.place(kernel)?;
         self.run_parts(kernel, &places, workspace, &mut tries)?;
-        let can_add = matches!(op, Op::ConvWgrad { .. }) && outputs[0].dtype == DType::F32;
+        let can_add = may_add(kernel);
         let mut rivals = Rivals::default();
         let mut rows: Vec<Option<MeasuredRow>> = vec![None; tries.len()];
         for at in order(&tries) {
@@ -182,7 +187,7 @@ impl Measurer {
             // Of the whole batch the engine may still be.
             _ => return Ok(None),
         };
-        let range = (needed > Bytes::ZERO).then_some(DeviceRange { bytes: needed, ..workspace });
+        let range = workspace.first(needed);
         let algo = Some(ConvAlgo::Engine(c.config));
         let time = self.prepare(small, places, algo, false, range).and_then(|launch| {
             let first = self.meter.once(&*launch)?;
@@ -222,7 +227,7 @@ impl Measurer {
                 return Ok(Tried::Slower);
             }
         }
-        let range = (c.workspace > Bytes::ZERO).then_some(DeviceRange { bytes: c.workspace, ..workspace });
+        let range = workspace.first(c.workspace);
         let algo = Some(ConvAlgo::Engine(c.config));
         let timed = self.prepare(kernel, places, algo, false, range).and_then(|launch| match rival {
             None => self.meter.time(&*launch, limits.repeats).map(Some),
@@ -249,7 +254,7 @@ impl Measurer {
         workspace: DeviceRange,
         flags: &mut Vec<String>,
     ) -> Result<(bool, bool), CudaError> {
-        let range = (c.workspace > Bytes::ZERO).then_some(DeviceRange { bytes: c.workspace, ..workspace });
+        let range = workspace.first(c.workspace);
         let launch = self.prepare(kernel, places, Some(ConvAlgo::Engine(c.config)), false, range)?;
         let untouched = flags.len();
         let exact = self.is_as_precise(kernel, places, &*launch, flags)?;
@@ -270,10 +275,10 @@ impl Measurer {
         c: &Candidate,
         workspace: Option<DeviceRange>,
     ) -> Result<bool, CudaError> {
-        let sum = kernel.outputs[0];
-        if !matches!(kernel.op, Op::ConvWgrad { .. }) || sum.dtype != DType::F32 {
+        if !may_add(kernel) {
             return Ok(false);
         }
+        let sum = kernel.outputs[0];
         let algo = Some(ConvAlgo::Engine(c.config));
         let twice = self.prepare(kernel, places, algo, true, workspace).and_then(|launch| {
             let once = read(places.outputs[0], sum.bytes())?;
