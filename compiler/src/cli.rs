@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
-use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, Policy, Recompute, SyncMode};
 use vdnn_runtime::cuda::DeviceSelector;
 
 /// Compiles a convolutional network into a plan of GPU memory, kernels and transfers.
@@ -147,6 +147,11 @@ pub struct SharedArgs {
     /// front of them. Default: off, and epilogue where a GPU runs the plan.
     #[arg(long, value_name = "off|epilogue")]
     pub fuse: Option<Fuse>,
+    /// Feature maps that backward computes again instead of reading what was kept: cheap drops
+    /// what passes over memory make (concats, ReLUs, batch norms, pools) where that lowers the
+    /// peak, auto as little of it as lets the step fit --memory.
+    #[arg(long, value_name = "off|cheap|auto", default_value = "off")]
+    pub recompute: Recompute,
     /// Run chains of layers slice by slice of the batch: on takes the smallest plan that is
     /// predicted to be at most 5 % slower, auto the fastest that fits --memory; a number cuts
     /// everything into so many. Training steps with batch norm cannot be cut.
@@ -384,6 +389,7 @@ impl SharedArgs {
             sync: self.sync,
             precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),
+            recompute: self.recompute,
             slices: self.micro_batch_regions,
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),

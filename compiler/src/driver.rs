@@ -13,7 +13,7 @@ use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
 use vdnn_passes::elide::{ElideOptions, elide};
 use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
 use vdnn_passes::micro_batch::Menu;
-use vdnn_passes::{PassError, Policy, Stats};
+use vdnn_passes::{PassError, Policy, Recompute, Stats};
 use vdnn_plan::plan::{EngineOrigin, Header, ModelRef};
 use vdnn_plan::{Command, Plan, check::CheckStats};
 use vdnn_runtime::sim::{SimResult, simulate};
@@ -190,10 +190,28 @@ pub fn compile(
     cost: &CostModel,
 ) -> Result<Compiled, NoPlan> {
     let start = Instant::now();
-    slicing::choose(&graph, batch, options, cost, &|slices| {
+    let plan = |options: &CompileOptions, slices| {
         let mut timings = Timings::default();
         let joint = slicing::joint(&graph, options, slices, cost, &mut timings)?;
         plan_joint(&joint, batch, model.clone(), options, cost, start, timings)
+    };
+    slicing::choose(&graph, batch, options, cost, &|slices| {
+        let first = plan(options, slices.clone());
+        let settled = match &first {
+            Ok(c) => options.policy != Policy::Dyn || c.summary.chosen_policy == Policy::None,
+            Err(NoPlan::TooLarge { .. }) => false,
+            Err(NoPlan::Failed(_)) => true,
+        };
+        if options.recompute != Recompute::Auto || settled {
+            return first;
+        }
+        // What was to fit does not: gaps, or it would have to offload.
+        let second = plan(&CompileOptions { recompute: Recompute::Cheap, ..options.clone() }, slices);
+        match (&first, &second) {
+            (Ok(a), Ok(b)) if b.summary.step < a.summary.step => second,
+            (Err(_), Ok(_)) => second,
+            _ => first,
+        }
     })
 }
 

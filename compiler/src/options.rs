@@ -4,7 +4,7 @@ use crate::slicing::Slices;
 use std::collections::BTreeMap;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, ConvSchedule, Mode, NodeId};
-use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
+use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, Recompute, SyncMode, Workspace};
 use vdnn_plan::EngineOrigin;
 
 /// Options of one compilation.
@@ -44,6 +44,8 @@ pub struct CompileOptions {
     pub precision: Precision,
     /// What is fused.
     pub fuse: Fuse,
+    /// What backward computes again.
+    pub recompute: Recompute,
     /// Whether the batch is cut into slices.
     pub slices: Slices,
     /// Keep every weight gradient to the end of the step, as outputs `grad:NAME`.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Imported --simplify--> Simplified --nest-concats, autodiff | fold-batch-norm, mark-setup-->
-//!   [mixed-precision, fuse-epilogues, channels-last, slice-batch, group-updates] Joint
+//!   [mixed-precision, fuse-epilogues, channels-last, slice-batch, recompute, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -23,6 +23,7 @@ use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::mixed_precision::MixedPrecision;
 use vdnn_passes::nest_concats::NestConcats;
 use vdnn_passes::offload::InsertOffload;
+use vdnn_passes::recompute::Recompute;
 use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
 use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
@@ -41,23 +42,37 @@ pub fn to_joint(
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
-    to_joint_in_slices(graph, mode, keep_gradients, fuse, None, cost, timings)
+    let options = Joint { mode, keep_gradients, fuse, slices: None, recompute: None };
+    to_joint_by(graph, options, cost, timings)
 }
 
-/// Passes up to the joint graph. Independent of policy, algorithms and budget; `slices` cuts
-/// the batch.
+/// What the joint graph depends on.
+#[derive(Clone, Debug)]
+pub struct Joint {
+    /// Inference or training.
+    pub mode: Mode,
+    /// Weight gradients are outputs.
+    pub keep_gradients: bool,
+    /// What is fused.
+    pub fuse: Fuse,
+    /// How the batch is cut.
+    pub slices: Option<SliceBatch>,
+    /// What backward computes again.
+    pub recompute: Option<Recompute>,
+}
+
+/// Passes up to the joint graph. Independent of policy and algorithms, and of the budget unless
+/// `options` say how much is to be recomputed to fit it.
 ///
 /// # Errors
 /// Those of the passes.
-pub fn to_joint_in_slices(
+pub fn to_joint_by(
     graph: &mut Graph,
-    mode: Mode,
-    keep_gradients: bool,
-    fuse: Fuse,
-    slices: Option<SliceBatch>,
+    options: Joint,
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
+    let Joint { mode, keep_gradients, fuse, slices, recompute } = options;
     let cx = PassCtx { cost };
     // First, so that every later pass sees one form of each thing.
     timings.pass(&Simplify, graph, &cx)?;
@@ -94,6 +109,13 @@ pub fn to_joint_in_slices(
     // conversions of layouts exist, which are part of a slice like any other.
     if let Some(slices) = slices {
         timings.pass(&slices, graph, &cx)?;
+    }
+    // After fusion, whose batch norms backward then reads less of and can apply again; after
+    // layouts and slices, which make the tensors what they will be in memory. Before terms are
+    // taken: what is computed again is a term of its own where a batch norm is only applied.
+    // Before updates are grouped: a group has the order of the step around it.
+    if let Some(recompute) = recompute.filter(|_| mode == Mode::Train) {
+        timings.pass(&recompute, graph, &cx)?;
     }
     // After weights have got their layouts, of which a group has one, and after slices have
     // become the sums that a step waits for.

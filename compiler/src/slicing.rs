@@ -9,9 +9,9 @@ use crate::timing::Timings;
 use std::fmt;
 use std::str::FromStr;
 use vdnn_cost::CostModel;
-use vdnn_ir::{Graph, Mode, Nanos, Node, Stage, ValueId};
-use vdnn_passes::PassError;
+use vdnn_ir::{Bytes, Graph, Mode, Nanos, Node, Stage, ValueId};
 use vdnn_passes::slice_batch::{SliceBatch, Slicing, regions};
+use vdnn_passes::{PassError, Policy, Recompute};
 
 /// Numbers of slices that a search tries for a training step. Between two powers of two the step
 /// time can pass the limit of [`Slices::On`].
@@ -108,8 +108,21 @@ pub fn joint(
     timings: &mut Timings,
 ) -> Result<Graph, PassError> {
     let mut graph = imported.clone();
-    let CompileOptions { mode, keep_gradients, fuse, .. } = options;
-    pipeline::to_joint_in_slices(&mut graph, *mode, *keep_gradients, *fuse, slices, cost, timings)?;
+    let CompileOptions { mode, keep_gradients, fuse, .. } = *options;
+    let recompute = match options.recompute {
+        // The network-wide allocation keeps everything.
+        _ if options.policy == Policy::Baseline => None,
+        Recompute::Off => None,
+        Recompute::Cheap => Some(vdnn_passes::recompute::Recompute { within: None }),
+        Recompute::Auto => {
+            let budget = options.budget(cost.capacity());
+            // Packing may leave gaps.
+            let within = Some(budget.saturating_sub(Bytes(budget.0 / 64)));
+            Some(vdnn_passes::recompute::Recompute { within })
+        }
+    };
+    let joint = pipeline::Joint { mode, keep_gradients, fuse, slices, recompute };
+    pipeline::to_joint_by(&mut graph, joint, cost, timings)?;
     Ok(graph)
 }
 

@@ -16,11 +16,12 @@ pub mod nest_concats;
 pub mod offload;
 pub mod options;
 pub mod pass;
+pub mod recompute;
 pub mod registry;
 pub mod schedule;
 pub mod select_conv;
 pub mod simplify;
 pub mod slice_batch;
 
-pub use options::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
+pub use options::{AlgoMode, BatchSizes, Fuse, Policy, Recompute, SyncMode, Workspace};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};

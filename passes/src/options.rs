@@ -119,6 +119,18 @@ named_enum!(
 );
 
 named_enum!(
+    /// What backward computes again instead of reading what was kept.
+    Recompute, "a degree of recomputation" {
+        /// Nothing.
+        Off = "off",
+        /// What is cheap and lowers the peak.
+        Cheap = "cheap",
+        /// As little of it as makes the step fit the budget.
+        Auto = "auto",
+    }
+);
+
+named_enum!(
     /// When compute waits for copies.
     SyncMode, "a synchronisation mode" {
         /// As late as the data allows.

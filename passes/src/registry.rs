@@ -13,6 +13,7 @@ use crate::mixed_precision::MixedPrecision;
 use crate::nest_concats::NestConcats;
 use crate::offload::InsertOffload;
 use crate::pass::Pass;
+use crate::recompute::Recompute;
 use crate::schedule::Schedule;
 use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
@@ -53,6 +54,7 @@ pub const PASSES: &[Entry] = &[
             Ok(Box::new(SliceBatch { batch: o.or("batch", 4)?, slicing }))
         },
     },
+    Entry { name: "recompute", make: |o| Ok(Box::new(Recompute { within: o.get("within")? })) },
     Entry { name: "group-updates", make: |_| Ok(Box::new(GroupUpdates)) },
     Entry {
         name: "select-conv",

@@ -5,7 +5,7 @@ use std::path::Path;
 use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Graph, Mode, Tensor};
-use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
+use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, Recompute, SyncMode, Workspace};
 use vdnn_plan::Plan;
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::executor::Executor;
@@ -40,6 +40,7 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         elide_waits: true,
         elide_copies: true,
         fuse: Fuse::Off,
+        recompute: Recompute::Off,
         slices: Slices::Off,
     }
 }

@@ -168,6 +168,7 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
             y[0].bytes.copy_from_slice(x[0].bytes);
         }
         Op::BatchNormInferRelu { .. }
+        | Op::BatchNormApplyRelu { .. }
         | Op::BatchNormTrainRelu { .. }
         | Op::BatchNormReluGrad { .. }
         | Op::AddSlice(_)

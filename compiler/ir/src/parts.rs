@@ -32,6 +32,7 @@ pub fn is_fused(op: &Op) -> bool {
     matches!(
         op,
         Op::BatchNormInferRelu { .. }
+            | Op::BatchNormApplyRelu { .. }
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::AddSlice(_)
@@ -54,6 +55,14 @@ impl Parts {
         self.add(op, inputs, 1).map(|v| v[0])
     }
 
+    /// Pieces joined along the channels.
+    fn joined(&mut self, pieces: &[ValueId]) -> Option<ValueId> {
+        match pieces {
+            &[lone] => Some(lone),
+            _ => self.one(Op::Concat { axis: 1 }, pieces),
+        }
+    }
+
     fn expand(&mut self, op: &Op, x: &[ValueId], n_outputs: usize) -> Option<Vec<ValueId>> {
         match op {
             Op::ConvEpilogue { conv, relu } => {
@@ -68,13 +77,19 @@ impl Parts {
             }
             Op::BatchNormInferRelu { eps } => {
                 let &[scale, bias, mean, var, ref pieces @ ..] = x else { return None };
-                let whole = match pieces {
-                    &[lone] => lone,
-                    _ => self.one(Op::Concat { axis: 1 }, pieces)?,
-                };
+                let whole = self.joined(pieces)?;
                 // Inference knows no momentum.
                 let op = Op::BatchNormInfer { eps: *eps, momentum: 0.0.into() };
                 let y = self.one(op, &[whole, scale, bias, mean, var])?;
+                Some(vec![self.one(Op::Unary(UnaryKind::Relu), &[y])?])
+            }
+            Op::BatchNormApplyRelu { eps } => {
+                let &[scale, bias, mean, invstd, ref pieces @ ..] = x else { return None };
+                let whole = self.joined(pieces)?;
+                // The statistics again, in full precision: what was left of them is rounded. The
+                // running ones are moot.
+                let op = Op::BatchNormTrain { eps: *eps, momentum: 0.0.into() };
+                let y = self.add(op, &[whole, scale, bias, mean, invstd], 5)?[0];
                 Some(vec![self.one(Op::Unary(UnaryKind::Relu), &[y])?])
             }
             Op::AddSlice(slice) => {

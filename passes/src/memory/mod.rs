@@ -224,6 +224,18 @@ pub fn layout(graph: &Graph, options: &LayoutOptions) -> Result<Layout, LayoutEr
     })
 }
 
+/// Live aligned device bytes at each program-order position of a scheduled graph; what
+/// [`Layout::live_profile`] is, without packing.
+///
+/// # Errors
+/// If a size overflows, or updates make two parameters share bytes.
+pub fn live_profile(graph: &Graph) -> Result<Vec<Bytes>, LayoutError> {
+    let storages = storage::storages(graph, true)?.all;
+    let persistent = storages.values().filter(|s| s.kind == StorageKind::Persistent);
+    let base = persistent.map(|s| s.bytes.align_up(ALIGNMENT)).sum();
+    Ok(profile(&storages, graph.order().len().max(1), base))
+}
+
 /// Packs the transient storages of one arena above `base`; returns the arena's size and
 /// its lower bound.
 fn pack_space(storages: &mut PrimaryMap<StorageId, Storage>, space: Space, base: Bytes) -> (Bytes, Bytes) {

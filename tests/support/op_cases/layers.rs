@@ -73,8 +73,9 @@ pub fn layers() -> Vec<Case> {
         // Not differentiable: a model of inference has it.
         for parts in [vec![x[1]], vec![20, x[1] - 20], vec![4, x[1] - 8, 4]] {
             let mut operands = vec![g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
-            operands.extend(parts.into_iter().map(|part| g.any(&[x[0], part, x[2], x[3]])));
+            operands.extend(parts.iter().map(|&part| g.any(&[x[0], part, x[2], x[3]])));
             g.cases.push(Case { op: Op::BatchNormInferRelu { eps }, operands, outputs: 1, sources: vec![] });
+            g.applied_batch_norm(&x, &parts, eps);
         }
         let lrn = LrnAttrs { size: 5, alpha: Real(1e-2), beta: Real(0.75), bias: Real(1.0) };
         let operand = g.any(&x);
@@ -119,4 +120,32 @@ pub fn layers() -> Vec<Case> {
         g.add(Op::Softmax { axis: 1 }, vec![operand]);
     }
     g.cases
+}
+
+impl Generator {
+    /// A batch norm with the statistics of the channels of x, which lie in tensors of so many.
+    fn applied_batch_norm(&mut self, x: &[u64], parts: &[u64], eps: Real) {
+        let c = [x[1]];
+        let pieces: Vec<Operand> = parts.iter().map(|&c| self.any(&[x[0], c, x[2], x[3]])).collect();
+        let (mut mean, mut invstd) = (Vec::new(), Vec::new());
+        for piece in &pieces {
+            let Operand::Real { ty, data, .. } = piece else { continue };
+            let plane = (ty.dims[2] * ty.dims[3]) as usize;
+            for channel in 0..ty.dims[1] as usize {
+                let planes = data.chunks_exact(plane).skip(channel).step_by(ty.dims[1] as usize);
+                let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
+                for x in planes.flatten() {
+                    (n, sum, squares) = (n + 1.0, sum + x, squares + x * x);
+                }
+                mean.push(sum / n);
+                invstd.push((squares / n - (sum / n).powi(2) + f64::from(eps.0)).sqrt().recip());
+            }
+        }
+        let [mut mean, mut invstd] = [mean, invstd].map(Vec::into_iter);
+        let mut operands = vec![self.any(&c), self.any(&c)];
+        operands.push(self.with(&c, |_| mean.next().unwrap_or_default()));
+        operands.push(self.with(&c, |_| invstd.next().unwrap_or_default()));
+        operands.extend(pieces);
+        self.cases.push(Case { op: Op::BatchNormApplyRelu { eps }, operands, outputs: 1, sources: vec![] });
+    }
 }

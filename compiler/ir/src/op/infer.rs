@@ -70,7 +70,7 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         }
         Op::BatchNormInfer { .. } => nn::batch_norm_infer(cx),
         Op::BatchNormTrain { .. } => nn::batch_norm_train(cx),
-        Op::BatchNormInferRelu { .. } => nn::batch_norm_infer_relu(cx),
+        Op::BatchNormInferRelu { .. } | Op::BatchNormApplyRelu { .. } => nn::batch_norm_relu(cx),
         Op::BatchNormTrainRelu { .. } => nn::batch_norm_train_relu(cx),
         Op::ConvEpilogue { conv, .. } => nn::conv_epilogue(cx, conv),
         Op::Lrn(lrn) => {

@@ -74,6 +74,13 @@ pub enum Op {
         /// Added to the variance.
         eps: Real,
     },
+    /// `scale[C], bias[C], batch_mean[C], batch_invstd[C], x0, [x1, ..] -> y`: the y of
+    /// [`Op::BatchNormTrainRelu`] without r again, from the statistics it has left, of
+    /// [`Op::Concat`] of the x along the channels. To the bit.
+    BatchNormApplyRelu {
+        /// Added to the variance in the forward pass.
+        eps: Real,
+    },
     /// `x, w, b, [r] -> y`: [`Op::Conv`], then `y + r`, then `max(y, 0)` if `relu`, before the
     /// result is stored.
     ConvEpilogue {
@@ -349,7 +356,7 @@ impl Op {
             | Self::BatchNormInferGrad { .. }
             | Self::AddSlice(_) => &[(0, 0)],
             // Only a lone x has the result's type.
-            Self::BatchNormInferRelu { .. } => &[(0, 4)],
+            Self::BatchNormInferRelu { .. } | Self::BatchNormApplyRelu { .. } => &[(0, 4)],
             Self::Binary(_) => &[(0, 0), (0, 1)],
             Self::BatchNormTrain { .. } | Self::BatchNormTrainRelu { .. } => &[(1, 3), (2, 4)],
             Self::SgdUpdate => &UPDATES,
@@ -390,6 +397,7 @@ impl Op {
             | Self::BatchNormTrainRelu { .. }
             | Self::BatchNormReluGrad { .. }
             | Self::BatchNormInferRelu { .. }
+            | Self::BatchNormApplyRelu { .. }
             | Self::AddSlice(_)
             | Self::ConvEpilogue { .. }
             | Self::BatchNormInferGrad { .. }

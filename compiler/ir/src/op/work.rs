@@ -41,7 +41,7 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::Lrn(_) => product(&[6, input(0)]),
         Op::LrnGrad(_) => product(&[10, input(0)]),
         Op::BatchNormInfer { .. } => product(&[2, input(0)]),
-        Op::BatchNormInferRelu { .. } => product(&[3, output(0)]),
+        Op::BatchNormInferRelu { .. } | Op::BatchNormApplyRelu { .. } => product(&[3, output(0)]),
         // Mean, centred squares, then scale and shift.
         Op::BatchNormTrain { .. } | Op::BatchNormTrainRelu { .. } => product(&[6, input(0)]),
         Op::BatchNormReluGrad { .. } => product(&[10, input(0)]),

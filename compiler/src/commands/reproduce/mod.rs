@@ -24,7 +24,7 @@ use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{Graph, Mode, Phase};
 use vdnn_passes::micro_batch::Menu;
-use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
+use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, Recompute, SyncMode, Workspace};
 
 /// The device of the paper.
 const DEVICE: &str = "titan-x-maxwell";
@@ -142,6 +142,7 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         elide_waits: true,
         elide_copies: true,
         fuse: Fuse::Off,
+        recompute: Recompute::Off,
         slices: Slices::Off,
     }
 }

@@ -59,6 +59,7 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::AvgPoolGrad { .. }
         | Op::BatchNormGrad
         | Op::BatchNormInferRelu { .. }
+        | Op::BatchNormApplyRelu { .. }
         | Op::AddSlice(_)
         | Op::BatchNormTrainRelu { .. }
         | Op::BatchNormReluGrad { .. }

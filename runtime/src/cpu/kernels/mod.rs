@@ -141,6 +141,7 @@ impl Kernels for CpuKernels {
             | Op::PrefetchStart
             | Op::PrefetchDone => shape::copy(&call, outputs),
             Op::BatchNormInferRelu { .. }
+            | Op::BatchNormApplyRelu { .. }
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::AddSlice(_)

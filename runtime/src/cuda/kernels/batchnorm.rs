@@ -181,26 +181,43 @@ pub(super) fn infer(cx: &mut Cx<'_>, eps: f32, relu: bool) -> Result<(), CudaErr
     if norm.image.elements() == 0 {
         return Ok(());
     }
-    let factors = infer_coefficients(cx, first, norm.image.channels, eps)?;
+    let factors = given_coefficients(cx, first, norm.image.channels, Some(eps))?;
     let pointers = Args::new().ptr(x.ptr).ptr(0).ptr(y.ptr);
     norm.apply(cx, "BN_APPLY", &format!("{relu}, false"), pointers, factors)
 }
 
+/// [`vdnn_ir::Op::BatchNormApplyRelu`] of one x.
+pub(super) fn apply_relu(cx: &mut Cx<'_>) -> Result<(), CudaError> {
+    let (x, y) = (cx.real(4)?, cx.real_out(0)?);
+    let norm = Norm::new(cx, x)?;
+    if norm.image.elements() == 0 {
+        return Ok(());
+    }
+    let factors = given_coefficients(cx, 0, norm.image.channels, None)?;
+    let pointers = Args::new().ptr(x.ptr).ptr(0).ptr(y.ptr);
+    norm.apply(cx, "BN_APPLY", "true, false", pointers, factors)
+}
+
 /// Launches what makes coefficients of scale, bias, mean and variance, the inputs from number
-/// `first` on; where they will be.
-pub(super) fn infer_coefficients(
+/// `first` on, or without `eps` of the inverse deviation in the variance's place; where they
+/// will be.
+pub(super) fn given_coefficients(
     cx: &mut Cx<'_>,
     first: usize,
     channels: u64,
-    eps: f32,
+    eps: Option<f32>,
 ) -> Result<CUdeviceptr, CudaError> {
     let parameters =
         [cx.f32(first)?, cx.f32(first + 1)?, cx.f32(first + 2)?, cx.f32(first + 3)?].map(|t| t.ptr);
     let factors = cx.scratch(0, COEFFICIENT_BYTES * channels)?;
     let args = parameters.into_iter().fold(Args::new(), Args::ptr).ptr(factors);
     let channels = cx.count(channels)?;
-    let args = args.u32(channels).f64(f64::from(eps));
-    coefficients(cx, "bn_infer_coefficients", channels.div_ceil(THREADS), args);
+    let args = args.u32(channels);
+    let (name, args) = match eps {
+        Some(eps) => ("bn_infer_coefficients", args.f64(f64::from(eps))),
+        None => ("bn_apply_coefficients", args),
+    };
+    coefficients(cx, name, channels.div_ceil(THREADS), args);
     Ok(factors)
 }
 

@@ -1,7 +1,7 @@
 //! Tensors laid behind each other along an axis, in one launch: concats, and the batch norms
 //! that read them.
 
-use super::batchnorm::infer_coefficients;
+use super::batchnorm::given_coefficients;
 use super::context::Cx;
 use super::shape::{Divisor, Image, memory_order};
 use super::source::{Kernel, Source};
@@ -104,8 +104,9 @@ pub(super) fn concat(cx: &mut Cx<'_>, axis: u64) -> Result<(), CudaError> {
     Ok(())
 }
 
-/// [`vdnn_ir::Op::BatchNormInferRelu`] of several x.
-pub(super) fn batch_norm_relu(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError> {
+/// [`vdnn_ir::Op::BatchNormInferRelu`], or without `eps` [`vdnn_ir::Op::BatchNormApplyRelu`], of
+/// several x.
+pub(super) fn batch_norm_relu(cx: &mut Cx<'_>, eps: Option<f32>) -> Result<(), CudaError> {
     let y = cx.real_out(0)?;
     let element = cx.element(y)?;
     let Image { channels, plane, last, .. } = Image::new(y.ty);
@@ -113,7 +114,7 @@ pub(super) fn batch_norm_relu(cx: &mut Cx<'_>, eps: f32) -> Result<(), CudaError
     if y.ty.elements() == 0 {
         return Ok(());
     }
-    let factors = infer_coefficients(cx, 0, channels, eps)?;
+    let factors = given_coefficients(cx, 0, channels, eps)?;
     // Vectors of several channels, or of one.
     let unit = if rows.divides(element.width) && (last || plane.is_multiple_of(element.width)) {
         element.width

@@ -30,6 +30,7 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::AvgPoolGrad { .. }
             | Op::BatchNormGrad
             | Op::BatchNormInferRelu { .. }
+            | Op::BatchNormApplyRelu { .. }
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::ConvEpilogue { .. }

@@ -54,11 +54,15 @@ pub(super) fn batch_norm_infer(cx: &Rule<'_>) -> Result<Types, InferError> {
     cx.same(0)
 }
 
-pub(super) fn batch_norm_infer_relu(cx: &Rule<'_>) -> Result<Types, InferError> {
+/// Of [`Op::BatchNormInferRelu`] and [`Op::BatchNormApplyRelu`].
+///
+/// [`Op::BatchNormInferRelu`]: crate::Op::BatchNormInferRelu
+/// [`Op::BatchNormApplyRelu`]: crate::Op::BatchNormApplyRelu
+pub(super) fn batch_norm_relu(cx: &Rule<'_>) -> Result<Types, InferError> {
     cx.arity(5, usize::MAX)?;
     cx.channels(4, "x")?;
     let y = movement::joined(cx, 4, 1)?;
-    for (i, what) in ["scale", "bias", "mean", "var"].into_iter().enumerate() {
+    for (i, what) in ["scale", "bias", "mean", "deviation"].into_iter().enumerate() {
         cx.f32_dims(i, what, &y[1..2])?;
     }
     cx.one(cx.inputs[4].dtype, y)

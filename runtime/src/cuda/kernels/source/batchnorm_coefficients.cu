@@ -68,6 +68,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     put(coefficients, channels, c, mean[c], (float)((double)scale[c] / sqrt((double)var[c] + eps)), bias[c], 0.0f);
 }
 
+// Those of bn_train_coefficients with `plain` again, from the statistics it has left.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    bn_apply_coefficients(const float* scale, const float* bias, const float* mean, const float* invstd,
+                          float* coefficients, u32 channels) {
+    const u32 c = blockIdx.x * THREADS + threadIdx.x;
+    if (c < channels) put(coefficients, channels, c, mean[c], gain(scale[c], invstd[c]), bias[c], 0.0f);
+}
+
 // dx = factor * ((dy - third) - (x - mean) * fourth); `deviation` is the variance, or the
 // inverse standard deviation if `is_invstd`, which also says that the statistics depend on x.
 extern "C" __global__ void __launch_bounds__(THREADS)

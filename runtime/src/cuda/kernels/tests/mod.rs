@@ -299,3 +299,28 @@ fn bad_labels_make_the_loss_nan() {
         assert!(got[0].f32().iter().any(|x| x.is_nan()), "{} of {}: {got:?}", case.op, case.types());
     }
 }
+
+#[test]
+fn a_batch_norm_is_applied_again_to_the_bit() {
+    let Some(compiler) = std::env::var_os("VDNNC_EMULATOR_CXX") else { return };
+    let norms: Vec<Case> = all_cases()
+        .into_iter()
+        .filter(|c| matches!(c.op, Op::BatchNormTrainRelu { .. }) && c.inputs.len() == 5)
+        .collect();
+    assert!(norms.len() > 10);
+    let apply = |case: &Case, results: &[Tensor]| {
+        let Op::BatchNormTrainRelu { eps, .. } = case.op else { unreachable!("filtered") };
+        let [x, scale, bias, ..] = case.inputs.as_slice() else { unreachable!("filtered") };
+        let inputs = [scale, bias, &results[3], &results[4], x].into_iter().cloned().collect();
+        Case { op: Op::BatchNormApplyRelu { eps }, inputs, outputs: 1, ..case.clone() }
+    };
+    let zeros = |c: &Case| types(&c.op, &c.inputs, 5).into_iter().map(Tensor::zeros).collect::<Vec<_>>();
+    let again: Vec<Case> = norms.iter().map(|c| apply(c, &zeros(c))).collect();
+    let all: Vec<Case> = norms.iter().chain(&again).cloned().collect();
+    let mut emulator = Emulator::build(&compiler, &all_kernels(&all));
+    for case in &norms {
+        let made = emulator.run(case, &[], 132, false).expect("a launch");
+        let again = emulator.run(&apply(case, &made), &[], 132, true).expect("a launch");
+        assert!(made[0].bytes() == again[0].bytes(), "{} of {}", case.op, case.types());
+    }
+}

@@ -120,6 +120,10 @@ pub(super) fn batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
             let op = Op::BatchNormTrainRelu { eps, momentum: Real(0.75) };
             let inputs: Vec<Tensor> = all.iter().chain(sum.then_some(&added)).cloned().collect();
             let made = naive(&op, &inputs, 5);
+            if !sum {
+                let statistics = [&scale, &all[2], &made[3], &made[4], &x].into_iter().cloned();
+                out.push(Case::new(Op::BatchNormApplyRelu { eps }, statistics.collect(), tolerance));
+            }
             out.push(Case { op, inputs, outputs: 5, tolerance });
             let statistics = [&dy, &x, &scale, &all[2], &made[3], &made[4]].into_iter().cloned();
             let inputs = statistics.chain(sum.then(|| made[0].clone())).collect();
@@ -157,9 +161,18 @@ pub(super) fn joined_batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
         inputs.push(rng.tensor(&total, 0.5, 2.0));
         for &c in channels {
             dims[1] = c;
-            inputs.push(rng.tensor(&dims, -2.0, 2.0));
+            // Bf16 numbers, of which the statistics below are in either precision.
+            let x = rng.tensor(&dims, -2.0, 2.0).to_dtype(DType::BF16);
+            inputs.push(x.and_then(|x| x.to_dtype(DType::F32)).expect("f32 elements"));
         }
-        out.push(Case::new(Op::BatchNormInferRelu { eps: Real(1e-3) }, inputs, 1e-6));
+        let eps = Real(1e-3);
+        out.push(Case::new(Op::BatchNormInferRelu { eps }, inputs.clone(), 1e-6));
+        let whole = naive(&Op::Concat { axis: 1 }, &inputs[4..], 1).remove(0);
+        let train = Op::BatchNormTrain { eps, momentum: Real(0.0) };
+        let parameters = [&inputs[0], &inputs[1], &inputs[2], &inputs[3]].into_iter().cloned();
+        let made = naive(&train, &std::iter::once(whole).chain(parameters).collect::<Vec<_>>(), 5);
+        inputs.splice(2..4, made[3..5].iter().cloned());
+        out.push(Case::new(Op::BatchNormApplyRelu { eps }, inputs, 4e-6));
     }
 }
 
