@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Imported --simplify--> Simplified --nest-concats, autodiff | fold-batch-norm, mark-setup-->
-//!   [mixed-precision, fuse-epilogues, channels-last, slice-batch, recompute, group-updates] Joint
+//!   [mixed-precision, fuse-epilogues, join-batch-norms, channels-last, slice-batch, recompute,
+//!    group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -19,6 +20,7 @@ use vdnn_passes::channels_last::ChannelsLast;
 use vdnn_passes::fuse::FuseEpilogues;
 use vdnn_passes::group_updates::GroupUpdates;
 use vdnn_passes::inplace::Inplace;
+use vdnn_passes::join_batch_norms::JoinBatchNorms;
 use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::mixed_precision::MixedPrecision;
 use vdnn_passes::nest_concats::NestConcats;
@@ -99,6 +101,10 @@ pub fn to_joint_by(
     // become weights, which makes more convolutions end in a ReLU.
     if fuse == Fuse::Epilogue {
         timings.pass(&FuseEpilogues, graph, &cx)?;
+        // After batch norms have got their ReLUs and sums of gradients their slices.
+        if mode == Mode::Train {
+            timings.pass(&JoinBatchNorms, graph, &cx)?;
+        }
     }
     // After autodiff, whose rules then need not know of layouts; before terms are taken and
     // kernels are priced, which do.

@@ -8,6 +8,7 @@ pub mod elide;
 pub mod fuse;
 pub mod group_updates;
 pub mod inplace;
+pub mod join_batch_norms;
 pub mod lower;
 pub mod memory;
 pub mod micro_batch;

@@ -79,7 +79,10 @@ fn want(op: &Op, i: usize) -> Want {
         | Op::Lrn(_)
         | Op::LrnGrad(_) => Want::Bf16,
         Op::BatchNormInfer { .. } | Op::BatchNormTrain { .. } => data(i == 0),
-        Op::BatchNormInferRelu { .. } | Op::BatchNormApplyRelu { .. } => data(i >= 4),
+        Op::BatchNormInferRelu { .. }
+        | Op::BatchNormApplyRelu { .. }
+        | Op::BatchNormTrainReluJoined { .. } => data(i >= 4),
+        Op::BatchNormReluGradJoined { .. } => data(i == 0 || i >= 5),
         Op::BatchNormTrainRelu { .. } => data(i == 0 || i == 5),
         Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => data(i < 2),
         Op::BatchNormReluGrad { .. } => data(i < 2 || i == 6),

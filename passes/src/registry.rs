@@ -8,6 +8,7 @@ use crate::channels_last::ChannelsLast;
 use crate::fuse::FuseEpilogues;
 use crate::group_updates::GroupUpdates;
 use crate::inplace::Inplace;
+use crate::join_batch_norms::JoinBatchNorms;
 use crate::micro_batch::Menu;
 use crate::mixed_precision::MixedPrecision;
 use crate::nest_concats::NestConcats;
@@ -45,6 +46,7 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "mark-setup", make: |_| Ok(Box::new(MarkSetup)) },
     Entry { name: "mixed-precision", make: |_| Ok(Box::new(MixedPrecision)) },
     Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
+    Entry { name: "join-batch-norms", make: |_| Ok(Box::new(JoinBatchNorms)) },
     Entry { name: "channels-last", make: |_| Ok(Box::new(ChannelsLast)) },
     Entry {
         name: "slice-batch",

@@ -162,6 +162,11 @@ fn traffic(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Bytes {
     match op {
         // Statistics read x; the normalisation reads x and writes y.
         Op::BatchNormTrain { .. } => passes(3),
+        Op::BatchNormTrainReluJoined { .. } => passes(3),
+        Op::BatchNormReluGradJoined { added, .. } => {
+            let whole = outputs.first().map_or(0, |dx| dx.bytes().0);
+            Bytes(whole.saturating_mul(if *added { 6 } else { 5 }))
+        }
         // And the other summand.
         Op::BatchNormTrainRelu { .. } => passes(if inputs.len() > 5 { 4 } else { 3 }),
         // With y: it gates dy, which is written for the other branch and read again.

@@ -169,6 +169,8 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         }
         Op::BatchNormInferRelu { .. }
         | Op::BatchNormApplyRelu { .. }
+        | Op::BatchNormTrainReluJoined { .. }
+        | Op::BatchNormReluGradJoined { .. }
         | Op::BatchNormTrainRelu { .. }
         | Op::BatchNormReluGrad { .. }
         | Op::AddSlice(_)

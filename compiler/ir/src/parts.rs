@@ -6,7 +6,7 @@
 use crate::graph::NodeSpec;
 use crate::kernel::{KernelError, Kernels, Operand, TensorMut};
 use crate::op::infer::infer;
-use crate::op::{BinaryKind, Op, UnaryKind};
+use crate::op::{BinaryKind, Op, SliceAttrs, UnaryKind};
 use crate::tensor::Tensor;
 use crate::types::{DType, TensorType};
 use crate::{Graph, ValueId};
@@ -33,6 +33,8 @@ pub fn is_fused(op: &Op) -> bool {
         op,
         Op::BatchNormInferRelu { .. }
             | Op::BatchNormApplyRelu { .. }
+            | Op::BatchNormTrainReluJoined { .. }
+            | Op::BatchNormReluGradJoined { .. }
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::AddSlice(_)
@@ -91,6 +93,29 @@ impl Parts {
                 let op = Op::BatchNormTrain { eps: *eps, momentum: 0.0.into() };
                 let y = self.add(op, &[whole, scale, bias, mean, invstd], 5)?[0];
                 Some(vec![self.one(Op::Unary(UnaryKind::Relu), &[y])?])
+            }
+            Op::BatchNormTrainReluJoined { eps, momentum } => {
+                let &[scale, bias, mean, var, ref pieces @ ..] = x else { return None };
+                let whole = self.joined(pieces)?;
+                let op = Op::BatchNormTrainRelu { eps: *eps, momentum: *momentum };
+                self.expand(&op, &[whole, scale, bias, mean, var], n_outputs)
+            }
+            Op::BatchNormReluGradJoined { eps, added } => {
+                let &[dy, scale, bias, mean, invstd, ref rest @ ..] = x else { return None };
+                let (g, pieces) = if *added { rest.split_at_checked(1)? } else { (&[][..], rest) };
+                let whole = self.joined(pieces)?;
+                let op = Op::BatchNormReluGrad { eps: *eps };
+                let mut out = self.expand(&op, &[dy, whole, scale, bias, mean, invstd], n_outputs)?;
+                if let &[g] = g {
+                    let lens = self.graph.ty(dy).dims.clone();
+                    let slice = SliceAttrs {
+                        starts: lens.iter().map(|_| 0).collect(),
+                        steps: lens.iter().map(|_| 1).collect(),
+                        lens,
+                    };
+                    out[0] = self.expand(&Op::AddSlice(slice), &[out[0], g], 1)?[0];
+                }
+                Some(out)
             }
             Op::AddSlice(slice) => {
                 let &[a, from] = x else { return None };

@@ -63,18 +63,24 @@ pub fn selection(graph: &Graph, policy: Policy) -> Selection {
         if classifier || !selects(graph, policy, node) {
             continue;
         }
-        let x = view_root(graph, node.inputs[0]);
-        let moves = match &graph.value(x).def {
-            Def::Input => true,
-            Def::Node { node, .. } => graph.node(*node).stage == Stage::Forward,
-            Def::Param(_) | Def::Const(_) => false,
+        let layer_inputs = match node.op {
+            Op::BatchNormTrainReluJoined { .. } => &node.inputs[4..],
+            _ => &node.inputs[..1],
         };
-        if !moves {
-            continue;
-        }
-        out.layers.push((id, x));
-        if !std::mem::replace(&mut seen[x.index()], true) {
-            out.offloaded.push(Offloaded { value: x, layer: id });
+        for &v in layer_inputs {
+            let x = view_root(graph, v);
+            let moves = match &graph.value(x).def {
+                Def::Input => true,
+                Def::Node { node, .. } => graph.node(*node).stage == Stage::Forward,
+                Def::Param(_) | Def::Const(_) => false,
+            };
+            if !moves {
+                continue;
+            }
+            out.layers.push((id, x));
+            if !std::mem::replace(&mut seen[x.index()], true) {
+                out.offloaded.push(Offloaded { value: x, layer: id });
+            }
         }
     }
     out
@@ -107,6 +113,7 @@ fn selects(graph: &Graph, policy: Policy, node: &Node) -> bool {
         | Op::BatchNormInfer { .. }
         | Op::BatchNormTrain { .. }
         | Op::BatchNormTrainRelu { .. }
+        | Op::BatchNormTrainReluJoined { .. }
         | Op::Lrn(_) => policy == Policy::All,
         // Global average pooling: a mean over every spatial dimension of an image.
         Op::Reduce { kind: ReduceKind::Mean, axes, .. } => {

@@ -98,7 +98,9 @@ impl Prices {
         let node = graph.def_node(v)?;
         let index = graph.node(node).outputs.iter().position(|&o| o == v)?;
         // The statistics of a batch norm stay.
-        let again = index == 0 || !matches!(graph.node(node).op, Op::BatchNormTrainRelu { .. });
+        let op = &graph.node(node).op;
+        let again =
+            index == 0 || !matches!(op, Op::BatchNormTrainRelu { .. } | Op::BatchNormTrainReluJoined { .. });
         self.nodes[node.index()].filter(|_| again)
     }
 
@@ -126,6 +128,11 @@ fn operands(node: &Node) -> SmallVec<[ValueId; 8]> {
         (Op::BatchNormTrainRelu { .. }, &[x, scale, bias, ..], &[_, _, _, mean, invstd]) => {
             SmallVec::from_slice(&[scale, bias, mean, invstd, x])
         }
+        (
+            Op::BatchNormTrainReluJoined { .. },
+            &[scale, bias, _, _, ref pieces @ ..],
+            &[_, _, _, mean, invstd],
+        ) => [scale, bias, mean, invstd].iter().chain(pieces).copied().collect(),
         (_, inputs, _) => SmallVec::from_slice(inputs),
     }
 }
@@ -136,7 +143,7 @@ pub(super) fn time(graph: &Graph, cost: &CostModel, node: &Node) -> Nanos {
         list.iter().map(|&v| graph.ty(v).clone()).collect()
     };
     let (op, inputs, outputs) = match node.op {
-        Op::BatchNormTrainRelu { eps, .. } => {
+        Op::BatchNormTrainRelu { eps, .. } | Op::BatchNormTrainReluJoined { eps, .. } => {
             (Op::BatchNormApplyRelu { eps }, types(&operands(node)), types(&node.outputs[..1]))
         }
         _ => (node.op.clone(), types(&node.inputs), types(&node.outputs)),
@@ -165,6 +172,7 @@ fn is_cheap(node: &Node) -> bool {
         | Op::Lrn(_)
         | Op::BatchNormInfer { .. }
         | Op::BatchNormInferRelu { .. }
+        | Op::BatchNormTrainReluJoined { .. }
         | Op::BatchNormApplyRelu { .. } => true,
         // With a summand y is rounded in another way than the statistics tell.
         Op::BatchNormTrainRelu { .. } => node.inputs.len() == 5,

@@ -6,10 +6,8 @@ use crate::pass::PassError;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use vdnn_ir::graph::NodeSpec;
+use vdnn_ir::op::MAX_JOINED;
 use vdnn_ir::{Graph, NodeId, Op, Stage, ValueId};
-
-/// Most tensors that one batch norm joins.
-const MAX_PIECES: usize = 64;
 
 /// A graph that drops values.
 pub(super) struct Remade {
@@ -107,7 +105,7 @@ impl Remaking<'_> {
                     Some(concat) if self.is_open(x) => self.pieces(concat, 1, &mut pieces)?,
                     _ => pieces.push(self.value(x)?),
                 }
-                if pieces.len() > MAX_PIECES {
+                if pieces.len() > MAX_JOINED {
                     pieces = vec![self.value(x)?];
                 }
                 let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::new();
@@ -115,6 +113,14 @@ impl Remaking<'_> {
                     inputs.push(self.value(v)?);
                 }
                 inputs.extend(pieces);
+                self.add(id, Op::BatchNormApplyRelu { eps }, &inputs, 1)
+            }
+            Op::BatchNormTrainReluJoined { eps, .. } => {
+                let (scale, bias, pieces) = (node.inputs[0], node.inputs[1], &node.inputs[4..]);
+                let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::new();
+                for &v in [scale, bias, node.outputs[3], node.outputs[4]].iter().chain(pieces) {
+                    inputs.push(self.value(v)?);
+                }
                 self.add(id, Op::BatchNormApplyRelu { eps }, &inputs, 1)
             }
             Op::Concat { axis } => {

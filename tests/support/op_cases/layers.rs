@@ -75,7 +75,7 @@ pub fn layers() -> Vec<Case> {
             let mut operands = vec![g.any(&c), g.any(&c), g.any(&c), g.positive(&c)];
             operands.extend(parts.iter().map(|&part| g.any(&[x[0], part, x[2], x[3]])));
             g.cases.push(Case { op: Op::BatchNormInferRelu { eps }, operands, outputs: 1, sources: vec![] });
-            g.applied_batch_norm(&x, &parts, eps);
+            g.joined_batch_norms(&x, &parts, eps);
         }
         let lrn = LrnAttrs { size: 5, alpha: Real(1e-2), beta: Real(0.75), bias: Real(1.0) };
         let operand = g.any(&x);
@@ -123,8 +123,8 @@ pub fn layers() -> Vec<Case> {
 }
 
 impl Generator {
-    /// A batch norm with the statistics of the channels of x, which lie in tensors of so many.
-    fn applied_batch_norm(&mut self, x: &[u64], parts: &[u64], eps: Real) {
+    /// Batch norms in training, and their gradients, of x whose channels lie in tensors of so many.
+    fn joined_batch_norms(&mut self, x: &[u64], parts: &[u64], eps: Real) {
         let c = [x[1]];
         let pieces: Vec<Operand> = parts.iter().map(|&c| self.any(&[x[0], c, x[2], x[3]])).collect();
         let (mut mean, mut invstd) = (Vec::new(), Vec::new());
@@ -146,6 +146,21 @@ impl Generator {
         operands.push(self.with(&c, |_| mean.next().unwrap_or_default()));
         operands.push(self.with(&c, |_| invstd.next().unwrap_or_default()));
         operands.extend(pieces);
-        self.cases.push(Case { op: Op::BatchNormApplyRelu { eps }, operands, outputs: 1, sources: vec![] });
+        let mut case = |op: Op, operands: Vec<Operand>, outputs: usize| {
+            self.cases.push(Case { op, operands, outputs, sources: vec![] });
+        };
+        case(Op::BatchNormApplyRelu { eps }, operands.clone(), 1);
+        case(Op::BatchNormTrainReluJoined { eps, momentum: Real(0.9) }, operands.clone(), 5);
+        // Gradients jump where y is zero: channels that are positive, or negative, throughout.
+        operands[1] = self.with(&c, |rng| if rng.one_in(2) { 8.0 } else { -8.0 });
+        for more in [None, Some(0), Some(3), Some(32)] {
+            let mut operands = operands.clone();
+            operands.insert(0, self.any(x));
+            if let Some(more) = more {
+                operands.insert(5, self.any(&[x[0], x[1] + more, x[2], x[3]]));
+            }
+            let op = Op::BatchNormReluGradJoined { eps, added: more.is_some() };
+            self.cases.push(Case { op, operands, outputs: 3, sources: vec![] });
+        }
     }
 }

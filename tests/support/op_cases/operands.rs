@@ -8,7 +8,7 @@ use vdnn_ir::{Tensor, TensorType};
 pub(super) const MARGIN: f64 = 0.05;
 
 /// An operand and its elements.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Operand {
     /// An f32 tensor in the graph.
     Real {

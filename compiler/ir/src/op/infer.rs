@@ -72,6 +72,7 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         Op::BatchNormTrain { .. } => nn::batch_norm_train(cx),
         Op::BatchNormInferRelu { .. } | Op::BatchNormApplyRelu { .. } => nn::batch_norm_relu(cx),
         Op::BatchNormTrainRelu { .. } => nn::batch_norm_train_relu(cx),
+        Op::BatchNormTrainReluJoined { .. } => nn::batch_norm_train_relu_joined(cx),
         Op::ConvEpilogue { conv, .. } => nn::conv_epilogue(cx, conv),
         Op::Lrn(lrn) => {
             cx.arity(1, 1)?;
@@ -135,6 +136,7 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         Op::AvgPoolGrad { pool, x_dims, .. } => grad::avg_pool(cx, pool, x_dims),
         Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => grad::batch_norm(cx),
         Op::BatchNormReluGrad { .. } => grad::batch_norm_relu(cx, n_outputs),
+        Op::BatchNormReluGradJoined { added, .. } => grad::batch_norm_relu_joined(cx, *added),
         Op::LrnGrad(lrn) => {
             cx.arity(3, 3)?;
             cx.equal(0, 1)?;

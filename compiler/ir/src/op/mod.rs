@@ -81,6 +81,15 @@ pub enum Op {
         /// Added to the variance in the forward pass.
         eps: Real,
     },
+    /// `scale, bias, mean, var, x0, [x1, ..] -> y, new_mean, new_var, batch_mean, batch_invstd`:
+    /// [`Op::BatchNormTrainRelu`] of [`Op::Concat`] of the x along the channels, which is not
+    /// stored. At most [`MAX_JOINED`] x.
+    BatchNormTrainReluJoined {
+        /// Added to the variance.
+        eps: Real,
+        /// Weight of the old running statistic.
+        momentum: Real,
+    },
     /// `x, w, b, [r] -> y`: [`Op::Conv`], then `y + r`, then `max(y, 0)` if `relu`, before the
     /// result is stored.
     ConvEpilogue {
@@ -254,6 +263,15 @@ pub enum Op {
         /// Added to the variance in the forward pass.
         eps: Real,
     },
+    /// `dy, scale, bias, batch_mean, batch_invstd, [g], x0, [x1, ..] -> dx, dscale, dbias`: gradient
+    /// of [`Op::BatchNormTrainReluJoined`]; dx is that of the concat, and the first channels of g
+    /// are added to it. At most [`MAX_JOINED`] x.
+    BatchNormReluGradJoined {
+        /// Added to the variance in the forward pass.
+        eps: Real,
+        /// There is a g: as dy, perhaps with more channels.
+        added: bool,
+    },
     /// `dy, x, scale, mean, var -> dx, dscale, dbias`: statistics are constants.
     BatchNormInferGrad {
         /// Added to the variance.
@@ -315,6 +333,9 @@ pub enum Op {
     PrefetchDone,
 }
 
+/// Most tensors that a batch norm joins in training.
+pub const MAX_JOINED: usize = 64;
+
 /// Most weights of one [`Op::SgdUpdate`].
 pub const MAX_UPDATES: usize = 64;
 
@@ -353,12 +374,14 @@ impl Op {
             | Self::BatchNormInfer { .. }
             | Self::BatchNormGrad
             | Self::BatchNormReluGrad { .. }
+            | Self::BatchNormReluGradJoined { .. }
             | Self::BatchNormInferGrad { .. }
             | Self::AddSlice(_) => &[(0, 0)],
             // Only a lone x has the result's type.
             Self::BatchNormInferRelu { .. } | Self::BatchNormApplyRelu { .. } => &[(0, 4)],
             Self::Binary(_) => &[(0, 0), (0, 1)],
             Self::BatchNormTrain { .. } | Self::BatchNormTrainRelu { .. } => &[(1, 3), (2, 4)],
+            Self::BatchNormTrainReluJoined { .. } => &[(1, 2), (2, 3)],
             Self::SgdUpdate => &UPDATES,
             _ => &[],
         }
@@ -398,6 +421,8 @@ impl Op {
             | Self::BatchNormReluGrad { .. }
             | Self::BatchNormInferRelu { .. }
             | Self::BatchNormApplyRelu { .. }
+            | Self::BatchNormTrainReluJoined { .. }
+            | Self::BatchNormReluGradJoined { .. }
             | Self::AddSlice(_)
             | Self::ConvEpilogue { .. }
             | Self::BatchNormInferGrad { .. }

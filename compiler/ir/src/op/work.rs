@@ -43,8 +43,10 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::BatchNormInfer { .. } => product(&[2, input(0)]),
         Op::BatchNormInferRelu { .. } | Op::BatchNormApplyRelu { .. } => product(&[3, output(0)]),
         // Mean, centred squares, then scale and shift.
-        Op::BatchNormTrain { .. } | Op::BatchNormTrainRelu { .. } => product(&[6, input(0)]),
-        Op::BatchNormReluGrad { .. } => product(&[10, input(0)]),
+        Op::BatchNormTrain { .. } | Op::BatchNormTrainRelu { .. } | Op::BatchNormTrainReluJoined { .. } => {
+            product(&[6, output(0)])
+        }
+        Op::BatchNormReluGrad { .. } | Op::BatchNormReluGradJoined { .. } => product(&[10, input(0)]),
         Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => product(&[8, input(0)]),
         // Maximum, exponential, sum, divide.
         Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::SoftmaxCrossEntropy { .. } => {

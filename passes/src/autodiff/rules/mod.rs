@@ -60,6 +60,8 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::BatchNormGrad
         | Op::BatchNormInferRelu { .. }
         | Op::BatchNormApplyRelu { .. }
+        | Op::BatchNormTrainReluJoined { .. }
+        | Op::BatchNormReluGradJoined { .. }
         | Op::AddSlice(_)
         | Op::BatchNormTrainRelu { .. }
         | Op::BatchNormReluGrad { .. }

@@ -142,6 +142,8 @@ impl Kernels for CpuKernels {
             | Op::PrefetchDone => shape::copy(&call, outputs),
             Op::BatchNormInferRelu { .. }
             | Op::BatchNormApplyRelu { .. }
+            | Op::BatchNormTrainReluJoined { .. }
+            | Op::BatchNormReluGradJoined { .. }
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::AddSlice(_)

@@ -1,6 +1,7 @@
 //! Batch normalisation and its gradients: sums, coefficients, application.
 
 use super::context::{Cx, Element};
+use super::pieces::{Channels, apply_joined, grad_joined};
 use super::reduce::lanes;
 use super::shape::{Divisor, Image};
 use super::source::{Kernel, Source};
@@ -67,13 +68,27 @@ impl Norm {
         (COEFFICIENT_BYTES * self.image.channels).next_multiple_of(256)
     }
 
-    /// Launches the sums; `grad` is 0 or 1, `gate` as in the source.
-    fn sums(&self, cx: &mut Cx<'_>, sources: Sources, grad: bool, gate: u32) -> Result<Partial, CudaError> {
+    /// Launches the sums; `grad` is 0 or 1, `gate` as in the source. Those of several x joined
+    /// are read from the table.
+    fn sums(
+        &self,
+        cx: &mut Cx<'_>,
+        sources: Sources,
+        grad: bool,
+        gate: u32,
+        joined: Option<&Channels>,
+    ) -> Result<Partial, CudaError> {
+        let suffix = if joined.is_some() { "_JOINED" } else { "" };
+        let with_table = |args: Args| match joined {
+            Some(joined) => args.pod(&joined.table),
+            None => args,
+        };
         let Image { images, channels, plane, last } = self.image;
         // Two f64 for each channel and part.
         let bytes = 16 * channels;
         if last {
-            let width = if channels.is_multiple_of(4) { 4 } else { 1 };
+            let whole = channels.is_multiple_of(4) && joined.is_none_or(|j| j.by_four);
+            let width = if whole { 4 } else { 1 };
             let rows = u64::from(cx.count(images * plane)?);
             let lanes = lanes(channels / width);
             let groups = (channels / width).div_ceil(lanes);
@@ -81,9 +96,10 @@ impl Norm {
             let parts = cx.parts(rows.div_ceil(tile), groups, bytes);
             let at = cx.scratch(self.partial_at(), bytes * parts)?;
             let arguments = format!("{}, {width}, {grad}, {gate}", self.element.name);
-            let kernel = Kernel::instance(Source::BatchNormSums, "BN_SUMS_ROWS", &arguments);
+            let name = format!("BN_SUMS_ROWS{suffix}");
+            let kernel = Kernel::instance(Source::BatchNormSums, &name, &arguments);
             let args = Args::new().pod(&sources).ptr(at).u32(self.channels);
-            let args = args.u32(rows as u32).u32(lanes as u32);
+            let args = with_table(args.u32(rows as u32).u32(lanes as u32));
             cx.push(Step { grid: [groups as u32, parts as u32, 1], ..Step::new(kernel, 1, args) });
             return Ok(Partial { at, parts: parts as u32 });
         }
@@ -93,9 +109,10 @@ impl Norm {
         let parts = cx.parts(units.div_ceil(tile), channels, bytes);
         let at = cx.scratch(self.partial_at(), bytes * parts)?;
         let arguments = format!("{}, {width}, {grad}, {gate}", self.element.name);
-        let kernel = Kernel::instance(Source::BatchNormSums, "BN_SUMS_PLANES", &arguments);
+        let name = format!("BN_SUMS_PLANES{suffix}");
+        let kernel = Kernel::instance(Source::BatchNormSums, &name, &arguments);
         let args = Args::new().pod(&sources).ptr(at).u32(self.channels).pod(&Divisor::new(plane / width));
-        let args = args.u32(units as u32);
+        let args = with_table(args.u32(units as u32));
         cx.push(Step { grid: [self.channels, parts as u32, 1], ..Step::new(kernel, 1, args) });
         Ok(Partial { at, parts: parts as u32 })
     }
@@ -155,21 +172,48 @@ pub(super) fn train(cx: &mut Cx<'_>, eps: f32, momentum: f32, relu: bool) -> Res
     if norm.channels == 0 {
         return Ok(());
     }
-    let [scale, bias, old_mean, old_var] = [cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, cx.f32(4)?].map(|t| t.ptr);
+    let sums = norm.sums(cx, Sources { x: x.ptr, ..Sources::default() }, false, 0, None)?;
+    // Without a residual the backward pass computes y again, exactly.
+    let plain = relu && added.is_none();
+    let factors = train_coefficients(cx, &norm, &sums, 1, [eps, momentum], plain)?;
+    let pointers = Args::new().ptr(x.ptr).ptr(added.map_or(0, |r| r.ptr)).ptr(y.ptr);
+    norm.apply(cx, "BN_APPLY", &format!("{relu}, {}", added.is_some()), pointers, factors)
+}
+
+/// [`vdnn_ir::Op::BatchNormTrainReluJoined`].
+pub(super) fn train_joined(cx: &mut Cx<'_>, eps: f32, momentum: f32) -> Result<(), CudaError> {
+    let norm = Norm::new(cx, cx.real_out(0)?)?;
+    if norm.channels == 0 {
+        return Ok(());
+    }
+    let channels = Channels::new(cx, 4)?;
+    let sums = norm.sums(cx, Sources::default(), false, 0, Some(&channels))?;
+    let factors = train_coefficients(cx, &norm, &sums, 0, [eps, momentum], true)?;
+    apply_joined(cx, 4, factors)
+}
+
+/// Launches what makes coefficients of sums, and of scale, bias, mean and variance, the inputs
+/// from number `first` on; where they will be. `plain`: as a backward pass can compute them again.
+fn train_coefficients(
+    cx: &mut Cx<'_>,
+    norm: &Norm,
+    sums: &Partial,
+    first: usize,
+    [eps, momentum]: [f32; 2],
+    plain: bool,
+) -> Result<CUdeviceptr, CudaError> {
+    let [scale, bias, old_mean, old_var] =
+        [cx.f32(first)?, cx.f32(first + 1)?, cx.f32(first + 2)?, cx.f32(first + 3)?].map(|t| t.ptr);
     let out = [cx.f32_out(1)?, cx.f32_out(2)?, cx.f32_out(3)?, cx.f32_out(4)?].map(|t| t.ptr);
-    let sums = norm.sums(cx, Sources { x: x.ptr, ..Sources::default() }, false, 0)?;
     let factors = norm.coefficients(cx)?;
     let mut args = Args::new().ptr(sums.at).ptr(scale).ptr(bias).ptr(old_mean).ptr(old_var);
     for ptr in out {
         args = args.ptr(ptr);
     }
     let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
-    // Without a residual the backward pass computes y again, exactly.
-    let plain = relu && added.is_none();
     let args = args.f64(f64::from(eps)).f64(f64::from(momentum)).u32(u32::from(plain));
     coefficients(cx, "bn_train_coefficients", norm.channels.div_ceil(8), args);
-    let pointers = Args::new().ptr(x.ptr).ptr(added.map_or(0, |r| r.ptr)).ptr(y.ptr);
-    norm.apply(cx, "BN_APPLY", &format!("{relu}, {}", added.is_some()), pointers, factors)
+    Ok(factors)
 }
 
 /// [`vdnn_ir::Op::BatchNormInfer`], or with `relu` [`vdnn_ir::Op::BatchNormInferRelu`] of one x,
@@ -231,7 +275,7 @@ pub(super) fn grad(cx: &mut Cx<'_>, eps: Option<f32>) -> Result<(), CudaError> {
     let [scale, mean, deviation] = [cx.f32(2)?, cx.f32(3)?, cx.f32(4)?].map(|t| t.ptr);
     let (dscale, dbias) = (cx.f32_out(1)?, cx.f32_out(2)?);
     let sources = Sources { x: x.ptr, dy: dy.ptr, mean, ..Sources::default() };
-    let sums = norm.sums(cx, sources, true, 0)?;
+    let sums = norm.sums(cx, sources, true, 0, None)?;
     let factors = norm.coefficients(cx)?;
     let args = Args::new().ptr(sums.at).ptr(scale).ptr(mean).ptr(deviation).ptr(dscale.ptr).ptr(dbias.ptr);
     let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
@@ -256,12 +300,32 @@ pub(super) fn relu_grad(cx: &mut Cx<'_>) -> Result<(), CudaError> {
     let (gate, y) = if cx.spec.inputs.len() > 6 { (1, cx.real(6)?.ptr) } else { (2, 0) };
     let sent = if cx.spec.outputs.len() > 3 { cx.real_out(3)?.ptr } else { 0 };
     let sources = Sources { x: x.ptr, dy: dy.ptr, gate: y, mean, scale, invstd, bias };
-    let sums = norm.sums(cx, sources, true, gate)?;
+    let sums = norm.sums(cx, sources, true, gate, None)?;
     let args = Args::new().ptr(sums.at).ptr(scale).ptr(mean).ptr(invstd).ptr(dscale.ptr).ptr(dbias.ptr);
     let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
     coefficients(cx, "bn_grad_coefficients", norm.channels.div_ceil(8), args.f64(0.0).u32(1));
     let pointers = Args::new().ptr(dy.ptr).ptr(x.ptr).ptr(y).ptr(bias).ptr(dx.ptr).ptr(sent);
     norm.apply(cx, "BN_GRAD_APPLY", &format!("true, {gate}, {}", sent != 0), pointers, factors)
+}
+
+/// [`vdnn_ir::Op::BatchNormReluGradJoined`].
+pub(super) fn relu_grad_joined(cx: &mut Cx<'_>, added: bool) -> Result<(), CudaError> {
+    let (dy, first) = (cx.real(0)?, if added { 6 } else { 5 });
+    let norm = Norm::new(cx, dy)?;
+    if norm.channels == 0 {
+        return Ok(());
+    }
+    let [scale, bias, mean, invstd] = [cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, cx.f32(4)?].map(|t| t.ptr);
+    let (dscale, dbias) = (cx.f32_out(1)?, cx.f32_out(2)?);
+    let added = if added { Some(cx.real(5)?) } else { None };
+    let channels = Channels::new(cx, first)?;
+    let sources = Sources { dy: dy.ptr, mean, scale, invstd, bias, ..Sources::default() };
+    let sums = norm.sums(cx, sources, true, 2, Some(&channels))?;
+    let factors = norm.coefficients(cx)?;
+    let args = Args::new().ptr(sums.at).ptr(scale).ptr(mean).ptr(invstd).ptr(dscale.ptr).ptr(dbias.ptr);
+    let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
+    coefficients(cx, "bn_grad_coefficients", norm.channels.div_ceil(8), args.f64(0.0).u32(1));
+    grad_joined(cx, first, added, bias, factors)
 }
 
 /// The bias, summand and ReLU behind a convolution: a normalisation with mean 0 and factor 1.

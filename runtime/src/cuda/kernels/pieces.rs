@@ -17,7 +17,7 @@ const MAX_PIECES: usize = 64;
 /// `Pieces` of pieces.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Table {
+pub(super) struct Table {
     from: [CUdeviceptr; MAX_PIECES],
     end: [u32; MAX_PIECES],
     stride: u64,
@@ -104,29 +104,102 @@ pub(super) fn concat(cx: &mut Cx<'_>, axis: u64) -> Result<(), CudaError> {
     Ok(())
 }
 
+/// The channels of tensors joined along them.
+pub(super) struct Channels {
+    /// What the sums of batch norms read.
+    pub(super) table: Table,
+    /// Every tensor has a multiple of four.
+    pub(super) by_four: bool,
+}
+
+impl Channels {
+    /// Those of the inputs from number `first` on.
+    pub(super) fn new(cx: &Cx<'_>, first: usize) -> Result<Self, CudaError> {
+        let mut table: Table = Zeroable::zeroed();
+        table.end = [u32::MAX; MAX_PIECES];
+        let pieces = cx.spec.inputs.get(first..).unwrap_or_default();
+        if pieces.len() > MAX_PIECES {
+            return Err(cx.unsupported(format!("{} tensors to join", pieces.len())));
+        }
+        let (mut end, mut by_four) = (0, true);
+        for (i, x) in pieces.iter().enumerate() {
+            let channels = Image::new(x.ty).channels;
+            end += channels;
+            by_four &= channels.is_multiple_of(4);
+            table.from[i] = x.ptr;
+            table.end[i] = cx.count(end)?;
+        }
+        table.row = Divisor::new(1);
+        Ok(Self { table, by_four })
+    }
+}
+
 /// [`vdnn_ir::Op::BatchNormInferRelu`], or without `eps` [`vdnn_ir::Op::BatchNormApplyRelu`], of
 /// several x.
 pub(super) fn batch_norm_relu(cx: &mut Cx<'_>, eps: Option<f32>) -> Result<(), CudaError> {
     let y = cx.real_out(0)?;
-    let element = cx.element(y)?;
-    let Image { channels, plane, last, .. } = Image::new(y.ty);
-    let rows = Rows::new(&cx.spec.inputs[4..], 1);
     if y.ty.elements() == 0 {
         return Ok(());
     }
-    let factors = given_coefficients(cx, 0, channels, eps)?;
-    // Vectors of several channels, or of one.
-    let unit = if rows.divides(element.width) && (last || plane.is_multiple_of(element.width)) {
-        element.width
-    } else {
-        1
-    };
-    let arguments = format!("{}, {unit}, {last}", element.name);
-    let plane = Divisor::new(if last { 1 } else { plane / unit });
-    for (n, table) in rows.launches(cx, unit)? {
-        let args = Args::new().ptr(y.ptr).ptr(factors).u32(n).u32(cx.count(channels)?);
-        let kernel = Kernel::instance(Source::Pieces, "BN_RELU_CONCAT", &arguments);
-        cx.per_items(kernel, n.into(), args.pod(&plane).pod(&table))?;
+    let factors = given_coefficients(cx, 0, Image::new(y.ty).channels, eps)?;
+    apply_joined(cx, 4, factors)
+}
+
+/// How a pass over joined rows goes: their runs, elements of a unit, and the arguments of the
+/// kernel that tell the channels of one.
+struct Pass {
+    rows: Rows,
+    unit: u64,
+    arguments: String,
+    channels: u32,
+    plane: Divisor,
+}
+
+impl Pass {
+    /// Over the inputs from number `first` on, which are joined in `whole`; `stride` elements lie
+    /// between rows of another tensor, if there is one.
+    fn new(cx: &Cx<'_>, first: usize, whole: Operand<'_>, stride: u64) -> Result<Self, CudaError> {
+        let element = cx.element(whole)?;
+        let Image { channels, plane, last, .. } = Image::new(whole.ty);
+        let rows = Rows::new(cx.spec.inputs.get(first..).unwrap_or_default(), 1);
+        // Vectors of several channels, or of one.
+        let whole = [if last { 0 } else { plane }, stride].iter().all(|n| n.is_multiple_of(element.width));
+        let unit = if rows.divides(element.width) && whole { element.width } else { 1 };
+        let arguments = format!("{}, {unit}, {last}", element.name);
+        let plane = Divisor::new(if last { 1 } else { (plane / unit).max(1) });
+        Ok(Self { rows, unit, arguments, channels: cx.count(channels)?, plane })
+    }
+}
+
+/// `max(normalised x, 0)` of the inputs from number `first` on, joined.
+pub(super) fn apply_joined(cx: &mut Cx<'_>, first: usize, factors: CUdeviceptr) -> Result<(), CudaError> {
+    let y = cx.real_out(0)?;
+    let pass = Pass::new(cx, first, y, 0)?;
+    for (n, table) in pass.rows.launches(cx, pass.unit)? {
+        let args = Args::new().ptr(y.ptr).ptr(factors).u32(n).u32(pass.channels);
+        let kernel = Kernel::instance(Source::Pieces, "BN_RELU_CONCAT", &pass.arguments);
+        cx.per_items(kernel, n.into(), args.pod(&pass.plane).pod(&table))?;
+    }
+    Ok(())
+}
+
+/// The gradient of that, with the first channels of `added`.
+pub(super) fn grad_joined(
+    cx: &mut Cx<'_>,
+    first: usize,
+    added: Option<Operand<'_>>,
+    bias: CUdeviceptr,
+    factors: CUdeviceptr,
+) -> Result<(), CudaError> {
+    let (dy, dx) = (cx.real(0)?, cx.real_out(0)?);
+    let stride = added.map_or(0, |g| Rows::new(&[g], 1).len());
+    let pass = Pass::new(cx, first, dx, stride)?;
+    let name = format!("{}, {}", pass.arguments, added.is_some());
+    for (n, table) in pass.rows.launches(cx, pass.unit)? {
+        let args = Args::new().ptr(dy.ptr).ptr(added.map_or(0, |g| g.ptr)).u64(stride / pass.unit);
+        let args = args.ptr(bias).ptr(dx.ptr).ptr(factors).u32(n).u32(pass.channels);
+        let kernel = Kernel::instance(Source::Pieces, "BN_RELU_GRAD_CONCAT", &name);
+        cx.per_items(kernel, n.into(), args.pod(&pass.plane).pod(&table))?;
     }
     Ok(())
 }

@@ -24,11 +24,12 @@ pub(super) enum Source {
 }
 
 /// The files that sources include, with their names.
-pub(super) const HEADERS: [(&str, &str); 4] = [
+pub(super) const HEADERS: [(&str, &str); 5] = [
     ("common.cuh", include_str!("source/common.cuh")),
     ("packed.cuh", include_str!("source/packed.cuh")),
     ("pool.cuh", include_str!("source/pool.cuh")),
     ("batchnorm.cuh", include_str!("source/batchnorm.cuh")),
+    ("pieces.cuh", include_str!("source/pieces.cuh")),
 ];
 
 impl Source {

@@ -1,8 +1,7 @@
 //! Rules of gradient and update ops.
 
 use super::{InferError, Rule, Types, movement, nn, window};
-use crate::op::MAX_UPDATES;
-use crate::op::{ConvAttrs, LossReduction, PoolAttrs, SliceAttrs};
+use crate::op::{ConvAttrs, LossReduction, MAX_JOINED, MAX_UPDATES, PoolAttrs, SliceAttrs};
 use crate::types::{DType, Dims};
 use smallvec::smallvec;
 
@@ -73,6 +72,27 @@ pub(super) fn batch_norm_relu(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, 
         _ => {}
     }
     Ok(types)
+}
+
+pub(super) fn batch_norm_relu_joined(cx: &Rule<'_>, added: bool) -> Result<Types, InferError> {
+    let first = if added { 6 } else { 5 };
+    cx.arity(first + 1, first + MAX_JOINED)?;
+    let c = cx.channels(0, "dy")?;
+    for (i, what) in [(1, "scale"), (2, "bias"), (3, "mean"), (4, "invstd")] {
+        cx.f32_dims(i, what, &[c])?;
+    }
+    cx.channels(first, "x")?;
+    let whole = movement::joined(cx, first, 1)?;
+    cx.real_dims(0, "dy", &whole, first)?;
+    if added {
+        let channels = cx.channels(5, "g")?;
+        let mut dims = whole;
+        dims[1] = channels.max(c);
+        cx.real_dims(5, "g", &dims, 0)?;
+    }
+    let vector = cx.ty(DType::F32, smallvec![c])?;
+    let dx = cx.ty(cx.inputs[0].dtype, cx.inputs[0].dims.clone())?;
+    Ok(smallvec![dx, vector.clone(), vector])
 }
 
 pub(super) fn slice(cx: &Rule<'_>, slice: &SliceAttrs, x_dims: &Dims) -> Result<Types, InferError> {

@@ -31,6 +31,8 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::BatchNormGrad
             | Op::BatchNormInferRelu { .. }
             | Op::BatchNormApplyRelu { .. }
+            | Op::BatchNormTrainReluJoined { .. }
+            | Op::BatchNormReluGradJoined { .. }
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::ConvEpilogue { .. }

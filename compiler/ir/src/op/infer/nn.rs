@@ -1,7 +1,7 @@
 //! Rules of the forward network ops.
 
 use super::{InferError, Rule, Types, broadcast_dims, list, movement, window};
-use crate::op::{ConvAttrs, LossReduction, LrnAttrs, PoolAttrs};
+use crate::op::{ConvAttrs, LossReduction, LrnAttrs, MAX_JOINED, PoolAttrs};
 use crate::types::{DType, Dims};
 use smallvec::smallvec;
 
@@ -81,9 +81,20 @@ pub(super) fn batch_norm_train_relu(cx: &Rule<'_>) -> Result<Types, InferError> 
     batch_norm_results(cx)
 }
 
+pub(super) fn batch_norm_train_relu_joined(cx: &Rule<'_>) -> Result<Types, InferError> {
+    cx.arity(5, 4 + MAX_JOINED)?;
+    let types = batch_norm_relu(cx)?;
+    let c = types[0].dims[1];
+    with_statistics(cx, types, c)
+}
+
 fn batch_norm_results(cx: &Rule<'_>) -> Result<Types, InferError> {
     let c = statistics(cx)?;
-    let mut types = cx.same(0)?;
+    let types = cx.same(0)?;
+    with_statistics(cx, types, c)
+}
+
+fn with_statistics(cx: &Rule<'_>, mut types: Types, c: u64) -> Result<Types, InferError> {
     for _ in 0..4 {
         types.push(cx.ty(DType::F32, smallvec![c])?);
     }

@@ -1,5 +1,6 @@
 // The sums of batch normalisation and its gradients over parts of the channels.
 #include "batchnorm.cuh"
+#include "pieces.cuh"
 
 // What a pass over the tensors sums: x and x^2; or dy and dy (x - mean). With GATE 1 dy counts
 // where `gate` (the output of a ReLU behind the normalisation) is positive, with GATE 2 where
@@ -14,14 +15,36 @@ struct Sources {
 template <class T, u32 V, bool GRAD>
 constexpr u32 DEPTH = V == 4 ? (GRAD ? 8 : 16) / sizeof(T) : 4;
 
+// Where a channel of x begins, and how many channels the tensor has that it lies in.
+template <class T>
+struct Channel {
+    const T* x;
+    u32 among;
+};
+
+// Channel c of a tensor, `size` elements behind the one before it.
+template <class T>
+__device__ __forceinline__ Channel<T> channel_of(const T* x, u32 channels, u32 c, u64 size) {
+    return {x + c * size, channels};
+}
+
+// The same of several tensors joined; their runs count channels.
+template <class T>
+__device__ __forceinline__ Channel<T> channel_of(const Pieces& p, u32, u32 c, u64 size) {
+    u32 start;
+    const u32 k = piece_of(p, c, start);
+    return {static_cast<const T*>(p.from[k]) + (c - start) * size, p.end[k] - start};
+}
+
 // One channel of the planes [images, channels, plane], `units` groups of V elements, by the
 // blocks (channel, part). All parts run through the tensor side by side, so that at the end the
 // cache holds the end of the tensor. partial[part * channels + c] takes both sums.
-template <u32 V, bool GRAD, u32 GATE, class T>
-__device__ __forceinline__ void sums_of_planes(const Sources<T>& s, double2* partial, u32 channels, Divisor plane,
-                                               u32 units) {
+template <u32 V, bool GRAD, u32 GATE, class T, class X>
+__device__ __forceinline__ void sums_of_planes(const Sources<T>& s, const X& tensor, double2* partial, u32 channels,
+                                               Divisor plane, u32 units) {
     constexpr u32 I = DEPTH<T, V, GRAD>;
     const u32 c = blockIdx.x;
+    const Channel<T> from = channel_of<T>(tensor, channels, c, (u64)plane.value * V);
     float mean = 0.0f, factor = 0.0f, bias = 0.0f;
     if constexpr (GRAD) mean = s.mean[c];
     if constexpr (GATE == 2) {
@@ -37,7 +60,7 @@ __device__ __forceinline__ void sums_of_planes(const Sources<T>& s, double2* par
             if (image < units) {
                 const u32 at = plane.take(image);
                 const u64 i = (((u64)image * channels + c) * plane.value + at) * V;
-                x[j] = fetch<V>(s.x + i);
+                x[j] = fetch<V>(from.x + ((u64)image * from.among * plane.value + at) * V);
                 if constexpr (GRAD) dy[j] = fetch<V>(s.dy + i);
                 if constexpr (GATE == 1) gate[j] = fetch<V>(s.gate + i);
             }
@@ -68,8 +91,8 @@ __device__ __forceinline__ void sums_of_planes(const Sources<T>& s, double2* par
 
 // The same for rows of channels [rows, channels]: V channels a thread, `lanes` threads along
 // them and THREADS / lanes along the rows. Block (group of lanes, part).
-template <u32 V, bool GRAD, u32 GATE, class T>
-__device__ __forceinline__ void sums_of_rows(const Sources<T>& s, double2* partial, u32 channels, u32 rows, u32 lanes) {
+template <u32 V, bool GRAD, u32 GATE, class T, class X>
+__device__ __forceinline__ void sums_of_rows(const Sources<T>& s, const X& tensor, double2* partial, u32 channels, u32 rows, u32 lanes) {
     constexpr u32 I = DEPTH<T, V, GRAD>;
     __shared__ double2 parts[THREADS * V];
     const u32 tx = threadIdx.x % lanes, ty = threadIdx.x / lanes, height = THREADS / lanes;
@@ -78,6 +101,7 @@ __device__ __forceinline__ void sums_of_rows(const Sources<T>& s, double2* parti
 #pragma unroll
     for (u32 e = 0; e < V; e++) first[e] = second[e] = 0.0;
     if (c < channels) {
+        const Channel<T> from = channel_of<T>(tensor, channels, c, 1);
         Vec<V> mean, factor, bias;
         if constexpr (GRAD) mean = load<V>(s.mean + c);
         if constexpr (GATE == 2) {
@@ -92,7 +116,7 @@ __device__ __forceinline__ void sums_of_rows(const Sources<T>& s, double2* parti
             for (u32 j = 0; j < I; j++) {
                 if (row + j * height < rows) {
                     const u64 i = (u64)(row + j * height) * channels + c;
-                    x[j] = fetch<V>(s.x + i);
+                    x[j] = fetch<V>(from.x + (u64)(row + j * height) * from.among);
                     if constexpr (GRAD) dy[j] = fetch<V>(s.dy + i);
                     if constexpr (GATE == 1) gate[j] = fetch<V>(s.gate + i);
                 }
@@ -138,11 +162,25 @@ __device__ __forceinline__ void sums_of_rows(const Sources<T>& s, double2* parti
 // Four blocks a multiprocessor, which the number of parts counts on.
 #define BN_SUMS_PLANES(NAME, T, V, GRAD, GATE)                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                      \
-        NAME(const Sources<T> s, double2* partial, u32 channels, Divisor plane, u32 units) {         \
-        sums_of_planes<V, GRAD, GATE>(s, partial, channels, plane, units);                        \
+        NAME(const Sources<T> s, double2* partial, u32 channels, Divisor plane, u32 units) {      \
+        sums_of_planes<V, GRAD, GATE>(s, s.x, partial, channels, plane, units);                   \
     }
 #define BN_SUMS_ROWS(NAME, T, V, GRAD, GATE)                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                      \
-        NAME(const Sources<T> s, double2* partial, u32 channels, u32 rows, u32 lanes) {              \
-        sums_of_rows<V, GRAD, GATE>(s, partial, channels, rows, lanes);                           \
+        NAME(const Sources<T> s, double2* partial, u32 channels, u32 rows, u32 lanes) {           \
+        sums_of_rows<V, GRAD, GATE>(s, s.x, partial, channels, rows, lanes);                      \
+    }
+
+// Of several x joined.
+#define BN_SUMS_PLANES_JOINED(NAME, T, V, GRAD, GATE)                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                      \
+        NAME(const Sources<T> s, double2* partial, u32 channels, Divisor plane, u32 units,        \
+             const __grid_constant__ Pieces p) {                                                  \
+        sums_of_planes<V, GRAD, GATE>(s, p, partial, channels, plane, units);                     \
+    }
+#define BN_SUMS_ROWS_JOINED(NAME, T, V, GRAD, GATE)                                               \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                      \
+        NAME(const Sources<T> s, double2* partial, u32 channels, u32 rows, u32 lanes,             \
+             const __grid_constant__ Pieces p) {                                                  \
+        sums_of_rows<V, GRAD, GATE>(s, p, partial, channels, rows, lanes);                        \
     }

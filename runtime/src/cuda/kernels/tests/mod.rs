@@ -202,6 +202,8 @@ fn check(emulator: &mut Emulator, case: &Case) -> Result<(), String> {
             | Op::BatchNormGrad
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
+            | Op::BatchNormTrainReluJoined { .. }
+            | Op::BatchNormReluGradJoined { .. }
     );
     for &processors in &PROCESSORS[..if depends { 2 } else { 1 }] {
         let got = emulator.run(case, &[], processors, false)?;

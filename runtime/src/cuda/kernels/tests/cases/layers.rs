@@ -171,8 +171,22 @@ pub(super) fn joined_batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
         let train = Op::BatchNormTrain { eps, momentum: Real(0.0) };
         let parameters = [&inputs[0], &inputs[1], &inputs[2], &inputs[3]].into_iter().cloned();
         let made = naive(&train, &std::iter::once(whole).chain(parameters).collect::<Vec<_>>(), 5);
+        let op = Op::BatchNormTrainReluJoined { eps, momentum: Real(0.75) };
+        out.push(Case { op, inputs: inputs.clone(), outputs: 5, tolerance: 4e-6 });
         inputs.splice(2..4, made[3..5].iter().cloned());
-        out.push(Case::new(Op::BatchNormApplyRelu { eps }, inputs, 4e-6));
+        out.push(Case::new(Op::BatchNormApplyRelu { eps }, inputs.clone(), 4e-6));
+        dims[1] = total[0];
+        let dy = rng.tensor(&dims, -1.0, 1.0);
+        for more in [None, Some(0), Some(1), Some(16)] {
+            let mut inputs = inputs.clone();
+            inputs.insert(0, dy.clone());
+            if let Some(more) = more {
+                dims[1] = total[0] + more;
+                inputs.insert(5, rng.tensor(&dims, -1.0, 1.0));
+            }
+            let op = Op::BatchNormReluGradJoined { eps, added: more.is_some() };
+            out.push(Case { op, inputs, outputs: 3, tolerance: 4e-6 });
+        }
     }
 }
 
