@@ -3,23 +3,23 @@
 //! Every layer of a DenseNet batch-normalises the concat of all layers before it. Where batch
 //! norms, their gradients and further concats are a concat's only readers they read its operands
 //! instead, so that forward writes, and backward keeps, what convolutions wrote and no copies of
-//! it. The gradient of such a batch norm adds the part of the concat's gradient that later layers
-//! sent.
+//! it, and batch statistics are found once for each tensor. The gradient of such a batch norm adds
+//! the part of the concat's gradient that later layers sent.
 
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
-use vdnn_ir::Phase;
 use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::id::EntityId;
 use vdnn_ir::op::infer::InferError;
 use vdnn_ir::op::{MAX_JOINED, SliceAttrs};
-use vdnn_ir::{Graph, Node, NodeId, Op, Stage, ValueId};
+use vdnn_ir::{Graph, Node, NodeId, Op, Phase, Real, Stage, ValueId};
 
 /// Joins batch norms with ReLU and the concats of channels they read, in a joint graph with fused
 /// epilogues.
 ///
-/// Counters: `batch_norms`, `concats` (that are gone), `sums` (of gradients, which are fused).
+/// Counters: `batch_norms`, `concats` (that are gone), `known` (batch norms that are given some of
+/// their statistics by another one), `sums` (of gradients, which are fused).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JoinBatchNorms;
 
@@ -41,18 +41,32 @@ impl Pass for JoinBatchNorms {
 
 fn run(graph: &mut Graph) -> Result<Stats, InferError> {
     let joined = pieces(graph);
-    let mut stats = Stats::from([("batch_norms", 0), ("concats", 0), ("sums", 0)]);
+    let mut stats = Stats::from([("batch_norms", 0), ("concats", 0), ("known", 0), ("sums", 0)]);
+    // Batch statistics by what they are of.
+    let mut found: BTreeMap<(Real, Vec<ValueId>), [ValueId; 2]> = BTreeMap::new();
     // Readers first in their new form, then what nothing reads any more.
     for id in graph.order().to_vec() {
         // A sum may be gone with the gradient in front of it.
         let Some(node) = graph.get_node(id) else { continue };
         let of = |i: usize| node.inputs.get(i).and_then(|v| joined.get(v));
         match node.op.clone() {
-            Op::BatchNormTrainRelu { eps, momentum } if of(0).is_some() => {
-                let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::from_slice(&node.inputs[1..5]);
-                inputs.extend(of(0).into_iter().flatten().copied());
-                replace(graph, id, Op::BatchNormTrainReluJoined { eps, momentum }, &inputs)?;
-                *stats.entry("batch_norms").or_default() += 1;
+            Op::BatchNormTrainRelu { eps, momentum } => {
+                let pieces = of(0).cloned().unwrap_or_else(|| vec![node.inputs[0]]);
+                let mut new = id;
+                if pieces.len() > 1 {
+                    // The longest front of them that another batch norm has read.
+                    let mut fronts = (1..=pieces.len()).rev();
+                    let known = fronts.find_map(|n| found.get(&(eps, pieces[..n].to_vec())));
+                    let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::from_slice(&node.inputs[1..5]);
+                    inputs.extend(known.into_iter().flatten().copied());
+                    inputs.extend(pieces.iter().copied());
+                    let op = Op::BatchNormTrainReluJoined { eps, momentum, known: known.is_some() };
+                    *stats.entry("known").or_default() += u64::from(known.is_some());
+                    new = replace(graph, id, op, &inputs)?;
+                    *stats.entry("batch_norms").or_default() += 1;
+                }
+                let statistics = [graph.node(new).outputs[3], graph.node(new).outputs[4]];
+                found.entry((eps, pieces)).or_insert(statistics);
             }
             Op::BatchNormReluGrad { eps } if is_plain_gradient(node) => {
                 let (x, sum) = (node.inputs[1], sum_behind(graph, id));

@@ -81,7 +81,7 @@ fn want(op: &Op, i: usize) -> Want {
         Op::BatchNormInfer { .. } | Op::BatchNormTrain { .. } => data(i == 0),
         Op::BatchNormInferRelu { .. }
         | Op::BatchNormApplyRelu { .. }
-        | Op::BatchNormTrainReluJoined { .. } => data(i >= 4),
+        | Op::BatchNormTrainReluJoined { .. } => data(op.first_joined().is_some_and(|first| i >= first)),
         Op::BatchNormReluGradJoined { .. } => data(i == 0 || i >= 5),
         Op::BatchNormTrainRelu { .. } => data(i == 0 || i == 5),
         Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => data(i < 2),

@@ -162,7 +162,21 @@ fn traffic(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Bytes {
     match op {
         // Statistics read x; the normalisation reads x and writes y.
         Op::BatchNormTrain { .. } => passes(3),
-        Op::BatchNormTrainReluJoined { .. } => passes(3),
+        // Sums read what is not known yet.
+        Op::BatchNormTrainReluJoined { known, .. } => {
+            let whole = outputs.first().copied();
+            let bytes = whole.map_or(0, |y| y.bytes().0);
+            let channels =
+                |t: Option<&TensorType>, d: usize| t.and_then(|t| t.dims.get(d)).copied().unwrap_or(0);
+            let all = channels(whole, 1);
+            let known = if *known { channels(inputs.get(4).copied(), 0) } else { 0 };
+            let summed = if all == 0 {
+                0
+            } else {
+                u128::from(bytes) * u128::from(all.saturating_sub(known)) / u128::from(all)
+            };
+            Bytes(bytes.saturating_mul(2).saturating_add(u64::try_from(summed).unwrap_or(u64::MAX)))
+        }
         Op::BatchNormReluGradJoined { added, .. } => {
             let whole = outputs.first().map_or(0, |dx| dx.bytes().0);
             Bytes(whole.saturating_mul(if *added { 6 } else { 5 }))

@@ -94,9 +94,10 @@ impl Parts {
                 let y = self.add(op, &[whole, scale, bias, mean, invstd], 5)?[0];
                 Some(vec![self.one(Op::Unary(UnaryKind::Relu), &[y])?])
             }
-            Op::BatchNormTrainReluJoined { eps, momentum } => {
-                let &[scale, bias, mean, var, ref pieces @ ..] = x else { return None };
-                let whole = self.joined(pieces)?;
+            Op::BatchNormTrainReluJoined { eps, momentum, .. } => {
+                let &[scale, bias, mean, var, ..] = x else { return None };
+                // In full precision: what is known of the statistics is rounded.
+                let whole = self.joined(x.get(op.first_joined()?..)?)?;
                 let op = Op::BatchNormTrainRelu { eps: *eps, momentum: *momentum };
                 self.expand(&op, &[whole, scale, bias, mean, var], n_outputs)
             }

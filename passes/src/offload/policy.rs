@@ -63,8 +63,8 @@ pub fn selection(graph: &Graph, policy: Policy) -> Selection {
         if classifier || !selects(graph, policy, node) {
             continue;
         }
-        let layer_inputs = match node.op {
-            Op::BatchNormTrainReluJoined { .. } => &node.inputs[4..],
+        let layer_inputs = match (&node.op, node.op.first_joined()) {
+            (Op::BatchNormTrainReluJoined { .. }, Some(first)) => &node.inputs[first..],
             _ => &node.inputs[..1],
         };
         for &v in layer_inputs {

@@ -128,11 +128,10 @@ fn operands(node: &Node) -> SmallVec<[ValueId; 8]> {
         (Op::BatchNormTrainRelu { .. }, &[x, scale, bias, ..], &[_, _, _, mean, invstd]) => {
             SmallVec::from_slice(&[scale, bias, mean, invstd, x])
         }
-        (
-            Op::BatchNormTrainReluJoined { .. },
-            &[scale, bias, _, _, ref pieces @ ..],
-            &[_, _, _, mean, invstd],
-        ) => [scale, bias, mean, invstd].iter().chain(pieces).copied().collect(),
+        (Op::BatchNormTrainReluJoined { .. }, inputs, &[_, _, _, mean, invstd]) => {
+            let pieces = &inputs[node.op.first_joined().unwrap_or(inputs.len())..];
+            inputs[..2].iter().chain(&[mean, invstd]).chain(pieces).copied().collect()
+        }
         (_, inputs, _) => SmallVec::from_slice(inputs),
     }
 }

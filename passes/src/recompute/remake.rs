@@ -116,7 +116,8 @@ impl Remaking<'_> {
                 self.add(id, Op::BatchNormApplyRelu { eps }, &inputs, 1)
             }
             Op::BatchNormTrainReluJoined { eps, .. } => {
-                let (scale, bias, pieces) = (node.inputs[0], node.inputs[1], &node.inputs[4..]);
+                let first = node.op.first_joined().unwrap_or(node.inputs.len());
+                let (scale, bias, pieces) = (node.inputs[0], node.inputs[1], &node.inputs[first..]);
                 let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::new();
                 for &v in [scale, bias, node.outputs[3], node.outputs[4]].iter().chain(pieces) {
                     inputs.push(self.value(v)?);

@@ -5,7 +5,7 @@ use crate::arbitrary::Rng;
 use vdnn_ir::op::{
     BinaryKind, ConvAttrs, LossReduction, LrnAttrs, Op, PoolAttrs, ReduceKind, SliceAttrs, UnaryKind,
 };
-use vdnn_ir::{Dims, Real, Tensor};
+use vdnn_ir::{Dims, Real, Tensor, TensorType};
 
 /// Layers as networks have them: large enough for vectors, tiles and more than one block.
 pub fn layers() -> Vec<Case> {
@@ -150,7 +150,22 @@ impl Generator {
             self.cases.push(Case { op, operands, outputs, sources: vec![] });
         };
         case(Op::BatchNormApplyRelu { eps }, operands.clone(), 1);
-        case(Op::BatchNormTrainReluJoined { eps, momentum: Real(0.9) }, operands.clone(), 5);
+        let op = |known| Op::BatchNormTrainReluJoined { eps, momentum: Real(0.9), known };
+        case(op(false), operands.clone(), 5);
+        for n in 1..=parts.len() {
+            let count = parts[..n].iter().sum::<u64>();
+            let front = |x: &Operand| match x {
+                Operand::Real { data, constant, .. } => {
+                    let data = data[..count as usize].to_vec();
+                    Operand::Real { ty: TensorType::f32([count]), data, constant: *constant }
+                }
+                Operand::Integer(_) => x.clone(),
+            };
+            let mut given = operands.clone();
+            // The running statistics may be any.
+            given.splice(4..4, [front(&operands[2]), front(&operands[3])]);
+            case(op(true), given, 5);
+        }
         // Gradients jump where y is zero: channels that are positive, or negative, throughout.
         operands[1] = self.with(&c, |rng| if rng.one_in(2) { 8.0 } else { -8.0 });
         for more in [None, Some(0), Some(3), Some(32)] {

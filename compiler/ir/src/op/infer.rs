@@ -70,9 +70,9 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         }
         Op::BatchNormInfer { .. } => nn::batch_norm_infer(cx),
         Op::BatchNormTrain { .. } => nn::batch_norm_train(cx),
-        Op::BatchNormInferRelu { .. } | Op::BatchNormApplyRelu { .. } => nn::batch_norm_relu(cx),
+        Op::BatchNormInferRelu { .. } | Op::BatchNormApplyRelu { .. } => nn::batch_norm_relu(cx, 4),
         Op::BatchNormTrainRelu { .. } => nn::batch_norm_train_relu(cx),
-        Op::BatchNormTrainReluJoined { .. } => nn::batch_norm_train_relu_joined(cx),
+        Op::BatchNormTrainReluJoined { known, .. } => nn::batch_norm_train_relu_joined(cx, *known),
         Op::ConvEpilogue { conv, .. } => nn::conv_epilogue(cx, conv),
         Op::Lrn(lrn) => {
             cx.arity(1, 1)?;

@@ -81,14 +81,17 @@ pub enum Op {
         /// Added to the variance in the forward pass.
         eps: Real,
     },
-    /// `scale, bias, mean, var, x0, [x1, ..] -> y, new_mean, new_var, batch_mean, batch_invstd`:
-    /// [`Op::BatchNormTrainRelu`] of [`Op::Concat`] of the x along the channels, which is not
-    /// stored. At most [`MAX_JOINED`] x.
+    /// `scale, bias, mean, var, [known_mean, known_invstd], x0, [x1, ..] -> y, new_mean, new_var,
+    /// batch_mean, batch_invstd`: [`Op::BatchNormTrainRelu`] of [`Op::Concat`] of the x along the
+    /// channels, which is not stored. At most [`MAX_JOINED`] x.
     BatchNormTrainReluJoined {
         /// Added to the variance.
         eps: Real,
         /// Weight of the old running statistic.
         momentum: Real,
+        /// The first results for the channels of the first few x are given, as another batch norm
+        /// with this eps found them, and need not be found again.
+        known: bool,
     },
     /// `x, w, b, [r] -> y`: [`Op::Conv`], then `y + r`, then `max(y, 0)` if `relu`, before the
     /// result is stored.
@@ -392,6 +395,16 @@ impl Op {
         match self {
             Self::Reshape { .. } | Self::OffloadDone | Self::PrefetchDone => &[(0, 0)],
             _ => &[],
+        }
+    }
+
+    /// The number of the operand from which on a batch norm joins all along their channels.
+    pub fn first_joined(&self) -> Option<usize> {
+        match self {
+            Self::BatchNormInferRelu { .. } | Self::BatchNormApplyRelu { .. } => Some(4),
+            Self::BatchNormTrainReluJoined { known, .. } => Some(if *known { 6 } else { 4 }),
+            Self::BatchNormReluGradJoined { added, .. } => Some(if *added { 6 } else { 5 }),
+            _ => None,
         }
     }
 

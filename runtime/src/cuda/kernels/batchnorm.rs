@@ -37,6 +37,8 @@ struct Norm {
     image: Image,
     element: Element,
     channels: u32,
+    /// Where partial sums begin in the scratch: behind the coefficients.
+    partial_at: u64,
 }
 
 /// Bytes of the coefficients of one channel.
@@ -51,7 +53,15 @@ struct Partial {
 impl Norm {
     fn new(cx: &Cx<'_>, x: Operand<'_>) -> Result<Self, CudaError> {
         let image = Image::new(x.ty);
-        Ok(Self { image, element: cx.element(x)?, channels: cx.count(image.channels)? })
+        let partial_at = (COEFFICIENT_BYTES * image.channels).next_multiple_of(256);
+        Ok(Self { image, element: cx.element(x)?, channels: cx.count(image.channels)?, partial_at })
+    }
+
+    /// The same without the first `count` channels.
+    fn behind(&self, cx: &Cx<'_>, count: u64) -> Result<Self, CudaError> {
+        let channels = self.image.channels - count;
+        let image = Image { channels, ..self.image };
+        Ok(Self { image, channels: cx.count(channels)?, ..*self })
     }
 
     /// Elements per channel.
@@ -62,10 +72,6 @@ impl Norm {
     /// Room for four coefficients per channel, in front of the partial sums.
     fn coefficients(&self, cx: &Cx<'_>) -> Result<CUdeviceptr, CudaError> {
         cx.scratch(0, COEFFICIENT_BYTES * self.image.channels)
-    }
-
-    fn partial_at(&self) -> u64 {
-        (COEFFICIENT_BYTES * self.image.channels).next_multiple_of(256)
     }
 
     /// Launches the sums; `grad` is 0 or 1, `gate` as in the source. Those of several x joined
@@ -94,7 +100,7 @@ impl Norm {
             let groups = (channels / width).div_ceil(lanes);
             let tile = u64::from(THREADS) / lanes * self.depth(width, grad);
             let parts = cx.parts(rows.div_ceil(tile), groups, bytes);
-            let at = cx.scratch(self.partial_at(), bytes * parts)?;
+            let at = cx.scratch(self.partial_at, bytes * parts)?;
             let arguments = format!("{}, {width}, {grad}, {gate}", self.element.name);
             let name = format!("BN_SUMS_ROWS{suffix}");
             let kernel = Kernel::instance(Source::BatchNormSums, &name, &arguments);
@@ -107,7 +113,7 @@ impl Norm {
         let units = u64::from(cx.count(images * plane / width)?);
         let tile = u64::from(THREADS) * self.depth(width, grad);
         let parts = cx.parts(units.div_ceil(tile), channels, bytes);
-        let at = cx.scratch(self.partial_at(), bytes * parts)?;
+        let at = cx.scratch(self.partial_at, bytes * parts)?;
         let arguments = format!("{}, {width}, {grad}, {gate}", self.element.name);
         let name = format!("BN_SUMS_PLANES{suffix}");
         let kernel = Kernel::instance(Source::BatchNormSums, &name, &arguments);
@@ -175,25 +181,52 @@ pub(super) fn train(cx: &mut Cx<'_>, eps: f32, momentum: f32, relu: bool) -> Res
     let sums = norm.sums(cx, Sources { x: x.ptr, ..Sources::default() }, false, 0, None)?;
     // Without a residual the backward pass computes y again, exactly.
     let plain = relu && added.is_none();
-    let factors = train_coefficients(cx, &norm, &sums, 1, [eps, momentum], plain)?;
+    let factors = train_coefficients(cx, &norm, &sums, 1, [eps, momentum], plain, &norm)?;
     let pointers = Args::new().ptr(x.ptr).ptr(added.map_or(0, |r| r.ptr)).ptr(y.ptr);
     norm.apply(cx, "BN_APPLY", &format!("{relu}, {}", added.is_some()), pointers, factors)
 }
 
 /// [`vdnn_ir::Op::BatchNormTrainReluJoined`].
-pub(super) fn train_joined(cx: &mut Cx<'_>, eps: f32, momentum: f32) -> Result<(), CudaError> {
-    let norm = Norm::new(cx, cx.real_out(0)?)?;
-    if norm.channels == 0 {
+pub(super) fn train_joined(cx: &mut Cx<'_>, eps: f32, momentum: f32, known: bool) -> Result<(), CudaError> {
+    let whole = Norm::new(cx, cx.real_out(0)?)?;
+    if whole.channels == 0 {
         return Ok(());
     }
-    let channels = Channels::new(cx, 4)?;
-    let sums = norm.sums(cx, Sources::default(), false, 0, Some(&channels))?;
-    let factors = train_coefficients(cx, &norm, &sums, 0, [eps, momentum], true)?;
-    apply_joined(cx, 4, factors)
+    let first = if known { 6 } else { 4 };
+    let count = if known { cx.f32(4)?.ty.elements() } else { 0 };
+    let factors = whole.coefficients(cx)?;
+    if count > 0 {
+        let mut args = Args::new().ptr(cx.f32(4)?.ptr).ptr(cx.f32(5)?.ptr);
+        for ptr in train_parameters(cx, 0, 0)? {
+            args = args.ptr(ptr);
+        }
+        let channels = cx.count(count)?;
+        let args = args.ptr(factors).u32(channels).u32(whole.channels).f64(f64::from(eps));
+        let args = args.f64(f64::from(momentum));
+        coefficients(cx, "bn_known_coefficients", channels.div_ceil(THREADS), args);
+    }
+    // The sums of the other channels, and what follows from them.
+    if let Some(channels) = Channels::behind(cx, first, count)? {
+        let norm = whole.behind(cx, count)?;
+        let sums = norm.sums(cx, Sources::default(), false, 0, Some(&channels))?;
+        train_coefficients(cx, &norm, &sums, 0, [eps, momentum], true, &whole)?;
+    }
+    apply_joined(cx, first, factors, true)
+}
+
+/// Scale, bias and running statistics, the inputs from number `first` on, and the statistics
+/// among the results, from channel `from` on.
+fn train_parameters(cx: &Cx<'_>, first: usize, from: u64) -> Result<[CUdeviceptr; 8], CudaError> {
+    let inputs = [cx.f32(first)?, cx.f32(first + 1)?, cx.f32(first + 2)?, cx.f32(first + 3)?];
+    let outputs = [cx.f32_out(1)?, cx.f32_out(2)?, cx.f32_out(3)?, cx.f32_out(4)?];
+    let [a, b, c, d] = inputs.map(|t| t.ptr + 4 * from);
+    let [e, f, g, h] = outputs.map(|t| t.ptr + 4 * from);
+    Ok([a, b, c, d, e, f, g, h])
 }
 
 /// Launches what makes coefficients of sums, and of scale, bias, mean and variance, the inputs
-/// from number `first` on; where they will be. `plain`: as a backward pass can compute them again.
+/// from number `first` on; where they will be. `norm` has the last channels of `whole`. `plain`:
+/// as a backward pass can compute them again.
 fn train_coefficients(
     cx: &mut Cx<'_>,
     norm: &Norm,
@@ -201,18 +234,17 @@ fn train_coefficients(
     first: usize,
     [eps, momentum]: [f32; 2],
     plain: bool,
+    whole: &Norm,
 ) -> Result<CUdeviceptr, CudaError> {
-    let [scale, bias, old_mean, old_var] =
-        [cx.f32(first)?, cx.f32(first + 1)?, cx.f32(first + 2)?, cx.f32(first + 3)?].map(|t| t.ptr);
-    let out = [cx.f32_out(1)?, cx.f32_out(2)?, cx.f32_out(3)?, cx.f32_out(4)?].map(|t| t.ptr);
-    let factors = norm.coefficients(cx)?;
-    let mut args = Args::new().ptr(sums.at).ptr(scale).ptr(bias).ptr(old_mean).ptr(old_var);
-    for ptr in out {
+    let from = u64::from(whole.channels - norm.channels);
+    let factors = whole.coefficients(cx)?;
+    let mut args = Args::new().ptr(sums.at);
+    for ptr in train_parameters(cx, first, from)? {
         args = args.ptr(ptr);
     }
-    let args = args.ptr(factors).u32(norm.channels).u32(sums.parts).f64(norm.count());
-    let args = args.f64(f64::from(eps)).f64(f64::from(momentum)).u32(u32::from(plain));
-    coefficients(cx, "bn_train_coefficients", norm.channels.div_ceil(8), args);
+    let args = args.ptr(factors + 4 * from).u32(norm.channels).u32(whole.channels).u32(sums.parts);
+    let args = args.f64(norm.count()).f64(f64::from(eps)).f64(f64::from(momentum));
+    coefficients(cx, "bn_train_coefficients", norm.channels.div_ceil(8), args.u32(u32::from(plain)));
     Ok(factors)
 }
 
@@ -318,7 +350,7 @@ pub(super) fn relu_grad_joined(cx: &mut Cx<'_>, added: bool) -> Result<(), CudaE
     let [scale, bias, mean, invstd] = [cx.f32(1)?, cx.f32(2)?, cx.f32(3)?, cx.f32(4)?].map(|t| t.ptr);
     let (dscale, dbias) = (cx.f32_out(1)?, cx.f32_out(2)?);
     let added = if added { Some(cx.real(5)?) } else { None };
-    let channels = Channels::new(cx, first)?;
+    let channels = Channels::of(&cx.spec.inputs[first..], cx)?;
     let sources = Sources { dy: dy.ptr, mean, scale, invstd, bias, ..Sources::default() };
     let sums = norm.sums(cx, sources, true, 2, Some(&channels))?;
     let factors = norm.coefficients(cx)?;

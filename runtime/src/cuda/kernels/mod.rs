@@ -103,7 +103,9 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::BatchNormApplyRelu { .. } => batchnorm::apply_relu(cx),
         Op::BatchNormTrain { eps, momentum } => batchnorm::train(cx, eps.0, momentum.0, false),
         Op::BatchNormTrainRelu { eps, momentum } => batchnorm::train(cx, eps.0, momentum.0, true),
-        Op::BatchNormTrainReluJoined { eps, momentum } => batchnorm::train_joined(cx, eps.0, momentum.0),
+        Op::BatchNormTrainReluJoined { eps, momentum, known } => {
+            batchnorm::train_joined(cx, eps.0, momentum.0, *known)
+        }
         Op::BatchNormReluGradJoined { added, .. } => batchnorm::relu_grad_joined(cx, *added),
         Op::BatchNormGrad => batchnorm::grad(cx, None),
         Op::BatchNormReluGrad { .. } => batchnorm::relu_grad(cx),

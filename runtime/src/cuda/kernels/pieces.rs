@@ -113,11 +113,10 @@ pub(super) struct Channels {
 }
 
 impl Channels {
-    /// Those of the inputs from number `first` on.
-    pub(super) fn new(cx: &Cx<'_>, first: usize) -> Result<Self, CudaError> {
+    /// Those of all.
+    pub(super) fn of(pieces: &[Operand<'_>], cx: &Cx<'_>) -> Result<Self, CudaError> {
         let mut table: Table = Zeroable::zeroed();
         table.end = [u32::MAX; MAX_PIECES];
-        let pieces = cx.spec.inputs.get(first..).unwrap_or_default();
         if pieces.len() > MAX_PIECES {
             return Err(cx.unsupported(format!("{} tensors to join", pieces.len())));
         }
@@ -132,6 +131,21 @@ impl Channels {
         table.row = Divisor::new(1);
         Ok(Self { table, by_four })
     }
+
+    /// Those of the inputs from number `first` on but the first `count` channels, which are of whole
+    /// tensors; `None` if there are no others.
+    pub(super) fn behind(cx: &Cx<'_>, first: usize, count: u64) -> Result<Option<Self>, CudaError> {
+        let mut left = cx.spec.inputs.get(first..).unwrap_or_default();
+        let mut skipped = 0;
+        while let [x, rest @ ..] = left
+            && skipped < count
+        {
+            skipped += Image::new(x.ty).channels;
+            left = rest;
+        }
+        let others = left.iter().any(|x| Image::new(x.ty).channels > 0);
+        if others { Self::of(left, cx).map(Some) } else { Ok(None) }
+    }
 }
 
 /// [`vdnn_ir::Op::BatchNormInferRelu`], or without `eps` [`vdnn_ir::Op::BatchNormApplyRelu`], of
@@ -142,7 +156,7 @@ pub(super) fn batch_norm_relu(cx: &mut Cx<'_>, eps: Option<f32>) -> Result<(), C
         return Ok(());
     }
     let factors = given_coefficients(cx, 0, Image::new(y.ty).channels, eps)?;
-    apply_joined(cx, 4, factors)
+    apply_joined(cx, 4, factors, false)
 }
 
 /// How a pass over joined rows goes: their runs, elements of a unit, and the arguments of the
@@ -171,13 +185,20 @@ impl Pass {
     }
 }
 
-/// `max(normalised x, 0)` of the inputs from number `first` on, joined.
-pub(super) fn apply_joined(cx: &mut Cx<'_>, first: usize, factors: CUdeviceptr) -> Result<(), CudaError> {
+/// `max(normalised x, 0)` of the inputs from number `first` on, joined; `summed`: they have just
+/// been read.
+pub(super) fn apply_joined(
+    cx: &mut Cx<'_>,
+    first: usize,
+    factors: CUdeviceptr,
+    summed: bool,
+) -> Result<(), CudaError> {
     let y = cx.real_out(0)?;
     let pass = Pass::new(cx, first, y, 0)?;
+    let name = format!("{}, {summed}", pass.arguments);
     for (n, table) in pass.rows.launches(cx, pass.unit)? {
         let args = Args::new().ptr(y.ptr).ptr(factors).u32(n).u32(pass.channels);
-        let kernel = Kernel::instance(Source::Pieces, "BN_RELU_CONCAT", &pass.arguments);
+        let kernel = Kernel::instance(Source::Pieces, "BN_RELU_CONCAT", &name);
         cx.per_items(kernel, n.into(), args.pod(&pass.plane).pod(&table))?;
     }
     Ok(())

@@ -58,14 +58,14 @@ pub(super) fn batch_norm_infer(cx: &Rule<'_>) -> Result<Types, InferError> {
 ///
 /// [`Op::BatchNormInferRelu`]: crate::Op::BatchNormInferRelu
 /// [`Op::BatchNormApplyRelu`]: crate::Op::BatchNormApplyRelu
-pub(super) fn batch_norm_relu(cx: &Rule<'_>) -> Result<Types, InferError> {
-    cx.arity(5, usize::MAX)?;
-    cx.channels(4, "x")?;
-    let y = movement::joined(cx, 4, 1)?;
+pub(super) fn batch_norm_relu(cx: &Rule<'_>, first: usize) -> Result<Types, InferError> {
+    cx.arity(first + 1, usize::MAX)?;
+    cx.channels(first, "x")?;
+    let y = movement::joined(cx, first, 1)?;
     for (i, what) in ["scale", "bias", "mean", "deviation"].into_iter().enumerate() {
         cx.f32_dims(i, what, &y[1..2])?;
     }
-    cx.one(cx.inputs[4].dtype, y)
+    cx.one(cx.inputs[first].dtype, y)
 }
 
 pub(super) fn batch_norm_train(cx: &Rule<'_>) -> Result<Types, InferError> {
@@ -81,10 +81,24 @@ pub(super) fn batch_norm_train_relu(cx: &Rule<'_>) -> Result<Types, InferError> 
     batch_norm_results(cx)
 }
 
-pub(super) fn batch_norm_train_relu_joined(cx: &Rule<'_>) -> Result<Types, InferError> {
-    cx.arity(5, 4 + MAX_JOINED)?;
-    let types = batch_norm_relu(cx)?;
+pub(super) fn batch_norm_train_relu_joined(cx: &Rule<'_>, known: bool) -> Result<Types, InferError> {
+    let first = if known { 6 } else { 4 };
+    cx.arity(first + 1, first + MAX_JOINED)?;
+    let types = batch_norm_relu(cx, first)?;
     let c = types[0].dims[1];
+    if known {
+        // Statistics of whole tensors.
+        let ends = cx.inputs[first..].iter().scan(0, |end, x| {
+            *end += x.dims[1];
+            Some(*end)
+        });
+        let given = cx.dims(4);
+        if given.len() != 1 || !ends.into_iter().any(|end| end == given[0]) {
+            return cx.fail("statistics of the channels of the first few x", cx.inputs[4]);
+        }
+        cx.f32_dims(4, "known_mean", given)?;
+        cx.f32_dims(5, "known_invstd", given)?;
+    }
     with_statistics(cx, types, c)
 }
 

@@ -8,6 +8,11 @@
 // The factor of x - mean in the output.
 __device__ __forceinline__ float gain(float scale, float invstd) { return (float)((double)scale * (double)invstd); }
 
+// Blocks run from the end of the tensor, where the cache still holds what the sums read last.
+__device__ __forceinline__ u64 first_item_from_end() {
+    return (u64)(gridDim.x - 1 - blockIdx.x) * (THREADS * ITEMS) + threadIdx.x;
+}
+
 // dy where the gate is open. `mean`, `factor`, `bias` belong to the channel of x.
 template <u32 GATE>
 __device__ __forceinline__ float gated(float dy, float x, float gate, float mean, float factor, float bias) {

@@ -54,11 +54,6 @@ __device__ __forceinline__ float normalised(float x, float mean, float factor, f
     return fmaf(x - mean, factor, bias);
 }
 
-// Blocks run from the end of the tensor, where the cache still holds what the sums read last.
-__device__ __forceinline__ u64 first_item_from_end() {
-    return (u64)(gridDim.x - 1 - blockIdx.x) * (THREADS * ITEMS) + threadIdx.x;
-}
-
 // y = [relu](normalised x [+ added]); y may be x.
 template <u32 ORDER, bool RELU, bool ADD, class T>
 __device__ __forceinline__ void bn_apply(const T* x, const T* added, T* y, const float* coefficients, u64 n,

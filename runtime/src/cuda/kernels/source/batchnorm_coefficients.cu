@@ -36,13 +36,14 @@ __device__ __forceinline__ void put(float* coefficients, u32 channels, u32 c, fl
     coefficients[3 * channels + c] = fourth;
 }
 
+// Arrays begin at the first of `channels`; coefficient arrays are `stride` floats apart.
 // y = (x - mean) * factor + bias. `plain` keeps the bias as it is, so that a backward pass can
 // recompute y exactly; else what rounding the mean to f32 lost goes into it.
 extern "C" __global__ void __launch_bounds__(THREADS)
     bn_train_coefficients(const double2* partial, const float* scale, const float* bias, const float* old_mean,
                           const float* old_var, float* new_mean, float* new_var, float* batch_mean,
-                          float* batch_invstd, float* coefficients, u32 channels, u32 chunks, double count,
-                          double eps, double momentum, u32 plain) {
+                          float* batch_invstd, float* coefficients, u32 channels, u32 stride, u32 chunks,
+                          double count, double eps, double momentum, u32 plain) {
     u32 c;
     double2 sums;
     if (!channel_sums(partial, channels, chunks, c, sums)) return;
@@ -56,7 +57,25 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     new_var[c] = (float)((double)old_var[c] * momentum + var * (1.0 - momentum));
     batch_mean[c] = mean32;
     batch_invstd[c] = invstd;
-    put(coefficients, channels, c, mean32, factor, shift, 0.0f);
+    put(coefficients, stride, c, mean32, factor, shift, 0.0f);
+}
+
+// The same, plain, for channels whose batch statistics another batch norm has found.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    bn_known_coefficients(const float* known_mean, const float* known_invstd, const float* scale, const float* bias,
+                          const float* old_mean, const float* old_var, float* new_mean, float* new_var,
+                          float* batch_mean, float* batch_invstd, float* coefficients, u32 channels, u32 stride,
+                          double eps, double momentum) {
+    const u32 c = blockIdx.x * THREADS + threadIdx.x;
+    if (c >= channels) return;
+    const float mean = known_mean[c], invstd = known_invstd[c];
+    const double spread = 1.0 / ((double)invstd * (double)invstd) - eps;
+    const double var = spread < 0.0 ? 0.0 : spread;  // keeps NaN
+    new_mean[c] = (float)((double)old_mean[c] * momentum + (double)mean * (1.0 - momentum));
+    new_var[c] = (float)((double)old_var[c] * momentum + var * (1.0 - momentum));
+    batch_mean[c] = mean;
+    batch_invstd[c] = invstd;
+    put(coefficients, stride, c, mean, gain(scale[c], invstd), bias[c], 0.0f);
 }
 
 // With running statistics.

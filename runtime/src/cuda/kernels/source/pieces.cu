@@ -29,12 +29,12 @@ __device__ __forceinline__ void concat(const Pieces& p, T* y, u32 n) {
         concat(p, y, n);                                                                     \
     }
 
-// Batch norm with running statistics and ReLU of the rows. Units are V elements: of V channels
-// where `CHANNELS`, else of the channel that `plane` tells.
-template <u32 V, bool CHANNELS, class T>
+// Batch norm and ReLU of the rows; with END from their end, for what sums have just read. Units are
+// V elements: of V channels where `CHANNELS`, else of the channel that `plane` tells.
+template <u32 V, bool CHANNELS, bool END, class T>
 __device__ __forceinline__ void bn_relu_concat(const Pieces& p, T* y, const float* coefficients, u32 n, u32 channels,
                                                const Divisor& plane) {
-    const u64 first = first_item();
+    const u64 first = END ? first_item_from_end() : first_item();
     Pack<T, V> v[ITEMS];
     u32 at[ITEMS];
     u64 target[ITEMS];
@@ -73,11 +73,11 @@ __device__ __forceinline__ void bn_relu_concat(const Pieces& p, T* y, const floa
     }
 }
 
-#define BN_RELU_CONCAT(NAME, T, V, CHANNELS)                                                 \
+#define BN_RELU_CONCAT(NAME, T, V, CHANNELS, END)                                            \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                 \
         NAME(T* y, const float* coefficients, u32 n, u32 channels,                           \
              const __grid_constant__ Divisor plane, const __grid_constant__ Pieces p) {      \
-        bn_relu_concat<V, CHANNELS>(p, y, coefficients, n, channels, plane);                 \
+        bn_relu_concat<V, CHANNELS, END>(p, y, coefficients, n, channels, plane);            \
     }
 
 // The gradient of that in training, of the rows joined: dx = factor * ((g - third) - (x - mean) *
@@ -87,7 +87,7 @@ template <u32 V, bool CHANNELS, bool ADD, class T>
 __device__ __forceinline__ void bn_relu_grad_concat(const Pieces& p, const T* dy, const T* added, u64 added_stride,
                                                     const float* bias, T* dx, const float* coefficients, u32 n,
                                                     u32 channels, const Divisor& plane) {
-    const u64 first = first_item();
+    const u64 first = first_item_from_end();
     Pack<T, V> v[ITEMS], g[ITEMS], more[ITEMS];
     u32 at[ITEMS];
     u64 target[ITEMS];

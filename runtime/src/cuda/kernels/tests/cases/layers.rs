@@ -171,8 +171,15 @@ pub(super) fn joined_batch_norm(rng: &mut Rng, out: &mut Vec<Case>) {
         let train = Op::BatchNormTrain { eps, momentum: Real(0.0) };
         let parameters = [&inputs[0], &inputs[1], &inputs[2], &inputs[3]].into_iter().cloned();
         let made = naive(&train, &std::iter::once(whole).chain(parameters).collect::<Vec<_>>(), 5);
-        let op = Op::BatchNormTrainReluJoined { eps, momentum: Real(0.75) };
-        out.push(Case { op, inputs: inputs.clone(), outputs: 5, tolerance: 4e-6 });
+        let op = |known| Op::BatchNormTrainReluJoined { eps, momentum: Real(0.75), known };
+        out.push(Case { op: op(false), inputs: inputs.clone(), outputs: 5, tolerance: 4e-6 });
+        for n in [1, channels.len() / 2, channels.len()] {
+            let count = channels[..n].iter().sum::<u64>();
+            let front = |x: &Tensor| Tensor::from_f32([count], &x.f32()[..count as usize]);
+            let mut inputs = inputs.clone();
+            inputs.splice(4..4, made[3..5].iter().map(front));
+            out.push(Case { op: op(true), inputs, outputs: 5, tolerance: 4e-6 });
+        }
         inputs.splice(2..4, made[3..5].iter().cloned());
         out.push(Case::new(Op::BatchNormApplyRelu { eps }, inputs.clone(), 4e-6));
         dims[1] = total[0];
