@@ -24,5 +24,5 @@ pub mod select_conv;
 pub mod simplify;
 pub mod slice_batch;
 
-pub use options::{AlgoMode, BatchSizes, Fuse, Policy, Recompute, SyncMode, Workspace};
+pub use options::{AlgoMode, BatchSizes, Fuse, Packing, Policy, Recompute, SyncMode, Workspace};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};
