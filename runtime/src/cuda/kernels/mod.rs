@@ -140,6 +140,9 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::SgdUpdate => update::sgd(cx),
         Op::Fill { value, .. } => update::fill(cx, value.0),
         Op::Reshape { .. } => update::copy(cx),
+        Op::Gather { .. } | Op::PackSparse { .. } | Op::SparseConv { .. } => {
+            Err(cx.unsupported("it runs on the CPU only; compile with --sparse off"))
+        }
         Op::Conv(_)
         | Op::ConvEpilogue { .. }
         | Op::ConvDgrad { .. }
