@@ -1,7 +1,8 @@
 //! The pipeline: every pass of every phase, in order, with the reason for the order.
 //!
 //! ```text
-//! Imported --simplify--> Simplified --nest-concats, autodiff | fold-batch-norm, mark-setup-->
+//! Imported --simplify--> Simplified --nest-concats, autodiff | [sparsify], fold-batch-norm,
+//!   mark-setup, [pack-weights]-->
 //!   [mixed-precision, fuse-epilogues, channels-last, slice-batch, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
@@ -27,6 +28,7 @@ use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
 use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use vdnn_passes::slice_batch::SliceBatch;
+use vdnn_passes::sparsify::{PackWeights, Sparse, Sparsify};
 use vdnn_passes::{AlgoMode, Fuse, PassCtx, PassError, Policy, SyncMode, Workspace};
 
 /// Passes up to the joint graph of the whole batch.
@@ -41,20 +43,22 @@ pub fn to_joint(
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
-    to_joint_in_slices(graph, mode, keep_gradients, fuse, None, cost, timings)
+    to_joint_in_slices(graph, mode, keep_gradients, fuse, None, &Sparse::default(), cost, timings)
 }
 
 /// Passes up to the joint graph. Independent of policy, algorithms and budget; `slices` cuts
-/// the batch.
+/// the batch, `sparse` knows the zeros of the weights.
 ///
 /// # Errors
 /// Those of the passes.
+#[expect(clippy::too_many_arguments, reason = "one per choice of the user")]
 pub fn to_joint_in_slices(
     graph: &mut Graph,
     mode: Mode,
     keep_gradients: bool,
     fuse: Fuse,
     slices: Option<SliceBatch>,
+    sparse: &Sparse,
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
@@ -70,9 +74,18 @@ pub fn to_joint_in_slices(
             timings.pass(&Autodiff { keep_gradients }, graph, &cx)?;
         }
         Mode::Infer => {
+            // While batch norms are there to be judged, and before folding, which makes one weight
+            // of what is cut here.
+            if sparse.is_active() {
+                timings.pass(&Sparsify(sparse.clone()), graph, &cx)?;
+            }
             // Before mark-setup, which must see the arithmetic on weights that folding leaves behind.
             timings.pass(&FoldBatchNorm, graph, &cx)?;
             timings.pass(&MarkSetup, graph, &cx)?;
+            // After folding, whose weights it packs; before fusion, which would hide convolutions.
+            if sparse.is_active() && cost.precision() != Precision::Bf16 {
+                timings.pass(&PackWeights(sparse.clone()), graph, &cx)?;
+            }
         }
     }
     // After autodiff, whose rules then know one element type, and after mark-setup, so that what

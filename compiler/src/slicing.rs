@@ -108,8 +108,8 @@ pub fn joint(
     timings: &mut Timings,
 ) -> Result<Graph, PassError> {
     let mut graph = imported.clone();
-    let CompileOptions { mode, keep_gradients, fuse, .. } = options;
-    pipeline::to_joint_in_slices(&mut graph, *mode, *keep_gradients, *fuse, slices, cost, timings)?;
+    let CompileOptions { mode, keep_gradients, fuse, sparse, .. } = options;
+    pipeline::to_joint_in_slices(&mut graph, *mode, *keep_gradients, *fuse, slices, sparse, cost, timings)?;
     Ok(graph)
 }
 

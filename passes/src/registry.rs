@@ -17,6 +17,7 @@ use crate::schedule::Schedule;
 use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use crate::slice_batch::{SliceBatch, Slicing};
+use crate::sparsify::{PackWeights, Sparsify};
 use crate::{AlgoMode, BatchSizes, Policy, SyncMode, Workspace};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -40,8 +41,10 @@ pub const PASSES: &[Entry] = &[
         name: "autodiff",
         make: |o| Ok(Box::new(Autodiff { keep_gradients: o.or("keep_gradients", false)? })),
     },
+    Entry { name: "sparsify", make: |_| Ok(Box::new(Sparsify::default())) },
     Entry { name: "fold-batch-norm", make: |_| Ok(Box::new(FoldBatchNorm)) },
     Entry { name: "mark-setup", make: |_| Ok(Box::new(MarkSetup)) },
+    Entry { name: "pack-weights", make: |_| Ok(Box::new(PackWeights::default())) },
     Entry { name: "mixed-precision", make: |_| Ok(Box::new(MixedPrecision)) },
     Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
     Entry { name: "channels-last", make: |_| Ok(Box::new(ChannelsLast)) },
