@@ -10,7 +10,7 @@ pub use gpu::{
     ProfileArgs,
 };
 pub use micro::{BenchConvArgs, MicroArgs, WorkspaceMode};
-pub use sparse::SparseArgs;
+pub use sparse::{PruneArgs, SparseArgs};
 pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
 
 use crate::options::CompileOptions;
@@ -204,6 +204,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Describe a model or a plan.
     Inspect(InspectArgs),
+    /// Write a model with fewer weights: the others become zero.
+    Prune(PruneArgs),
     /// Print published tables beside ours; exit 1 if a cell leaves its tolerance.
     Reproduce(ReproduceArgs),
 }
@@ -390,7 +392,7 @@ impl SharedArgs {
             sync: self.sync,
             precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),
-            sparse: self.sparse.sparse(),
+            sparse: Sparse { on_host: self.device.to_string() == "cpu", ..self.sparse.sparse() },
             slices: self.micro_batch_regions,
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),

@@ -28,7 +28,7 @@ use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
 use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use vdnn_passes::slice_batch::SliceBatch;
-use vdnn_passes::sparsify::{PackWeights, Sparse, Sparsify};
+use vdnn_passes::sparsify::{KeepZeros, PackWeights, Sparse, Sparsify};
 use vdnn_passes::{AlgoMode, Fuse, PassCtx, PassError, Policy, SyncMode, Workspace};
 
 /// Passes up to the joint graph of the whole batch.
@@ -72,6 +72,10 @@ pub fn to_joint_in_slices(
             timings.pass(&NestConcats, graph, &cx)?;
             // Batch norm must still be there: training uses batch statistics, so nothing is folded.
             timings.pass(&Autodiff { keep_gradients }, graph, &cx)?;
+            // Before casts, layouts and groups of updates, which then see ordinary gradients.
+            if sparse.keep_zeros {
+                timings.pass(&KeepZeros, graph, &cx)?;
+            }
         }
         Mode::Infer => {
             // While batch norms are there to be judged, and before folding, which makes one weight

@@ -17,7 +17,7 @@ use crate::schedule::Schedule;
 use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use crate::slice_batch::{SliceBatch, Slicing};
-use crate::sparsify::{PackWeights, Sparsify};
+use crate::sparsify::{KeepZeros, PackWeights, Sparsify};
 use crate::{AlgoMode, BatchSizes, Policy, SyncMode, Workspace};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -41,6 +41,7 @@ pub const PASSES: &[Entry] = &[
         name: "autodiff",
         make: |o| Ok(Box::new(Autodiff { keep_gradients: o.or("keep_gradients", false)? })),
     },
+    Entry { name: "keep-zeros", make: |_| Ok(Box::new(KeepZeros)) },
     Entry { name: "sparsify", make: |_| Ok(Box::new(Sparsify::default())) },
     Entry { name: "fold-batch-norm", make: |_| Ok(Box::new(FoldBatchNorm)) },
     Entry { name: "mark-setup", make: |_| Ok(Box::new(MarkSetup)) },

@@ -1,6 +1,8 @@
 //! Options about zeros.
 
+use crate::sparsity::mask::Method;
 use clap::Args;
+use std::path::PathBuf;
 use vdnn_passes::sparsify::{Sparse, SparseMode};
 
 /// What is done about zeros in the weights.
@@ -15,13 +17,71 @@ pub struct SparseArgs {
     /// in front of a ReLU. 0 takes those only whose results are zero.
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = parse_tolerance)]
     pub dead_tolerance: f32,
+    /// In training, keep the weights that are zero at zero.
+    #[arg(long)]
+    pub keep_zeros: bool,
 }
 
 impl SparseArgs {
     /// The choices, without knowledge of weights.
     pub fn sparse(&self) -> Sparse {
-        Sparse { mode: self.sparse, dead_tolerance: self.dead_tolerance, ..Sparse::default() }
+        Sparse {
+            mode: self.sparse,
+            dead_tolerance: self.dead_tolerance,
+            keep_zeros: self.keep_zeros,
+            ..Sparse::default()
+        }
     }
+}
+
+/// `vdnnc prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// The ONNX model.
+    #[arg(value_name = "MODEL.onnx")]
+    pub model: PathBuf,
+    /// magnitude: the smallest weights of each layer; 2:4: two of every four channels; block:
+    /// whole blocks of filters and channels; channel: whole filters.
+    #[arg(long, value_name = "magnitude|2:4|block|channel", default_value = "magnitude")]
+    pub method: Method,
+    /// Share of each layer's weights that becomes zero.
+    #[arg(long, value_name = "S", value_parser = parse_share)]
+    pub sparsity: Option<f64>,
+    /// Filters and channels of a block. Default: 16x16.
+    #[arg(long, value_name = "MxC", value_parser = parse_block)]
+    pub block: Option<[usize; 2]>,
+    /// Only layers or weights whose name contains one of these.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub layers: Vec<String>,
+    /// Not those whose name contains one of these.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub keep: Vec<String>,
+    /// Binds a symbolic dimension; may be repeated.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = super::parse_dim)]
+    pub dims: Vec<(String, u64)>,
+    /// Then train it on this data as `vdnnc train --keep-zeros` does.
+    #[arg(long, value_name = "DIR|x.npz")]
+    pub finetune: Option<PathBuf>,
+    /// Options of that training, such as "--epochs 3 --lr 0.02".
+    #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
+    pub with: Vec<String>,
+    /// Print one JSON object (two with --finetune).
+    #[arg(long)]
+    pub json: bool,
+    /// Where to write the pruned model.
+    #[arg(short = 'o', value_name = "pruned.onnx")]
+    pub output: PathBuf,
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|s: &f64| (0.0..=1.0).contains(s));
+    value.ok_or_else(|| format!("`{text}` is not a share from 0 to 1"))
+}
+
+fn parse_block(text: &str) -> Result<[usize; 2], String> {
+    let number = |s: &str| s.parse().ok().filter(|&n: &usize| n > 0);
+    let block = text.split_once('x').and_then(|(m, c)| Some([number(m)?, number(c)?]));
+    block.ok_or_else(|| format!("`{text}` is not a block such as 16x16"))
 }
 
 fn parse_tolerance(text: &str) -> Result<f32, String> {

@@ -38,9 +38,9 @@ pub(super) struct Channels {
 }
 
 /// How a node treats channels.
-pub(super) enum Kind<'a> {
+pub(super) enum Kind {
     /// A convolution without groups, weights known to be static.
-    Conv(&'a ConvAttrs),
+    Conv,
     /// One filter per channel.
     Depthwise,
     /// A product with static weights, `w[M,K]`.
@@ -61,7 +61,7 @@ pub(super) fn count(graph: &Graph, v: ValueId) -> Option<usize> {
 }
 
 /// How `node` treats channels.
-pub(super) fn kind<'a>(graph: &Graph, node: &'a Node) -> Kind<'a> {
+pub(super) fn kind(graph: &Graph, node: &Node) -> Kind {
     let fixed = |i: usize| node.inputs.get(i).is_none_or(|&v| graph.is_static(v));
     let moving = |i: usize| count(graph, node.inputs[i]).is_some();
     let same = || node.inputs.iter().all(|&v| graph.ty(v).dims == graph.ty(node.outputs[0]).dims);
@@ -72,7 +72,7 @@ pub(super) fn kind<'a>(graph: &Graph, node: &'a Node) -> Kind<'a> {
         Op::Conv(a) if moving(0) && fixed(1) && fixed(2) => {
             let w = &graph.ty(node.inputs[1]).dims;
             match a.groups {
-                1 => Kind::Conv(a),
+                1 => Kind::Conv,
                 _ if w[1] == 1 && w[0] == a.groups => Kind::Depthwise,
                 _ => Kind::Opaque,
             }
@@ -156,7 +156,7 @@ impl Channels {
         let (y, x) = (node.outputs[0], node.inputs.first().copied());
         let vector = |i: usize| node.inputs.get(i).and_then(|&v| facts.vector(graph, v));
         let found: Vec<Content> = match (kind(graph, node), &node.op, x) {
-            (Kind::Conv(_) | Kind::Dense, op, Some(x)) => {
+            (Kind::Conv | Kind::Dense, op, Some(x)) => {
                 let plain = !matches!(op, Op::Gemm { beta, .. } if beta.0 != 1.0);
                 let known = self.weights(node.inputs[1]).filter(|_| plain);
                 let (bias, inputs) = (vector(2), count(graph, x).unwrap_or(0));
@@ -358,7 +358,7 @@ impl Channels {
             }
         }
         match kind(graph, node) {
-            Kind::Conv(_) | Kind::Dense => {
+            Kind::Conv | Kind::Dense => {
                 for c in self.wanted(graph, node) {
                     changed |= self.need(node.inputs[0], c);
                 }

@@ -7,12 +7,14 @@
 
 mod channels;
 mod facts;
+mod keep_zeros;
 mod pack;
 mod rewrite;
 #[cfg(test)]
 mod tests;
 
 pub use facts::{Facts, ParamFacts};
+pub use keep_zeros::KeepZeros;
 pub use pack::{PackWeights, worthwhile};
 
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
@@ -74,6 +76,8 @@ pub struct Sparse {
     pub facts: Rc<Facts>,
     /// The host CPU runs the plan: it has the kernels for packed weights and gathers.
     pub on_host: bool,
+    /// In training: weights that are zero stay zero.
+    pub keep_zeros: bool,
 }
 
 impl Sparse {
@@ -116,7 +120,7 @@ impl Pass for Sparsify {
         Phase::Joint
     }
     fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
-        let Sparse { mode, dead_tolerance, facts, on_host } = &self.0;
+        let Sparse { mode, dead_tolerance, facts, on_host, .. } = &self.0;
         let mut stats = Stats::new();
         if graph.mode != Mode::Infer || !self.0.is_active() {
             return Ok(Outcome { changed: false, stats });
@@ -160,7 +164,7 @@ fn macs(graph: &Graph) -> u64 {
 /// others read, too, or that is not made here.
 fn candidates(graph: &Graph) -> BTreeSet<NodeId> {
     let may = |n: &vdnn_ir::Node| match (kind(graph, n), &n.op) {
-        (Kind::Conv(_), _) => true,
+        (Kind::Conv, _) => true,
         (Kind::Tied, op) => matches!(op, Op::BatchNormInfer { .. }),
         _ => false,
     };
@@ -207,7 +211,7 @@ fn behind(graph: &Graph, v: ValueId, depth: u32) -> f64 {
     let of = |&user: &NodeId| {
         let node = graph.node(user);
         match (&node.op, kind(graph, node)) {
-            (Op::Conv(_), Kind::Conv(_)) => products(graph, user),
+            (Op::Conv(_), Kind::Conv) => products(graph, user),
             (Op::Unary(UnaryKind::Relu | UnaryKind::Clip { .. }), _) if count(graph, v).is_some() => {
                 behind(graph, node.outputs[0], depth - 1)
             }

@@ -125,7 +125,7 @@ impl Rewrite<'_> {
         let mut op = old.op.clone();
         let mut inputs: Vec<ValueId> = now.to_vec();
         match kind(&self.old, &old) {
-            Kind::Conv(_) | Kind::Dense => {
+            Kind::Conv | Kind::Dense => {
                 let wanted = nonempty(channels.wanted(&self.old, &old));
                 if cut {
                     inputs[0] = self.only(id, inputs[0], &wanted)?;
