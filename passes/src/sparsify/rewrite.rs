@@ -15,6 +15,8 @@ pub(super) struct Done {
     pub(super) channels: u64,
     /// Gathers at run time.
     pub(super) gathers: u64,
+    /// Channels whose constants are now part of a bias, once per reader.
+    pub(super) constants: u64,
 }
 
 /// The old types and facts of a graph that is being rewritten.
@@ -198,6 +200,7 @@ impl Rewrite<'_> {
             .filter_map(|c| constant(c).map(|k| (c, k)))
             .collect();
         if !gone.is_empty() && matches!(old.op, Op::Conv(_)) {
+            self.done.constants += gone.len() as u64;
             let at: Vec<usize> = gone.iter().map(|g| g.0).collect();
             let values: Vec<f32> = gone.iter().map(|g| g.1).collect();
             let part = self.gather(id, rows, 1, &at, Stage::Setup)?;
