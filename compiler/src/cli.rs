@@ -10,7 +10,7 @@ pub use gpu::{
     ProfileArgs,
 };
 pub use micro::{BenchConvArgs, MicroArgs, WorkspaceMode};
-pub use sparse::{PruneArgs, SparseArgs};
+pub use sparse::{PruneArgs, Scope, SparseArgs};
 pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
 
 use crate::options::CompileOptions;

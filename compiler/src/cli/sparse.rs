@@ -1,7 +1,7 @@
 //! Options about zeros.
 
 use crate::sparsity::mask::Method;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use vdnn_passes::sparsify::{Sparse, SparseMode};
 
@@ -34,19 +34,31 @@ impl SparseArgs {
     }
 }
 
+/// Among which weights the smallest are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scope {
+    /// Those of each layer.
+    Layer,
+    /// Those of all chosen layers.
+    Global,
+}
+
 /// `vdnnc prune`.
 #[derive(Debug, Args)]
 pub struct PruneArgs {
     /// The ONNX model.
     #[arg(value_name = "MODEL.onnx")]
     pub model: PathBuf,
-    /// magnitude: the smallest weights of each layer; 2:4: two of every four channels; block:
-    /// whole blocks of filters and channels; channel: whole filters.
+    /// magnitude: the smallest weights; 2:4: two of every four channels; block: whole blocks of
+    /// filters and channels; channel: whole filters, but not those that make the outputs.
     #[arg(long, value_name = "magnitude|2:4|block|channel", default_value = "magnitude")]
     pub method: Method,
     /// Share of each layer's weights that becomes zero.
     #[arg(long, value_name = "S", value_parser = parse_share)]
     pub sparsity: Option<f64>,
+    /// With --method magnitude: the smallest weights of each layer, or of all of them together.
+    #[arg(long, value_enum, default_value_t = Scope::Layer)]
+    pub scope: Scope,
     /// Filters and channels of a block. Default: 16x16.
     #[arg(long, value_name = "MxC", value_parser = parse_block)]
     pub block: Option<[usize; 2]>,

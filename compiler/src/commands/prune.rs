@@ -1,7 +1,7 @@
 //! `vdnnc prune MODEL`: a model with fewer weights.
 
 use super::load;
-use crate::cli::{Cli, PruneArgs};
+use crate::cli::{Cli, PruneArgs, Scope};
 use crate::error::Failure;
 use crate::sparsity::mask::{self, Method};
 use crate::sparsity::{self, Layer};
@@ -33,14 +33,29 @@ pub fn run(args: &PruneArgs) -> Result<(), Failure> {
     let model = load::model(&args.model, None, &dims, true)?;
     let graph = &model.imported.graph;
     let all = sparsity::layers(graph);
-    let (mut changed, mut rows) = (BTreeMap::new(), Vec::new());
+    let global = args.scope == Scope::Global;
+    if global && method != Method::Magnitude {
+        return Err(Failure::user("--scope is for --method magnitude"));
+    }
+    let mut data: Vec<(&Layer, Vec<f32>)> = Vec::new();
     for layer in all.iter().filter(|l| chosen(args, l)) {
-        let Some(w) = model.imported.weights.tensors.get(&layer.weight) else { continue };
-        let Some(mut data) = w.to_f32() else { continue };
-        let gone = mask::prune(layer, &mut data, method, sparsity);
+        if method == Method::Channel && makes_output(graph, layer) {
+            continue;
+        }
+        let weight = model.imported.weights.tensors.get(&layer.weight);
+        data.extend(weight.and_then(|w| w.to_f32()).map(|w| (layer, w)));
+    }
+    if global {
+        let mut slices: Vec<&mut [f32]> = data.iter_mut().map(|(_, w)| &mut w[..]).collect();
+        mask::smallest_weights(&mut slices, sparsity);
+    }
+    let (mut changed, mut rows) = (BTreeMap::new(), Vec::new());
+    for (layer, mut data) in data {
+        let gone = if global { Vec::new() } else { mask::prune(layer, &mut data, method, sparsity) };
         let zeros = data.iter().filter(|v| **v == 0.0).count();
         rows.push((layer.name.clone(), data.len(), zeros));
-        changed.insert(layer.weight.clone(), Tensor::from_f32(w.ty.dims.iter().copied(), &data));
+        let dims = model.imported.weights.tensors[&layer.weight].ty.dims.clone();
+        changed.insert(layer.weight.clone(), Tensor::from_f32(dims, &data));
         silence(&model, layer, &gone, &mut changed);
     }
     if rows.is_empty() {
@@ -59,6 +74,23 @@ pub fn run(args: &PruneArgs) -> Result<(), Failure> {
 fn chosen(args: &PruneArgs, layer: &Layer) -> bool {
     let matches = |list: &[String]| list.iter().any(|p| layer.name.contains(p) || layer.weight.contains(p));
     (args.layers.is_empty() || matches(&args.layers)) && !matches(&args.keep)
+}
+
+/// True if results of the layer reach an output of the model past no other weights: its filters
+/// are classes then.
+fn makes_output(graph: &Graph, layer: &Layer) -> bool {
+    let weighs = |n: &vdnn_ir::Node| matches!(n.op, Op::Conv(_) | Op::Gemm { .. } | Op::MatMul { .. });
+    let own =
+        |(_, n): &(_, &vdnn_ir::Node)| n.inputs.get(1).is_some_and(|&w| graph.value(w).name == layer.weight);
+    let mut reached: Vec<ValueId> = graph.nodes().filter(own).map(|(_, n)| n.outputs[0]).collect();
+    let mut at = 0;
+    while let Some(&v) = reached.get(at) {
+        at += 1;
+        let users = graph.value(v).users().iter().map(|&u| graph.node(u)).filter(|n| !weighs(n));
+        let more: Vec<ValueId> = users.flat_map(|n| n.outputs.iter().copied()).collect();
+        reached.extend(more.into_iter().filter(|v| !reached.contains(v)).collect::<Vec<_>>());
+    }
+    graph.outputs.iter().any(|o| reached.contains(&o.value))
 }
 
 /// Makes what follows filters that are gone zero, too: their biases, and factor and shift of a

@@ -50,6 +50,27 @@ fn smallest(scores: &[f64], count: usize) -> Vec<usize> {
     order
 }
 
+/// Sets the share `sparsity` of all these weights to zero, the smallest first, rounded down; at
+/// least one stays. Of weights of one magnitude the first go first.
+pub fn smallest_weights(layers: &mut [&mut [f32]], sparsity: f64) {
+    let mut sizes: Vec<f32> = layers.iter().flat_map(|l| l.iter().map(|w| w.abs())).collect();
+    let count = ((sizes.len() as f64 * sparsity).floor() as usize).min(sizes.len().saturating_sub(1));
+    if count == 0 {
+        return;
+    }
+    // What is below the limit goes, and so many of what is at it.
+    let (below, &mut limit, _) = sizes.select_nth_unstable_by(count, f32::total_cmp);
+    let mut at = count - below.iter().filter(|s| **s < limit).count();
+    for w in layers.iter_mut().flat_map(|l| l.iter_mut()) {
+        if w.abs() < limit {
+            *w = 0.0;
+        } else if w.abs() == limit && at > 0 {
+            at -= 1;
+            *w = 0.0;
+        }
+    }
+}
+
 /// Sets the share `sparsity` of a layer's weights to zero: rounded down to whole weights, blocks
 /// or filters, of which at least one stays. 2:4 knows only a half. Returns the filters that became
 /// zero by [`Method::Channel`].
@@ -57,12 +78,7 @@ pub fn prune(layer: &Layer, data: &mut [f32], method: Method, sparsity: f64) -> 
     let [filters, channels, taps] = layer.shape;
     let share = |of: usize| ((of as f64 * sparsity).floor() as usize).min(of.saturating_sub(1));
     match method {
-        Method::Magnitude => {
-            let scores: Vec<f64> = data.iter().map(|w| f64::from(w.abs())).collect();
-            for i in smallest(&scores, share(data.len())) {
-                data[i] = 0.0;
-            }
-        }
+        Method::Magnitude => smallest_weights(&mut [data], sparsity),
         Method::TwoOfFour => {
             for (m, t) in (0..filters).flat_map(|m| (0..taps).map(move |t| (m, t))) {
                 for first in (0..channels).step_by(4) {
@@ -151,5 +167,8 @@ mod tests {
         let (z, _) = pruned(Method::Channel, 0.25);
         assert_eq!((z.filters, z.zeros), (2, 72));
         assert_eq!(pruned(Method::Channel, 1.0).0.filters, 7, "one filter stays");
+        let (mut a, mut b) = ([5.0, -1.0, 2.0], [2.0, 0.5, 2.0]);
+        smallest_weights(&mut [&mut a, &mut b], 0.7);
+        assert_eq!((a, b), ([5.0, 0.0, 0.0], [0.0, 0.0, 2.0]), "over all layers, ties in order");
     }
 }
