@@ -36,9 +36,9 @@ pub fn pack(w: &[f32], rows: usize, packed: &mut [i32]) -> Result<(), KernelErro
     }
     let (starts, entries) = packed.split_at_mut(rows + 1);
     entries.fill(0);
+    starts.fill(0);
     let mut free = entries.chunks_exact_mut(2);
     let mut at = 0i32;
-    starts[0] = 0;
     for (row, start) in w.chunks_exact((w.len() / rows).max(1)).zip(&mut starts[1..]) {
         for (column, &value) in row.iter().enumerate().filter(|(_, v)| **v != 0.0) {
             let entry = free.next().ok_or_else(|| {

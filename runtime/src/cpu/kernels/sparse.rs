@@ -18,6 +18,7 @@ use super::par::{Disjoint, Par, simd_fn};
 use super::scratch;
 #[cfg(target_arch = "x86_64")]
 use super::sparse_rows;
+use std::ops::Range;
 use vdnn_ir::DType;
 use vdnn_ir::kernel::{KernelError, TensorMut};
 use vdnn_ir::op::ConvAttrs;
@@ -216,7 +217,7 @@ struct Direct<'a> {
     phases: [usize; 2],
     /// Elements of the panel per channel.
     stride: usize,
-    /// Per column of the weights: where it is in the panel.
+    /// Per column of the weights: where it is in the panel of its block.
     table: &'a [u32],
     /// Channels of a block.
     channels: usize,
@@ -266,7 +267,7 @@ fn direct(par: &Par, g: &Conv, w: &Weights<'_>, x: &[f32], bias: Option<&[f32]>,
     scratch::with(depth, |table| {
         let table: &mut [u32] = bytemuck::cast_slice_mut(table);
         for (column, to) in table.iter_mut().enumerate() {
-            *to = (column / taps * stride + offset(column % taps)) as u32;
+            *to = (column / taps % channels * stride + offset(column % taps)) as u32;
         }
         let pass = Direct { g, tiling, phases, stride, table, channels, filters, w, x, bias };
         let y = Disjoint::new(y);
@@ -287,19 +288,20 @@ impl Direct<'_> {
         let first = group * g.m_group() + part * self.filters;
         let filters = first..(first + self.filters).min((group + 1) * g.m_group());
         let width = t.vectors * LANES;
-        let panel_len = g.c_group() * self.stride;
+        let panel_len = self.channels.min(g.c_group()) * self.stride;
         let sums_len = filters.len() * width;
         scratch::with(panel_len + sums_len + filters.len(), |buffer| {
             let (panel, rest) = buffer.split_at_mut(panel_len);
             let (sums, cursors) = rest.split_at_mut(sums_len);
             let cursors: &mut [u32] = bytemuck::cast_slice_mut(cursors);
             cursors.fill(0);
-            self.fill(image, group, [row, col], panel);
             for (sums, m) in sums.chunks_exact_mut(width).zip(filters.clone()) {
                 sums.fill(self.bias.map_or(0.0, |b| b[m]));
             }
-            for end in (self.channels..g.c_group() + self.channels).step_by(self.channels) {
-                let limit = end.min(g.c_group()) * g.taps();
+            for start in (0..g.c_group()).step_by(self.channels) {
+                let end = (start + self.channels).min(g.c_group());
+                self.fill(image, group, start..end, [row, col], panel);
+                let limit = end * g.taps();
                 for ((sums, m), cursor) in
                     sums.chunks_exact_mut(width).zip(filters.clone()).zip(cursors.iter_mut())
                 {
@@ -335,11 +337,19 @@ impl Direct<'_> {
         plain(entries, table, panel, sums)
     }
 
-    /// Writes what a tile reads of the input: per channel the phases of rows and columns.
-    fn fill(&self, image: usize, group: usize, [row, col]: [usize; 2], panel: &mut [f32]) {
+    /// Writes what a tile reads of some channels: of each the phases of rows and columns.
+    fn fill(
+        &self,
+        image: usize,
+        group: usize,
+        channels: Range<usize>,
+        [row, col]: [usize; 2],
+        panel: &mut [f32],
+    ) {
         let (g, t) = (self.g, self.tiling);
         let [_, h, w] = &g.space;
-        let planes = &self.x[(image * g.groups + group) * g.c_group() * g.inputs()..];
+        let first = (image * g.groups + group) * g.c_group();
+        let planes = &self.x[(first + channels.start) * g.inputs()..(first + channels.end) * g.inputs()];
         for (plane, panel) in planes.chunks_exact(g.inputs()).zip(panel.chunks_exact_mut(self.stride)) {
             let (mut lines, tail) = panel.split_at_mut(self.phases[0] * self.phases[1] * t.lines * t.pitch);
             tail.fill(0.0);
