@@ -14,6 +14,7 @@ mod loss;
 mod lrn;
 mod modules;
 mod movement;
+mod pack;
 mod pieces;
 mod pointwise;
 mod pool;
@@ -22,12 +23,14 @@ mod reduce;
 mod shape;
 mod softmax;
 mod source;
+mod sparse;
 mod step;
 #[cfg(test)]
 mod tests;
 mod update;
 
 pub(crate) use modules::Modules;
+pub(crate) use pack::copy_packed;
 pub(crate) use proof::{count_different, delay_by, trap};
 
 use super::error::CudaError;
@@ -140,7 +143,8 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::SgdUpdate => update::sgd(cx),
         Op::Fill { value, .. } => update::fill(cx, value.0),
         Op::Reshape { .. } => update::copy(cx),
-        Op::Gather { .. } | Op::PackSparse { .. } | Op::SparseConv { .. } => {
+        Op::SparseConv { conv, w_dims } => sparse::conv(cx, conv, w_dims),
+        Op::Gather { .. } | Op::PackSparse { .. } => {
             Err(cx.unsupported("it runs on the CPU only; compile with --sparse off"))
         }
         Op::Conv(_)

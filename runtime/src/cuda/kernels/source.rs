@@ -21,6 +21,8 @@ pub(super) enum Source {
     Proof,
     Dropout,
     Cast,
+    Pack,
+    Sparse,
 }
 
 /// The files that sources include, with their names.
@@ -64,6 +66,8 @@ impl Source {
             Self::Proof => ("proof.cu", include_str!("source/proof.cu")),
             Self::Dropout => ("dropout.cu", include_str!("source/dropout.cu")),
             Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
+            Self::Pack => ("pack.cu", include_str!("source/pack.cu")),
+            Self::Sparse => ("sparse.cu", include_str!("source/sparse.cu")),
         }
     }
 }

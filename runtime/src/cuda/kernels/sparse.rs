@@ -56,7 +56,9 @@ pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, w_dims: &Dims) -> Result<(
         return rows(cx, &weights, w_dims, [x.ptr, y.ptr], x.ty.dims[0]);
     }
     if conv.groups != 1 || conv.kernel.len() != 2 {
-        return Err(cx.unsupported("of packed convolutions, those with groups or other than two axes run on the CPU only"));
+        return Err(cx.unsupported(
+            "of packed convolutions, those with groups or other than two axes run on the CPU only",
+        ));
     }
     let (from, to) = (Image::new(x.ty), Image::new(y.ty));
     let flat = conv.kernel.iter().all(|&k| k == 1)
