@@ -86,10 +86,6 @@ pub fn to_joint_in_slices(
             // Before mark-setup, which must see the arithmetic on weights that folding leaves behind.
             timings.pass(&FoldBatchNorm, graph, &cx)?;
             timings.pass(&MarkSetup, graph, &cx)?;
-            // After folding, whose weights it packs; before fusion, which would hide convolutions.
-            if sparse.is_active() && cost.precision() != Precision::Bf16 {
-                timings.pass(&PackWeights(sparse.clone()), graph, &cx)?;
-            }
         }
     }
     // After autodiff, whose rules then know one element type, and after mark-setup, so that what
@@ -101,6 +97,11 @@ pub fn to_joint_in_slices(
     // become weights, which makes more convolutions end in a ReLU.
     if fuse == Fuse::Epilogue {
         timings.pass(&FuseEpilogues, graph, &cx)?;
+    }
+    // After folding, whose weights it packs, and after fusion, whose kernels are what it is judged
+    // against; before layouts, of which packed weights have one.
+    if mode == Mode::Infer && sparse.is_active() && cost.precision() != Precision::Bf16 {
+        timings.pass(&PackWeights(sparse.clone()), graph, &cx)?;
     }
     // After autodiff, whose rules then need not know of layouts; before terms are taken and
     // kernels are priced, which do.

@@ -12,6 +12,8 @@ const VECTOR: u64 = 1 << 20;
 pub struct ParamFacts {
     /// Elements that are not zero.
     pub nonzeros: u64,
+    /// All elements.
+    pub elements: u64,
     /// The values of a parameter of rank 0 or 1.
     values: Option<Vec<f32>>,
     /// Of a parameter of shape `[M, C, ..]`: which `[m, c]` hold something other than zeros, row
@@ -27,9 +29,10 @@ impl ParamFacts {
     /// The facts of a parameter of shape `dims`, from its elements.
     pub fn of(dims: &[u64], data: &[f32]) -> Self {
         let nonzeros = data.iter().filter(|v| **v != 0.0).count() as u64;
+        let elements = data.len() as u64;
         let &[m, c, ref rest @ ..] = dims else {
             let values = (data.len() as u64 <= VECTOR).then(|| data.to_vec());
-            return Self { nonzeros, values, ..Self::default() };
+            return Self { nonzeros, elements, values, ..Self::default() };
         };
         let slice = rest.iter().product::<u64>().max(1) as usize;
         let (m, c) = (m as usize, c as usize);
@@ -44,7 +47,7 @@ impl ParamFacts {
                 }
             }
         }
-        Self { nonzeros, values: None, alive, rows, columns }
+        Self { nonzeros, elements, values: None, alive, rows, columns }
     }
 
     /// The values of a vector.
@@ -86,6 +89,13 @@ impl Facts {
     /// True if nothing is known.
     pub fn is_empty(&self) -> bool {
         self.params.is_empty()
+    }
+
+    /// True if a parameter of two dimensions or more has at most this share of weights other than
+    /// zero.
+    pub fn are_sparse(&self, share: f64) -> bool {
+        let sparse = |p: &ParamFacts| p.nonzeros as f64 <= share * p.elements as f64;
+        self.params.values().any(|p| !p.rows.is_empty() && sparse(p))
     }
 
     /// What is known of a value that is a parameter or a literal.

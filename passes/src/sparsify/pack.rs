@@ -2,16 +2,19 @@
 
 use super::{Facts, Sparse, SparseMode};
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
+use vdnn_cost::CostModel;
 use vdnn_ir::graph::{Def, NodeSpec};
 use vdnn_ir::op::infer::InferError;
-use vdnn_ir::op::{BinaryKind, ConvAttrs};
+use vdnn_ir::op::{BinaryKind, ConvAttrs, UnaryKind};
 use vdnn_ir::types::Dims;
-use vdnn_ir::{Graph, Mode, NodeId, Op, Phase, Stage, TensorType, ValueId};
+use vdnn_ir::{DType, Graph, Mode, NodeId, Op, Phase, Stage, TensorType, ValueId, sparse};
 
 const PASS: &str = "pack-weights";
 
 /// Gives convolutions and fully connected layers whose weights have many zeros packed weights
-/// ([`vdnn_ir::sparse`]), where the host runs an inference plan. How many entries there is room
+/// ([`vdnn_ir::sparse`]) in an inference graph: where the host runs the plan by what
+/// [`worthwhile`] says, on a GPU where both ways were measured and packed weights are faster, with
+/// the sum and the ReLU that then run by themselves. How many entries there is room
 /// for follows from the facts; the weights are packed in the setup stage, and only the packed ones
 /// are in the plan's arena.
 ///
@@ -29,16 +32,22 @@ impl Pass for PackWeights {
     fn produces(&self) -> Phase {
         Phase::Joint
     }
-    fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
+    fn run(&self, graph: &mut Graph, cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
         let Sparse { mode, facts, on_host, .. } = &self.0;
         let (mut packed, mut dense, mut entries) = (0, 0, 0);
-        let wanted = self.0.is_active() && *on_host && *mode != SparseMode::Channels;
+        let wanted = self.0.is_active() && *mode != SparseMode::Channels;
         if wanted && graph.mode == Mode::Infer {
             for id in graph.order().to_vec() {
-                let Some(layer) = Layer::of(graph, id) else { continue };
+                let Some(layer) = Layer::of(graph, id).filter(|l| *on_host || l.has_gpu_kernel()) else {
+                    continue;
+                };
                 let found = nonzeros(graph, facts, layer.w, 16);
                 let (x, w) = (graph.ty(graph.node(id).inputs[0]), graph.ty(layer.w));
-                let pays = |n: u64| *mode == SparseMode::Csr || worthwhile(x, w, &layer.conv, n);
+                let pays = |n: u64| match on_host {
+                    _ if *mode == SparseMode::Csr => true,
+                    true => worthwhile(x, w, &layer.conv, n),
+                    false => layer.is_faster(graph, id, n, cx.cost),
+                };
                 let Some(n) = found.filter(|&n| i32::try_from(w.elements()).is_ok() && pays(n)) else {
                     dense += 1;
                     continue;
@@ -80,6 +89,10 @@ struct Layer {
     w: ValueId,
     /// The weights are `[K, M]`.
     turned: bool,
+    /// What is added to the result.
+    added: Option<ValueId>,
+    /// A ReLU follows.
+    relu: bool,
 }
 
 impl Layer {
@@ -90,9 +103,11 @@ impl Layer {
             return None;
         }
         let w = node.inputs[1];
+        let of = |conv: ConvAttrs| Self { conv, w, turned: false, added: None, relu: false };
         match &node.op {
-            Op::Conv(a) if fixed(1) && fixed(2) && a.kernel.len() <= 2 => {
-                Some(Self { conv: a.clone(), w, turned: false })
+            Op::Conv(a) if fixed(1) && fixed(2) && a.kernel.len() <= 2 => Some(of(a.clone())),
+            Op::ConvEpilogue { conv, relu } if fixed(1) && fixed(2) && conv.kernel.len() <= 2 => {
+                Some(Self { added: node.inputs.get(3).copied(), relu: *relu, ..of(conv.clone()) })
             }
             Op::Gemm { trans_a: false, trans_b, alpha, beta } if fixed(1) && fixed(2) && alpha.0 == 1.0 => {
                 let columns = graph.ty(node.outputs[0]).dims[1];
@@ -109,10 +124,50 @@ impl Layer {
                     dilations: none(),
                     groups: 1,
                 };
-                plain.then_some(Self { conv, w, turned: !trans_b })
+                plain.then_some(Self { turned: !trans_b, ..of(conv) })
             }
             _ => None,
         }
+    }
+
+    /// True for what runtime/src/cuda/kernels/sparse.rs runs.
+    fn has_gpu_kernel(&self) -> bool {
+        self.conv.groups == 1 && matches!(self.conv.kernel.len(), 0 | 2)
+    }
+
+    /// True if packed weights with so many entries were measured to be faster than the node.
+    fn is_faster(&self, graph: &Graph, id: NodeId, entries: u64, cost: &CostModel) -> bool {
+        let node = graph.node(id);
+        // As the graph will be.
+        let ty = |v: ValueId| match graph.ty(v) {
+            ty if ty.rank() == 4 => ty.in_layout(cost.layout()),
+            ty => ty.clone(),
+        };
+        let dense: Vec<TensorType> = node.inputs.iter().map(|&v| ty(v)).collect();
+        let dense: Vec<&TensorType> = dense.iter().collect();
+        let (x, y) = (ty(node.inputs[0]), ty(node.outputs[0]));
+        let mut w_dims = graph.ty(self.w).dims.clone();
+        if self.turned {
+            w_dims.reverse();
+        }
+        let words = TensorType::new(DType::I32, [sparse::packed_len(w_dims[0], entries)]);
+        let bias = node.inputs.get(2).map(|_| TensorType::f32([w_dims[0]]));
+        let packed: Vec<&TensorType> = [&x, &words].into_iter().chain(&bias).collect();
+        let op = Op::SparseConv { conv: self.conv.clone(), w_dims };
+        if !cost.is_measured(&node.op, &dense, &[&y]) || !cost.is_measured(&op, &packed, &[&y]) {
+            return false;
+        }
+        let algos = cost.conv_options(&node.op, &dense, &[&y]);
+        let whole = algos.iter().map(|o| o.time).min();
+        let whole = whole.unwrap_or_else(|| cost.kernel(&node.op, &dense, &[&y], None));
+        let mut apart = cost.kernel(&op, &packed, &[&y], None);
+        if self.added.is_some() {
+            apart += cost.kernel(&Op::Binary(BinaryKind::Add), &[&y, &y], &[&y], None);
+        }
+        if self.relu {
+            apart += cost.kernel(&Op::Unary(UnaryKind::Relu), &[&y], &[&y], None);
+        }
+        apart < whole
     }
 
     fn pack(self, graph: &mut Graph, id: NodeId, entries: u64) -> Result<(), InferError> {
@@ -142,7 +197,21 @@ impl Layer {
         }
         let spec = NodeSpec { name: node.name.clone(), stage: node.stage, origin: node.origin, n_outputs: 1 };
         let new = graph.insert(at, Op::SparseConv { conv: self.conv, w_dims }, &inputs, spec)?;
-        let (from, to) = (node.outputs[0], graph.node(new).outputs[0]);
+        let from = node.outputs[0];
+        let mut to = graph.node(new).outputs[0];
+        let mut then = |graph: &mut Graph, op: Op, inputs: &[ValueId], what: &str| {
+            at += 1;
+            let name = format!("{}/{what}", node.name);
+            let spec = NodeSpec { name, stage: node.stage, origin: node.origin, n_outputs: 1 };
+            let new = graph.insert(at, op, inputs, spec)?;
+            Ok::<ValueId, InferError>(graph.node(new).outputs[0])
+        };
+        if let Some(added) = self.added {
+            to = then(graph, Op::Binary(BinaryKind::Add), &[to, added], "sum")?;
+        }
+        if self.relu {
+            to = then(graph, Op::Unary(UnaryKind::Relu), &[to], "relu")?;
+        }
         let hint = graph.value(from).name.clone();
         graph.set_name(to, hint);
         graph.replace_all_uses(from, to);

@@ -18,33 +18,33 @@ fn packed(rng: &mut Rng, dims: &[u64], zeros: u64) -> Tensor {
 /// Every width of tiles, run of outputs and number of filters, windows that reach over the borders.
 pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
     // Images, channels, filters, height, width; window, stride, dilation, padding; percent of zeros.
-    let convs: [([u64; 5], [u64; 2], u64, u64, u64, u64); 14] = [
-        ([1, 3, 5, 9, 40], [3, 3], 1, 1, 1, 50),
-        ([2, 40, 20, 7, 7], [3, 3], 1, 1, 1, 80),
-        ([1, 65, 33, 14, 14], [3, 3], 1, 1, 1, 95),
-        ([3, 8, 130, 12, 33], [3, 3], 1, 1, 1, 90),
-        ([40, 4, 64, 28, 6], [3, 3], 1, 1, 1, 70),
-        ([2, 12, 16, 13, 17], [3, 3], 2, 1, 1, 60),
-        ([1, 6, 9, 15, 15], [5, 3], 1, 2, 4, 75),
-        ([1, 3, 64, 20, 20], [7, 7], 2, 1, 3, 0),
-        ([2, 36, 24, 9, 11], [1, 1], 1, 1, 0, 90),
-        ([9, 70, 48, 30, 30], [1, 1], 1, 1, 0, 98),
-        ([2, 16, 8, 9, 9], [1, 1], 2, 1, 0, 50),
-        ([1, 8, 8, 5, 5], [1, 1], 1, 1, 1, 50),
-        ([1, 2, 3, 4, 4], [3, 3], 1, 1, 2, 100),
-        ([1, 9, 7, 1, 1], [3, 3], 1, 1, 1, 30),
+    let convs: [[u64; 11]; 14] = [
+        [1, 3, 5, 9, 40, 3, 3, 1, 1, 1, 50],
+        [2, 40, 20, 7, 7, 3, 3, 1, 1, 1, 80],
+        [1, 65, 33, 14, 14, 3, 3, 1, 1, 1, 95],
+        [3, 8, 130, 12, 33, 3, 3, 1, 1, 1, 90],
+        [40, 4, 64, 28, 6, 3, 3, 1, 1, 1, 70],
+        [2, 12, 16, 13, 17, 3, 3, 2, 1, 1, 60],
+        [1, 6, 9, 15, 15, 5, 3, 1, 2, 4, 75],
+        [1, 3, 64, 20, 20, 7, 7, 2, 1, 3, 0],
+        [2, 36, 24, 9, 11, 1, 1, 1, 1, 0, 90],
+        [9, 70, 48, 30, 30, 1, 1, 1, 1, 0, 98],
+        [2, 16, 8, 9, 9, 1, 1, 2, 1, 0, 50],
+        [1, 8, 8, 5, 5, 1, 1, 1, 1, 1, 50],
+        [1, 2, 3, 4, 4, 3, 3, 1, 1, 2, 100],
+        [1, 9, 7, 1, 1, 3, 3, 1, 1, 1, 30],
     ];
-    for (at, ([n, c, m, h, w], kernel, stride, dilation, pad, zeros)) in convs.into_iter().enumerate() {
+    for (at, [n, c, m, h, w, ky, kx, stride, dilation, pad, zeros]) in convs.into_iter().enumerate() {
         let two = |v: u64| list(&[v, v]);
         let conv = ConvAttrs {
-            kernel: list(&kernel),
+            kernel: list(&[ky, kx]),
             strides: two(stride),
             before: two(pad),
             after: two(pad),
             dilations: two(dilation),
             groups: 1,
         };
-        let w_dims = [m, c, kernel[0], kernel[1]];
+        let w_dims = [m, c, ky, kx];
         let mut inputs = vec![rng.tensor(&[n, c, h, w], -1.0, 1.0), packed(rng, &w_dims, zeros)];
         if at % 2 == 0 {
             inputs.push(rng.tensor(&[m], -1.0, 1.0));
