@@ -242,3 +242,56 @@ fn bench_predicts_before_it_measures() {
     assert!(String::from_utf8_lossy(&out.stderr).contains("no-such-net"));
     vdnnc().args(["bench", "lenet", "--backend", "cpu", "--trace", "t.json"]).assert().code(1);
 }
+
+#[test]
+fn pruning_leaves_its_pattern_and_plans_use_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = zoo(dir.path(), "resnet18");
+    let pruned = dir.path().join("pruned.onnx");
+    let prune = |more: &[&str]| {
+        let mut c = vdnnc();
+        c.arg("prune").arg(&model).args(more).arg("-o").arg(&pruned);
+        c.assert().success();
+        json(vdnnc().arg("inspect").arg(&pruned).args(["--sparsity", "--json"]))
+    };
+    let share = |v: &Value| v["zeros"].as_f64().unwrap() / v["elements"].as_f64().unwrap();
+    let v = prune(&["--method", "2:4"]);
+    assert!(v["layers"].as_array().unwrap().iter().all(|l| l["two_of_four"] == 1.0), "{v}");
+    let v = prune(&["--method", "block", "--sparsity", "0.5"]);
+    assert!(v["layers"][5]["zero_blocks_16x16"].as_f64().unwrap() >= 0.4, "{v}");
+    let v = prune(&["--method", "magnitude", "--sparsity", "0.9", "--layers", "layer1,layer2"]);
+    assert!(share(&v) > 0.03 && share(&v) < 0.06, "only the first blocks: {}", share(&v));
+    // Filters that are gone make the convolutions behind them smaller.
+    let v = prune(&["--method", "channel", "--sparsity", "0.5", "--layers", "conv1"]);
+    assert!(v["removable_macs_share"].as_f64().unwrap() > 0.3, "{v}");
+    let svg = dir.path().join("map.svg");
+    vdnnc().arg("inspect").arg(&pruned).arg("--sparsity").arg("--svg").arg(&svg).assert().success();
+    assert!(std::fs::read_to_string(&svg).unwrap().contains("% zeros"));
+
+    prune(&["--sparsity", "0.9"]);
+    let plan = |sparse: &str| {
+        let mut c = vdnnc();
+        c.arg(&pruned).args(["--mode", "infer", "--device", "cpu", "--json", "--sparse", sparse]);
+        json(&mut c)
+    };
+    let (off, auto) = (plan("off"), plan("auto"));
+    let passes = auto["passes"].as_array().unwrap();
+    let packed = passes.iter().find(|p| p["name"] == "pack-weights").expect("it ran");
+    assert!(packed["stats"]["packed"].as_u64().unwrap() > 15, "{packed}");
+    let weights = |v: &Value| v["memory"]["weights_bytes"].as_u64().unwrap();
+    assert!(weights(&auto) * 4 < weights(&off), "an entry is two words for ten weights");
+
+    for (arguments, message) in [
+        (vec!["--sparsity", "2"], "not a share"),
+        (vec!["--method", "3:4"], "not magnitude, 2:4, block or channel"),
+        (vec!["--sparsity", "0.5", "--layers", "nothing"], "no layer is chosen"),
+        (vec!["--method", "block"], "needs --sparsity"),
+        (vec!["--sparsity", "0.5", "--block", "4"], "not a block"),
+    ] {
+        let out = vdnnc().arg("prune").arg(&model).args(&arguments).arg("-o").arg(&pruned).output().unwrap();
+        assert_eq!(out.status.code(), Some(1), "{arguments:?}");
+        assert!(String::from_utf8_lossy(&out.stderr).contains(message), "{arguments:?}");
+    }
+    let out = vdnnc().arg(&model).args(["--sparse", "force=magic"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&out.stderr).contains("force=csr"));
+}

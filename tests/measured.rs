@@ -12,7 +12,8 @@ use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::graph::{ConvAlgo, EngineConfig};
 use vdnn_ir::random::splitmix64;
-use vdnn_ir::{Bytes, Mode, Nanos};
+use vdnn_ir::{Bytes, Mode, Nanos, Op};
+use vdnn_passes::sparsify::{Facts, ParamFacts, Sparse, SparseMode};
 use vdnn_passes::{AlgoMode, Fuse, Policy};
 use vdnn_plan::EngineOrigin;
 use vdnn_tests::harness;
@@ -30,6 +31,8 @@ struct Fake {
     asked: Rc<Cell<usize>>,
     /// Fails at this call, as a lost device does.
     lost_at: usize,
+    /// What packed weights take.
+    packed: Nanos,
 }
 
 impl KernelTimer for Fake {
@@ -44,6 +47,9 @@ impl KernelTimer for Fake {
             Some(Nanos(1_000 + hash % 100_000))
         };
         let row = |algo, workspace, time| MeasuredRow { algo, workspace, time, flags: Vec::new() };
+        if matches!(kernel.op, Op::SparseConv { .. }) {
+            return Ok(vec![row(None, Bytes::ZERO, Some(self.packed))]);
+        }
         if !kernel.op.is_conv() {
             return Ok(vec![row(None, Bytes::ZERO, time(0))]);
         }
@@ -86,7 +92,7 @@ fn compile(db: &Path, cudnn: &str, precision: Precision) -> (vdnn_plan::Plan, us
     let (model, options) = (resnet18(), options(precision));
     let asked = Rc::new(Cell::new(0));
     let cost = CostModel::named("h200", precision).expect("a shipped profile");
-    let timer = Box::new(Fake { asked: Rc::clone(&asked), lost_at: 0 });
+    let timer = Box::new(Fake { asked: Rc::clone(&asked), lost_at: 0, packed: Nanos(1) });
     let mut target = Target::measured(cost, on(cudnn), db.to_owned(), timer);
     let cost = target.cost(&model.graph, &options).expect("times");
     let compiled = driver::compile(model.graph, model.batch, None, &options, &cost).expect("a plan");
@@ -118,12 +124,47 @@ fn the_second_plan_for_a_gpu_measures_nothing_and_is_the_same() {
 }
 
 #[test]
+fn weights_are_packed_for_a_gpu_where_that_was_measured_to_be_faster() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = resnet18();
+    // One weight of twenty is left in the 3x3 filters of the third stage.
+    let facts = model.graph.params().iter().filter_map(|&v| {
+        let value = model.graph.value(v);
+        let few = value.name.starts_with("layer3") && value.ty.dims.get(2) == Some(&3);
+        let data: Vec<f32> =
+            (0..value.ty.elements()).map(|i| if few && i % 20 != 0 { 0.0 } else { 1.0 }).collect();
+        (value.ty.rank() > 1).then(|| (value.name.clone(), ParamFacts::of(&value.ty.dims, &data)))
+    });
+    let facts = Rc::new(Facts::new(facts.collect::<Vec<_>>()));
+    let plan = |name: &str, mode: SparseMode, packed: Nanos| {
+        let mut options = options(Precision::Tf32);
+        options.mode = Mode::Infer;
+        options.sparse = Sparse { mode, facts: Rc::clone(&facts), ..Sparse::default() };
+        let cost = CostModel::named("h200", Precision::Tf32).expect("a shipped profile");
+        let timer = Box::new(Fake { asked: Rc::default(), lost_at: 0, packed });
+        let mut target = Target::measured(cost, on("9.19.0"), dir.path().join(name), timer);
+        let cost = target.cost(&model.graph, &options).expect("times");
+        driver::compile(model.graph.clone(), model.batch, None, &options, &cost)
+            .expect("a plan")
+            .plan
+            .to_string()
+    };
+    let count = |plan: &str| plan.matches("sparse_conv(").count();
+    // Where sum and ReLU by themselves take longer than what is gained, the weights stay as they are.
+    let fast = count(&plan("fast", SparseMode::Auto, Nanos(1)));
+    assert!((5..21).contains(&fast), "{fast}");
+    assert_eq!(count(&plan("slow", SparseMode::Auto, Nanos(1_000_000))), 0);
+    assert_eq!(count(&plan("slow", SparseMode::Csr, Nanos(1_000_000))), 21);
+    assert_eq!(count(&plan("fast", SparseMode::Off, Nanos(1))), 0);
+}
+
+#[test]
 fn what_was_measured_before_the_device_was_lost_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let db = dir.path().join("bench.sqlite");
     let (model, options) = (resnet18(), options(Precision::Tf32));
     let cost = CostModel::named("h200", Precision::Tf32).expect("a shipped profile");
-    let timer = Box::new(Fake { asked: Rc::default(), lost_at: 11 });
+    let timer = Box::new(Fake { asked: Rc::default(), lost_at: 11, packed: Nanos(1) });
     let failure = Target::measured(cost, on("9.19.0"), db.clone(), timer)
         .cost(&model.graph, &options)
         .expect_err("the device is lost");
@@ -151,7 +192,7 @@ fn made_up(dir: &Path, cudnn: &str) -> Target {
         cost,
         on(cudnn),
         dir.join("made-up.sqlite"),
-        Box::new(Fake { asked: Rc::default(), lost_at: 0 }),
+        Box::new(Fake { asked: Rc::default(), lost_at: 0, packed: Nanos(1) }),
     )
 }
 

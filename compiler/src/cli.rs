@@ -2,6 +2,7 @@
 
 mod gpu;
 mod micro;
+mod sparse;
 mod tools;
 
 pub use gpu::{
@@ -9,6 +10,7 @@ pub use gpu::{
     ProfileArgs,
 };
 pub use micro::{BenchConvArgs, MicroArgs, WorkspaceMode};
+pub use sparse::{PruneArgs, Scope, SparseArgs};
 pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
 
 use crate::options::CompileOptions;
@@ -18,6 +20,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
+use vdnn_passes::sparsify::Sparse;
 use vdnn_passes::{AlgoMode, Fuse, Packing, Policy, Recompute, SyncMode};
 use vdnn_runtime::cuda::DeviceSelector;
 
@@ -173,6 +176,9 @@ pub struct SharedArgs {
     /// Micro-batches and workspaces.
     #[command(flatten)]
     pub micro: MicroArgs,
+    /// Zeros.
+    #[command(flatten)]
+    pub sparse: SparseArgs,
 }
 
 /// Optional clean-ups of the plan.
@@ -207,6 +213,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Describe a model or a plan.
     Inspect(InspectArgs),
+    /// Write a model with fewer weights: the others become zero.
+    Prune(PruneArgs),
     /// Print published tables beside ours; exit 1 if a cell leaves its tolerance.
     Reproduce(ReproduceArgs),
 }
@@ -395,6 +403,7 @@ impl SharedArgs {
             precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),
             recompute: self.recompute,
+            sparse: Sparse { on_host: self.device.to_string() == "cpu", ..self.sparse.sparse() },
             slices: self.micro_batch_regions,
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),
@@ -414,7 +423,9 @@ impl SharedArgs {
 
     /// The same where the CPU is to run the plan: its kernels need no workspace.
     pub fn options_on_cpu(&self, mode: Mode) -> CompileOptions {
-        CompileOptions { algo: self.algo.unwrap_or(AlgoMode::Memory), ..self.options(mode) }
+        let options = self.options(mode);
+        let sparse = Sparse { on_host: true, ..options.sparse };
+        CompileOptions { algo: self.algo.unwrap_or(AlgoMode::Memory), sparse, ..options }
     }
 
     /// The same where a GPU is to run the plan, which has other defaults.

@@ -16,5 +16,6 @@ pub mod report;
 pub mod search;
 pub mod several;
 pub mod slicing;
+pub mod sparsity;
 pub mod svg;
 pub mod timing;

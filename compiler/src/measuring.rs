@@ -8,6 +8,10 @@ use crate::slicing;
 use crate::timing::Timings;
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_ir::{Graph, Op, Stage, TensorType, ValueId};
+use vdnn_passes::sparsify::{Sparse, SparseMode};
+
+/// Share of weights other than zero up to which packed ones are worth timing.
+const PACKED_AT_MOST: f64 = 0.5;
 
 /// Operands of one kernel that are all shown.
 const MANY: usize = 8;
@@ -82,6 +86,18 @@ pub fn kernels_of(
             Err(_) if !whole => continue,
             Err(e) => return Err(e.into()),
         };
+        for kernel in kernels(&joint) {
+            if !all.contains(&kernel) {
+                all.push(kernel);
+            }
+        }
+    }
+    // Packed weights are judged by both ways' times.
+    let sparse = &options.sparse;
+    if sparse.mode == SparseMode::Auto && !sparse.on_host && sparse.facts.are_sparse(PACKED_AT_MOST) {
+        let forced = Sparse { mode: SparseMode::Csr, ..sparse.clone() };
+        let options = CompileOptions { sparse: forced, ..options.clone() };
+        let joint = slicing::joint(imported, &options, None, cost, &mut Timings::default())?;
         for kernel in kernels(&joint) {
             if !all.contains(&kernel) {
                 all.push(kernel);

@@ -4,6 +4,7 @@ use crate::slicing::Slices;
 use std::collections::BTreeMap;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, ConvSchedule, Mode, NodeId};
+use vdnn_passes::sparsify::Sparse;
 use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Packing, Policy, Recompute, SyncMode, Workspace};
 use vdnn_plan::EngineOrigin;
 
@@ -48,6 +49,8 @@ pub struct CompileOptions {
     pub fuse: Fuse,
     /// What backward computes again.
     pub recompute: Recompute,
+    /// What is done about zeros, and where the weights have them.
+    pub sparse: Sparse,
     /// Whether the batch is cut into slices.
     pub slices: Slices,
     /// Keep every weight gradient to the end of the step, as outputs `grad:NAME`.

@@ -1,9 +1,10 @@
 //! The pipeline: every pass of every phase, in order, with the reason for the order.
 //!
 //! ```text
-//! Imported --simplify--> Simplified --nest-concats, autodiff | fold-batch-norm, mark-setup-->
-//!   [mixed-precision, fuse-epilogues, join-batch-norms, channels-last, slice-batch, recompute,
-//!    group-updates] Joint
+//! Imported --simplify--> Simplified --nest-concats, autodiff, [keep-zeros] | [sparsify],
+//!   fold-batch-norm, mark-setup-->
+//!   [mixed-precision, fuse-epilogues, join-batch-norms, pack-weights, channels-last, slice-batch,
+//!    recompute, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -30,6 +31,7 @@ use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
 use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use vdnn_passes::slice_batch::SliceBatch;
+use vdnn_passes::sparsify::{KeepZeros, PackWeights, Sparse, Sparsify};
 use vdnn_passes::{AlgoMode, Fuse, Packing, PassCtx, PassError, Policy, SyncMode, Workspace};
 
 /// Passes up to the joint graph of the whole batch.
@@ -44,7 +46,8 @@ pub fn to_joint(
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
-    let options = Joint { mode, keep_gradients, fuse, slices: None, recompute: None };
+    let options =
+        Joint { mode, keep_gradients, fuse, slices: None, recompute: None, sparse: Sparse::default() };
     to_joint_by(graph, options, cost, timings)
 }
 
@@ -61,6 +64,8 @@ pub struct Joint {
     pub slices: Option<SliceBatch>,
     /// What backward computes again.
     pub recompute: Option<Recompute>,
+    /// What is done about zeros, and where the weights have them.
+    pub sparse: Sparse,
 }
 
 /// Passes up to the joint graph. Independent of policy and algorithms, and of the budget unless
@@ -74,7 +79,7 @@ pub fn to_joint_by(
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
-    let Joint { mode, keep_gradients, fuse, slices, recompute } = options;
+    let Joint { mode, keep_gradients, fuse, slices, recompute, sparse } = options;
     let cx = PassCtx { cost };
     // First, so that every later pass sees one form of each thing.
     timings.pass(&Simplify, graph, &cx)?;
@@ -85,8 +90,17 @@ pub fn to_joint_by(
             timings.pass(&NestConcats, graph, &cx)?;
             // Batch norm must still be there: training uses batch statistics, so nothing is folded.
             timings.pass(&Autodiff { keep_gradients }, graph, &cx)?;
+            // Before casts, layouts and groups of updates, which then see ordinary gradients.
+            if sparse.keep_zeros {
+                timings.pass(&KeepZeros, graph, &cx)?;
+            }
         }
         Mode::Infer => {
+            // While batch norms are there to be judged, and before folding, which makes one weight
+            // of what is cut here.
+            if sparse.is_active() {
+                timings.pass(&Sparsify(sparse.clone()), graph, &cx)?;
+            }
             // Before mark-setup, which must see the arithmetic on weights that folding leaves behind.
             timings.pass(&FoldBatchNorm, graph, &cx)?;
             timings.pass(&MarkSetup, graph, &cx)?;
@@ -105,6 +119,11 @@ pub fn to_joint_by(
         if mode == Mode::Train {
             timings.pass(&JoinBatchNorms, graph, &cx)?;
         }
+    }
+    // After folding, whose weights it packs, and after fusion, whose kernels are what it is judged
+    // against; before layouts, of which packed weights have one.
+    if mode == Mode::Infer && sparse.is_active() && cost.precision() != Precision::Bf16 {
+        timings.pass(&PackWeights(sparse.clone()), graph, &cx)?;
     }
     // After autodiff, whose rules then need not know of layouts; before terms are taken and
     // kernels are priced, which do.

@@ -108,7 +108,7 @@ pub fn joint(
     timings: &mut Timings,
 ) -> Result<Graph, PassError> {
     let mut graph = imported.clone();
-    let CompileOptions { mode, keep_gradients, fuse, .. } = *options;
+    let &CompileOptions { mode, keep_gradients, fuse, ref sparse, .. } = options;
     let recompute = match options.recompute {
         // The network-wide allocation keeps everything.
         _ if options.policy == Policy::Baseline => None,
@@ -121,7 +121,7 @@ pub fn joint(
             Some(vdnn_passes::recompute::Recompute { within })
         }
     };
-    let joint = pipeline::Joint { mode, keep_gradients, fuse, slices, recompute };
+    let joint = pipeline::Joint { mode, keep_gradients, fuse, slices, recompute, sparse: sparse.clone() };
     pipeline::to_joint_by(&mut graph, joint, cost, timings)?;
     Ok(graph)
 }

@@ -11,11 +11,11 @@ use vdnn_runtime::trace::{Span, SpanKind, Trace};
 const WIDTH: f64 = 1100.0;
 const LEFT: f64 = 90.0;
 
-fn escape(s: &str) -> String {
+pub(crate) fn escape(s: &str) -> String {
     s.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-fn open(height: f64) -> String {
+pub(crate) fn open(height: f64) -> String {
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"100%\" \
          font-family=\"sans-serif\" font-size=\"11\">\n"

@@ -23,6 +23,7 @@ pub mod schedule;
 pub mod select_conv;
 pub mod simplify;
 pub mod slice_batch;
+pub mod sparsify;
 
 pub use options::{AlgoMode, BatchSizes, Fuse, Packing, Policy, Recompute, SyncMode, Workspace};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};

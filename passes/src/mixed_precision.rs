@@ -94,6 +94,8 @@ fn want(op: &Op, i: usize) -> Want {
         | Op::SoftmaxCrossEntropyGrad { .. }
         | Op::NegativeLogLikelihood { .. }
         | Op::NegativeLogLikelihoodGrad { .. }
+        | Op::PackSparse { .. }
+        | Op::SparseConv { .. }
         | Op::SgdUpdate => Want::F32,
         Op::Unary(_)
         | Op::UnaryGrad(_)
@@ -108,6 +110,7 @@ fn want(op: &Op, i: usize) -> Want {
         | Op::Reshape { .. }
         | Op::Relayout { .. }
         | Op::Cast { .. }
+        | Op::Gather { .. }
         | Op::Transpose { .. }
         | Op::Expand { .. }
         | Op::Dropout { .. }

@@ -19,6 +19,7 @@ use crate::schedule::Schedule;
 use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use crate::slice_batch::{SliceBatch, Slicing};
+use crate::sparsify::{Facts, KeepZeros, PackWeights, ParamFacts, Sparse, SparseMode, Sparsify};
 use crate::{AlgoMode, BatchSizes, Packing, Policy, SyncMode, Workspace};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -42,8 +43,11 @@ pub const PASSES: &[Entry] = &[
         name: "autodiff",
         make: |o| Ok(Box::new(Autodiff { keep_gradients: o.or("keep_gradients", false)? })),
     },
+    Entry { name: "keep-zeros", make: |_| Ok(Box::new(KeepZeros)) },
+    Entry { name: "sparsify", make: |o| Ok(Box::new(Sparsify(sparse(o)?))) },
     Entry { name: "fold-batch-norm", make: |_| Ok(Box::new(FoldBatchNorm)) },
     Entry { name: "mark-setup", make: |_| Ok(Box::new(MarkSetup)) },
+    Entry { name: "pack-weights", make: |o| Ok(Box::new(PackWeights(sparse(o)?))) },
     Entry { name: "mixed-precision", make: |_| Ok(Box::new(MixedPrecision)) },
     Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
     Entry { name: "join-batch-norms", make: |_| Ok(Box::new(JoinBatchNorms)) },
@@ -80,6 +84,13 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "schedule", make: |_| Ok(Box::new(Schedule)) },
     Entry { name: "inplace", make: |_| Ok(Box::new(Inplace)) },
 ];
+
+/// What passes about zeros know of a graph alone: its literals.
+fn sparse(o: &Options<'_>) -> Result<Sparse, RegistryError> {
+    let facts = Rc::new(Facts::new([(String::new(), ParamFacts::default())]));
+    let (mode, dead_tolerance) = (o.or("mode", SparseMode::Auto)?, o.or("tolerance", 0.0)?);
+    Ok(Sparse { mode, dead_tolerance, facts, on_host: o.or("on_host", true)?, ..Sparse::default() })
+}
 
 /// Why a text is not a pass.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -4,10 +4,12 @@ usage: checks.py line|within|same FILE ...          one line of figures; memory 
        checks.py between NONE CONV                  a --memory that conv fits and none does not
        checks.py pair ALONE-A ALONE-B BOTH          two processes at once
        checks.py packed OFF AUTO                    offloads as they are and packed
+       checks.py sparse PRECISION FILE              packed weights against dense kernels
        checks.py losses A B LIMIT                   two courses of training
        checks.py mnist FOLDER X.npy Y.npy           1,600 images as arrays
 """
 import json
+import math
 import sys
 
 # Device memory that a process is planned to take besides its arena.
@@ -125,6 +127,33 @@ def packed(off, auto):
     return same and share <= 0.8 and tensors >= 1.6 * link
 
 
+def sparse(precision, path):
+    cells = json.load(open(path))["cells"]
+    good = True
+
+    def mean(xs):
+        return math.exp(sum(map(math.log, xs)) / len(xs)) if xs else float("nan")
+
+    for zeros in sorted({c["zeros_percent"] for c in cells}):
+        these = [c for c in cells if c["zeros_percent"] == zeros]
+        products = [c for c in these if "x1x1 ->" in c["shape"]]
+        convs = [c for c in these if c not in products]
+        gains = [c["gain"] for c in convs if c["gain"]]
+        taken = [c["gain"] for c in convs if c["packed"]]
+        print(
+            f"{precision} {zeros} % zeros: {len(convs)} convolutions, packed weights x{mean(gains):.2f} "
+            f"({min(gains):.2f} to {max(gains):.2f}), chosen for {len(taken)}: x{mean(taken):.2f}; products "
+            + ", ".join(f"x{c['gain']:.2f}" for c in products)
+        )
+        if precision == "f32" and zeros == 95:
+            good &= mean(gains) >= 1.5
+        if precision == "tf32" and zeros == 98:
+            good &= len(taken) >= 6 and mean(taken) >= 1.3
+        if zeros == 90:
+            good &= all(c["gain"] >= 2.5 for c in products)
+    return good
+
+
 def losses(a, b, limit):
     x, y = (json.load(open(p))["loss"] for p in (a, b))
     worst = max(abs(p - q) for p, q in zip(x, y))
@@ -153,7 +182,7 @@ def main():
     elif what == "same":
         good = same(*args)
     else:
-        good = {"between": between, "pair": pair, "packed": packed, "losses": losses, "mnist": mnist}[what](*args)
+        good = {"between": between, "pair": pair, "packed": packed, "sparse": sparse, "losses": losses, "mnist": mnist}[what](*args)
     sys.exit(0 if good else 1)
 
 

@@ -19,14 +19,14 @@ export PYTHONUNBUFFERED=1
 
 checks="devices ops nets golden control same dropped pair errors lenet"
 sanitizers="memcheck racecheck initcheck"
-times="profile train infer capped packed f32"
+times="profile train infer capped packed f32 sparse"
 peers="peers-vgg16 peers-resnet50 peers-densenet121 peers-googlenet peers-infer peers-f32 peers-offload peers-densenet121-compile"
 limit() { # of a part, in seconds
   case $1 in
   devices) echo 20 ;; ops | lenet | errors | dropped | f32 | peers-f32) echo 60 ;;
   nets | golden | control | pair | train | infer | initcheck) echo 90 ;;
   memcheck | capped | packed | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-googlenet | peers-offload) echo 120 ;;
-  profile | peers-infer | racecheck) echo 200 ;; peers-densenet121-compile) echo 300 ;; same) echo 500 ;; *) echo 60 ;;
+  profile | peers-infer | racecheck | sparse) echo 200 ;; peers-densenet121-compile) echo 300 ;; same) echo 500 ;; *) echo 60 ;;
   esac
 }
 
@@ -84,7 +84,7 @@ chain() { # net, precision: every policy after the same steps, and under delays
 }
 
 run() { # a part
-  local m n p net precision i
+  local m n p net precision i status
   case $part in
   devices) "$vdnnc" devices && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv ;;
   ops) shared "" cuda/ops cuda/micro ;;
@@ -198,6 +198,14 @@ run() { # a part
     bench packed-auto $fixed --pack-offload auto --kernels-from "$out/packed.vplan" "${table[@]}"
     python3 "$here/checks.py" packed "$out/packed-off.json" "$out/packed-auto.json" &&
       python3 "$here/checks.py" within "$out"/packed-*.json
+    ;;
+  sparse) # packed weights against the fastest dense kernels
+    for p in f32 tf32; do
+      "$vdnnc" bench-conv "$here/sparse_layers.csv" --quick --precision $p --sparsity 50,90,95,98 --device cuda:0 \
+        --db "$out/sparse.sqlite" --json --csv "$out/sparse-$p.csv" --svg "$out/sparse-$p.svg" >"$out/sparse-$p.json" || return 1
+      python3 "$here/checks.py" sparse $p "$out/sparse-$p.json" || status=1
+    done
+    return ${status:-0}
     ;;
   f32)
     for m in vgg16 resnet50; do bench f32-$m $m --batch 64 --policy none --precision f32 "${table[@]}"; done

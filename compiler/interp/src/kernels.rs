@@ -17,6 +17,7 @@ use element::{Element, in_graph};
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef, through_plainer};
 use vdnn_ir::op::Op;
 use vdnn_ir::op::infer::infer;
+use vdnn_ir::sparse::through_dense;
 use vdnn_ir::{DType, Tensor, TensorType};
 
 /// Kernels for every op, single-threaded, with scalar loops. An in-place input is copied first.
@@ -79,6 +80,9 @@ fn launch<E: Element>(
         })
         .collect();
     check::<E>(op, &inputs, outputs)?;
+    if let Some(done) = through_dense(kernels, op, &inputs, outputs) {
+        return done;
+    }
     dispatch::<E>(op, &inputs, outputs)
 }
 
@@ -158,6 +162,7 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         Op::Pad { before, value, .. } => return movement::pad(op, before, value.0, x[0], &mut y[0]),
         Op::Transpose { perm } => movement::transpose(perm, x[0], &mut y[0]),
         Op::Expand { .. } => movement::expand(x[0], &mut y[0]),
+        Op::Gather { axis } => return movement::gather(*axis as usize, x[0], x[1], &mut y[0]),
         Op::Reshape { .. }
         | Op::Relayout { .. }
         | Op::Cast { .. }
@@ -174,6 +179,8 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         | Op::BatchNormTrainRelu { .. }
         | Op::BatchNormReluGrad { .. }
         | Op::AddSlice(_)
+        | Op::PackSparse { .. }
+        | Op::SparseConv { .. }
         | Op::ConvEpilogue { .. } => {
             return Err(KernelError::Unsupported { op: op.to_string(), why: "it runs as its parts".into() });
         }

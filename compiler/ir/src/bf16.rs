@@ -65,6 +65,7 @@ fn moves_only(op: &Op) -> bool {
                 | Op::Relayout { .. }
                 | Op::Transpose { .. }
                 | Op::Expand { .. }
+                | Op::Gather { .. }
         )
 }
 

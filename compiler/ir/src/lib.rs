@@ -22,6 +22,7 @@ pub mod random;
 pub mod rows;
 pub mod schedule;
 pub mod slices;
+pub mod sparse;
 pub mod tensor;
 pub mod types;
 pub mod units;

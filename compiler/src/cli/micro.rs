@@ -61,6 +61,9 @@ pub struct BenchConvArgs {
     /// Only this direction: fprop, dgrad or wgrad; may be repeated.
     #[arg(long, value_name = "fprop|dgrad|wgrad", value_parser = ["fprop", "dgrad", "wgrad"])]
     pub direction: Vec<String>,
+    /// Compare packed weights with dense ones instead, forward, with so many percent of zeros.
+    #[arg(long, value_name = "PERCENT,…", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub sparsity: Vec<u64>,
     /// Limits of the workspace.
     #[arg(long, value_name = "SIZE,…", value_delimiter = ',', default_value = "64MiB")]
     pub limits: Vec<Bytes>,

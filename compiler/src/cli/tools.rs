@@ -85,6 +85,15 @@ pub struct InspectArgs {
     /// Binds a symbolic dimension; may be repeated.
     #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
     pub dims: Vec<(String, u64)>,
+    /// Tell where the weights of a model are zero, and what follows from that.
+    #[arg(long)]
+    pub sparsity: bool,
+    /// With --sparsity: factors of batch norms below this count as zero in front of a ReLU.
+    #[arg(long, value_name = "X", default_value_t = 1e-6)]
+    pub dead_tolerance: f32,
+    /// With --sparsity: draw it.
+    #[arg(long, value_name = "FILE.svg", requires = "sparsity")]
+    pub svg: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

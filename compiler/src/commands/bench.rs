@@ -108,6 +108,7 @@ fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
     let runner = if args.backend == ComputeBackend::Cpu { Runner::Host } else { Runner::Device };
     let mut made_for = Target::open(&mut options, &args.shared, runner)?;
     let model = open(target, args.mode, args.seed, &options)?;
+    model.note_zeros(&mut options);
     let cost = made_for.cost(&model.imported.graph, &options)?;
     // Measuring holds memory of the device.
     drop(made_for);

@@ -27,6 +27,7 @@ pub fn run(args: &CompileCommand) -> Result<(), Failure> {
     };
     let mut target = Target::open(&mut options, &args.shared, Runner::Device)?;
     let model = load::model(path, options.batch, &options.dims, args.mode == Mode::Train)?;
+    model.note_zeros(&mut options);
     let cost = target.cost(&model.imported.graph, &options)?;
     if let Some(what @ (Emit::Graph | Emit::Dot)) = args.emit {
         let phase = args.stop_after.unwrap_or(Phase::Scheduled);

@@ -3,10 +3,13 @@
 use super::load;
 use crate::cli::InspectArgs;
 use crate::error::Failure;
+use crate::sparsity::{Report, heat};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::io::Write as _;
+use vdnn_frontends::safe_file::write_atomic;
 use vdnn_ir::op::work;
-use vdnn_ir::{Bytes, Flops, ParamRole, Stage, TensorType};
+use vdnn_ir::{Bytes, Flops, ParamRole, Precision, Stage, TensorType};
 use vdnn_plan::Plan;
 
 /// Runs the command.
@@ -21,7 +24,23 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     }
     let dims: BTreeMap<String, u64> = args.dims.iter().cloned().collect();
     let model = load::model(&args.target, args.batch, &dims, false)?;
+    if args.sparsity {
+        return sparsity(args, &model);
+    }
     super::print(&describe_model(&model, args.json));
+    Ok(())
+}
+
+fn sparsity(args: &InspectArgs, model: &load::Model) -> Result<(), Failure> {
+    // Any profile will do: nothing here depends on times.
+    let cost = load::cost_model("cpu", Precision::F32)?;
+    let report = Report::new(&model.imported, args.dead_tolerance, &cost)?;
+    if let Some(path) = &args.svg {
+        let text = heat::svg(&report);
+        write_atomic(path, |w| w.write_all(text.as_bytes()))
+            .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
+    }
+    super::print(&if args.json { report.json().to_string() } else { report.text() });
     Ok(())
 }
 

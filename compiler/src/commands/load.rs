@@ -5,9 +5,11 @@ use crate::error::Failure;
 use crate::options::CompileOptions;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use vdnn_cost::{CostModel, Measured, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
-use vdnn_ir::{Bytes, Tensor, TensorType, Weights};
+use vdnn_ir::{Bytes, DType, Mode, Tensor, TensorType, WeightTensor, Weights};
+use vdnn_passes::sparsify::{Facts, ParamFacts, SparseMode};
 use vdnn_plan::Plan;
 use vdnn_plan::plan::ModelRef;
 use vdnn_runtime::executor::{LoadParamError, ParamLoader};
@@ -50,6 +52,14 @@ impl Model {
         Ok(ModelRef { path: self.path.display().to_string(), sha256 })
     }
 
+    /// Tells the options of an inference where this model's weights have zeros. For plans that run
+    /// with these weights and no others.
+    pub fn note_zeros(&self, options: &mut CompileOptions) {
+        if options.mode == Mode::Infer && options.sparse.mode != SparseMode::Off {
+            options.sparse.facts = Rc::new(facts(&self.imported.weights));
+        }
+    }
+
     /// Compiles a copy of the graph.
     ///
     /// # Errors
@@ -62,6 +72,16 @@ impl Model {
     ) -> Result<Compiled, NoPlan> {
         driver::compile(self.imported.graph.clone(), self.imported.batch, reference, options, cost)
     }
+}
+
+/// Where weights have zeros.
+pub fn facts(weights: &Weights) -> Facts {
+    let of = |(name, w): (&String, &WeightTensor)| {
+        let known = (name.clone(), ParamFacts::of(&w.ty.dims, &w.to_f32()?));
+        onnx::mmap::release(&w.data);
+        Some(known)
+    };
+    Facts::new(weights.tensors.iter().filter(|(_, w)| w.ty.dtype == DType::F32).filter_map(of))
 }
 
 /// The cost model of a named profile.

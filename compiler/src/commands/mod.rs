@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod inspect;
 pub mod load;
 pub mod profile;
+mod prune;
 pub mod replan;
 pub mod reproduce;
 pub mod run;
@@ -41,6 +42,7 @@ pub fn dispatch(cli: Cli) -> Result<(), Failure> {
         Some(Command::Zoo(args)) => zoo::run(&args),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Inspect(args)) => inspect::run(&args),
+        Some(Command::Prune(args)) => prune::run(&args),
         Some(Command::Reproduce(args)) => reproduce::run(&args),
     }
 }

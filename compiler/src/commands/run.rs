@@ -95,6 +95,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         let produced = interpret_steps(args, &graph, &model.imported.weights, given, labels)?;
         return deliver(args, &produced);
     }
+    model.note_zeros(&mut options);
     let cost = target.cost(&model.imported.graph, &options)?;
     // Measuring holds memory of the device.
     drop(target);

@@ -41,9 +41,11 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
     };
     let result_rows = || graph.ty(node.outputs[0]).dims.first() == Some(&batch);
     let rule = match &node.op {
-        Op::Conv(_) | Op::ConvDgrad { .. } | Op::BatchNormInfer { .. } | Op::Dropout { .. } => {
-            leading(1, Part::Rows)
-        }
+        Op::Conv(_)
+        | Op::SparseConv { .. }
+        | Op::ConvDgrad { .. }
+        | Op::BatchNormInfer { .. }
+        | Op::Dropout { .. } => leading(1, Part::Rows),
         Op::BatchNormInferRelu { .. } => {
             Rule { cut: (0..is.len()).map(|i| i >= 4).collect(), results: all(Part::Rows), scaled: None }
         }
@@ -99,6 +101,7 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
             leading(1, Part::Rows)
         }
         Op::SoftmaxGrad { axis } | Op::LogSoftmaxGrad { axis } if *axis > 0 => leading(2, Part::Rows),
+        Op::Gather { axis } if *axis > 0 => leading(1, Part::Rows),
         Op::Concat { axis } if *axis > 0 => leading(is.len(), Part::Rows),
         Op::Slice(slice) | Op::SliceGrad { slice, .. }
             if slice.starts[0] == 0 && slice.steps[0] == 1 && slice.lens[0] == batch =>

@@ -19,7 +19,7 @@ use super::launch::{DeviceRange, LaunchSpec, Operand, Prepared, SCRATCH};
 use super::libs;
 use super::meter::Meter;
 use cudarc::driver::{result, sys};
-use memory::{Memory, fill_bytes, fill_words, read, size};
+use memory::{Memory, fill_bytes, fill_words, packed_at_random, read, size, write_words};
 use vdnn_cost::measured::NOT_CAPTURED;
 use vdnn_cost::{MeasuredOn, MeasuredRow};
 use vdnn_ir::graph::ConvAlgo;
@@ -276,6 +276,10 @@ impl Measurer {
         for (ty, &ptr) in kernel.inputs.iter().zip(&places.inputs) {
             match ty.dtype {
                 DType::F32 | DType::BF16 => self.fill_random(ptr, ty)?,
+                // Zeros would be weights without entries.
+                DType::I32 if matches!(kernel.op, Op::SparseConv { .. }) => {
+                    write_words(ptr, &packed_at_random(kernel.op, ty))?;
+                }
                 _ => fill_bytes(ptr, ty.bytes(), 0)?,
             }
         }

@@ -50,6 +50,26 @@ fn size(ty: DType) -> usize {
     ty.bytes() as usize
 }
 
+/// Elements `indices[j]` of an axis become elements `j`.
+pub(super) fn gather(
+    axis: usize,
+    x: TensorRef<'_>,
+    indices: TensorRef<'_>,
+    y: &mut TensorMut<'_>,
+) -> Result<(), KernelError> {
+    let (own, out) = (dims(x.ty), dims(y.ty));
+    let mut block = out.clone();
+    block[axis] = 1;
+    for (j, index) in bytemuck::cast_slice::<u8, i32>(indices.bytes).iter().enumerate() {
+        let at = usize::try_from(*index).ok().filter(|&i| i < own[axis]).ok_or_else(|| {
+            KernelError::BadData(format!("gather: index {index} of an axis of extent {}", own[axis]))
+        })?;
+        let (source, target) = (Layout::from(&own, axis, at), Layout::from(&out, axis, j));
+        copy(&block, size(x.ty.dtype), x.bytes, &source, y.bytes, &target);
+    }
+    Ok(())
+}
+
 pub(super) fn concat(axis: usize, inputs: &[TensorRef<'_>], y: &mut TensorMut<'_>) {
     let whole = dims(y.ty);
     let mut at = 0;

@@ -226,6 +226,26 @@ pub enum Op {
         /// The shape.
         dims: Dims,
     },
+    // ---- sparsity, inference only ----------------------------------------------------
+    /// `x, indices:i32[K] -> y`: `y[.., j, ..] = x[.., indices[j], ..]` along one axis.
+    Gather {
+        /// Axis in `0..rank`.
+        axis: u64,
+    },
+    /// `w[M,..] -> p:i32[L]`: the elements of w that are not zero, row by row, in the format of
+    /// [`crate::sparse`].
+    PackSparse {
+        /// How many there is room for.
+        nonzeros: u64,
+    },
+    /// `x[N,C,..], p:i32[L], [b[M]] -> y`: [`Op::Conv`] with the weights that were packed into p;
+    /// without spatial dimensions, `y[N,M] = x w^T + b`.
+    SparseConv {
+        /// The convolution; empty lists without spatial dimensions.
+        conv: ConvAttrs,
+        /// Shape of the weights, `[M,C/g,k..]`.
+        w_dims: Dims,
+    },
     // ---- backward ------------------------------------------------------------------
     /// `dy, w -> dx`.
     ConvDgrad {
@@ -448,6 +468,9 @@ impl Op {
             | Self::NegativeLogLikelihoodGrad { .. }
             | Self::SgdUpdate
             | Self::Cast { .. }
+            | Self::Gather { .. }
+            | Self::PackSparse { .. }
+            | Self::SparseConv { .. }
             | Self::Relayout { .. } => Phase::Joint,
             Self::OffloadStart | Self::OffloadDone | Self::PrefetchStart | Self::PrefetchDone => {
                 Phase::Placed

@@ -5,6 +5,7 @@
 //! those ops are bound by memory traffic.
 
 use super::Op;
+use crate::sparse;
 use crate::types::TensorType;
 use crate::units::{Bytes, Flops};
 
@@ -61,7 +62,15 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::Reduce { .. } => input(0),
         Op::SgdUpdate => (0..outputs.len() as u64 / 2)
             .fold(0u64, |n, i| n.saturating_add(product(&[6, input(3 * i as usize)]))),
+        Op::SparseConv { w_dims, .. } => {
+            let bias = if inputs.len() > 2 { output(0) } else { 0 };
+            let rows = w_dims.first().copied().unwrap_or(1).max(1);
+            let entries = sparse::room(rows, input(1)).unwrap_or(0);
+            product(&[2, output(0) / rows, entries]).saturating_add(bias)
+        }
         Op::Concat { .. }
+        | Op::Gather { .. }
+        | Op::PackSparse { .. }
         | Op::Split { .. }
         | Op::Slice(_)
         | Op::SliceGrad { .. }
@@ -92,7 +101,7 @@ pub fn traffic(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Byte
             .saturating_add(inputs.get(1).map_or(Bytes::ZERO, |labels| labels.bytes()))
             .saturating_add(sum(outputs)),
         // Only the selected elements are read.
-        Op::Slice(_) => sum(outputs).saturating_add(sum(outputs)),
+        Op::Slice(_) | Op::Gather { .. } => sum(outputs).saturating_add(sum(outputs)),
         Op::AddSlice(_) => [outputs; 3].into_iter().fold(Bytes::ZERO, |n, y| n.saturating_add(sum(y))),
         _ => sum(inputs).saturating_add(sum(outputs)),
     }

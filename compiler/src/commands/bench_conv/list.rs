@@ -122,6 +122,11 @@ impl Layer {
         text
     }
 
+    /// True for a fully connected layer.
+    pub fn is_product(&self) -> bool {
+        self.image == [1, 1] && self.filter == [1, 1] && self.groups == 1
+    }
+
     /// The forward pass and both gradients, as a training step has them.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 //! `vdnnc bench-conv LIST.csv`: what dividing the batch of single convolutions gains under
-//! limits of the workspace, from measured or predicted times.
+//! limits of the workspace, or leaving out zero weights, from measured or predicted times.
 
 mod list;
 mod plot;
+mod sparse;
 
 use super::backend::{self, LazyTimer};
 use super::target::{self, Runner, Target};
@@ -113,6 +114,9 @@ pub fn run(args: &BenchConvArgs) -> Result<(), Failure> {
         }
         _ => Target::open(&mut options, &args.shared, Runner::Host)?,
     };
+    if !args.sparsity.is_empty() {
+        return sparse::run(args, &layers, &mut target, &options);
+    }
     let layout = target.base().layout();
     let mut kernels: Vec<(&Layer, &'static str, Kernel)> = Vec::new();
     for layer in &layers {

@@ -143,6 +143,7 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         keep_gradients: false,
         elide_waits: true,
         elide_copies: true,
+        sparse: vdnn_passes::sparsify::Sparse::default(),
         fuse: Fuse::Off,
         recompute: Recompute::Off,
         slices: Slices::Off,

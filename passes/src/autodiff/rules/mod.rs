@@ -77,6 +77,9 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::SgdUpdate
         | Op::Relayout { .. }
         | Op::Cast { .. }
+        | Op::Gather { .. }
+        | Op::PackSparse { .. }
+        | Op::SparseConv { .. }
         | Op::OffloadStart
         | Op::OffloadDone
         | Op::PrefetchStart

@@ -34,6 +34,9 @@ mod reduce;
 mod scratch;
 mod shape;
 mod softmax;
+mod sparse;
+#[cfg(target_arch = "x86_64")]
+mod sparse_rows;
 mod sums;
 mod team;
 mod tile;
@@ -132,6 +135,9 @@ impl Kernels for CpuKernels {
             Op::Pad { before, value, .. } => shape::pad(&call, before, value.0, outputs),
             Op::Transpose { perm } => shape::transpose(&call, perm, outputs),
             Op::Expand { .. } => shape::expand(&call, outputs),
+            Op::Gather { axis } => shape::gather(&call, *axis as usize, outputs),
+            Op::PackSparse { .. } => sparse::pack(&call, outputs),
+            Op::SparseConv { conv, w_dims } => sparse::conv(&call, conv, w_dims, outputs),
             Op::Fill { value, .. } => shape::fill(&call, value.0, outputs),
             Op::SgdUpdate => update::sgd(&call, outputs),
             Op::Reshape { .. }

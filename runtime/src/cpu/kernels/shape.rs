@@ -28,7 +28,7 @@ macro_rules! by_size {
 const ROWS: usize = 16;
 
 /// Fills `y`, row-major over `axes`, from `x[base + steps]`.
-fn gather<T: Element>(par: &Par, axes: &Axes<1>, x: &[u8], base: usize, y: &mut [u8]) {
+fn walk_copy<T: Element>(par: &Par, axes: &Axes<1>, x: &[u8], base: usize, y: &mut [u8]) {
     let (x, y): (&[T], &mut [T]) = (bytemuck::cast_slice(x), bytemuck::cast_slice_mut(y));
     if y.is_empty() {
         return;
@@ -85,7 +85,31 @@ pub(super) fn transpose(
         let p = p as usize;
         Axis { extent: dims[p], steps: [own[p] as isize] }
     }));
-    by_size!(x.ty.dtype, gather(call.par, &axes, x.bytes, 0, y.bytes));
+    by_size!(x.ty.dtype, walk_copy(call.par, &axes, x.bytes, 0, y.bytes));
+    Ok(())
+}
+
+/// [`vdnn_ir::Op::Gather`].
+pub(super) fn gather(call: &Call<'_>, axis: usize, outputs: &mut [TensorMut<'_>]) -> Result<(), KernelError> {
+    let (x, index) = (call.input(0)?, call.input(1)?);
+    let y = call.one(outputs)?;
+    let dims = shape(x.ty);
+    let indices: &[i32] = call.cast(1, index, DType::I32)?;
+    let extent = dims[axis];
+    if let Some(bad) = indices.iter().find(|&&i| usize::try_from(i).map_or(true, |i| i >= extent)) {
+        return Err(KernelError::BadData(format!("gather: index {bad} of an axis of extent {extent}")));
+    }
+    let inner = dims[axis + 1..].iter().product::<usize>() * x.ty.dtype.bytes() as usize;
+    if inner == 0 || y.bytes.is_empty() {
+        return Ok(());
+    }
+    let together = (CHUNK * 4 / inner).max(1);
+    call.par.chunks(y.bytes, together * inner, 1, |chunk, y| {
+        for (i, y) in (chunk * together..).zip(y.chunks_exact_mut(inner)) {
+            let from = (i / indices.len() * extent + indices[i % indices.len()] as usize) * inner;
+            y.copy_from_slice(&x.bytes[from..from + inner]);
+        }
+    });
     Ok(())
 }
 
@@ -96,7 +120,7 @@ pub(super) fn expand(call: &Call<'_>, outputs: &mut [TensorMut<'_>]) -> Result<(
     let dims = shape(y.ty);
     let steps = broadcast_strides(&shape(x.ty), &dims);
     let axes = collapse(dims.iter().zip(steps).map(|(&extent, s)| Axis { extent, steps: [s as isize] }));
-    by_size!(x.ty.dtype, gather(call.par, &axes, x.bytes, 0, y.bytes));
+    by_size!(x.ty.dtype, walk_copy(call.par, &axes, x.bytes, 0, y.bytes));
     Ok(())
 }
 
@@ -118,7 +142,7 @@ pub(super) fn slice(
     let y = call.one(outputs)?;
     let (walk, base) = slice_walk(a, &shape(x.ty));
     let axes = collapse(walk.into_iter().map(|(extent, step)| Axis { extent, steps: [step] }));
-    by_size!(x.ty.dtype, gather(call.par, &axes, x.bytes, base, y.bytes));
+    by_size!(x.ty.dtype, walk_copy(call.par, &axes, x.bytes, base, y.bytes));
     Ok(())
 }
 

@@ -23,6 +23,7 @@ mod reduce;
 mod shape;
 mod softmax;
 mod source;
+mod sparse;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -148,6 +149,10 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::SgdUpdate => update::sgd(cx),
         Op::Fill { value, .. } => update::fill(cx, value.0),
         Op::Reshape { .. } => update::copy(cx),
+        Op::SparseConv { conv, w_dims } => sparse::conv(cx, conv, w_dims),
+        Op::Gather { .. } | Op::PackSparse { .. } => {
+            Err(cx.unsupported("it runs on the CPU only; compile with --sparse off"))
+        }
         Op::Conv(_)
         | Op::ConvEpilogue { .. }
         | Op::ConvDgrad { .. }

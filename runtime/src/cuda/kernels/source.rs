@@ -22,6 +22,7 @@ pub(super) enum Source {
     Dropout,
     Cast,
     Pack,
+    Sparse,
 }
 
 /// The files that sources include, with their names.
@@ -67,6 +68,7 @@ impl Source {
             Self::Dropout => ("dropout.cu", include_str!("source/dropout.cu")),
             Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
             Self::Pack => ("pack.cu", include_str!("source/pack.cu")),
+            Self::Sparse => ("sparse.cu", include_str!("source/sparse.cu")),
         }
     }
 }

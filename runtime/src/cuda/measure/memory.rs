@@ -4,7 +4,8 @@ use crate::cuda::arena::DeviceArena;
 use crate::cuda::error::CudaError;
 use crate::cuda::launch::DeviceRange;
 use cudarc::driver::{result, sys};
-use vdnn_ir::Bytes;
+use vdnn_ir::random::splitmix64;
+use vdnn_ir::{Bytes, Op, TensorType, sparse};
 
 /// Results compared to see whether products are f32.
 pub(super) const LOOK: usize = 4096;
@@ -56,6 +57,40 @@ pub(super) fn fill_bytes(ptr: sys::CUdeviceptr, bytes: Bytes, value: u8) -> Resu
     CudaError::check("cuMemsetD8", unsafe { sys::cuMemsetD8_v2(ptr, value, size(bytes)?) })
 }
 
+/// Writes an operand's first words.
+#[expect(unsafe_code, reason = "copies to the device")]
+pub(super) fn write_words(ptr: sys::CUdeviceptr, words: &[i32]) -> Result<(), CudaError> {
+    // SAFETY: the words are as many as the operand has.
+    unsafe { result::memcpy_htod_sync(ptr, words) }.map_err(CudaError::of("cuMemcpyHtoD"))
+}
+
+/// Packed weights ([`vdnn_ir::sparse`]) of the op's shape that fill this type, at random places.
+pub(super) fn packed_at_random(op: &Op, ty: &TensorType) -> Vec<i32> {
+    let Op::SparseConv { w_dims, .. } = op else { return Vec::new() };
+    let rows = w_dims.first().copied().unwrap_or(0);
+    let columns: u64 = w_dims.iter().skip(1).product();
+    let mut left = (rows * columns, sparse::room(rows, ty.elements()).unwrap_or(0));
+    let mut starts = vec![0i32];
+    let mut entries = Vec::new();
+    for row in 0..rows {
+        for column in 0..columns {
+            // Of what is left each is as likely.
+            let (places, wanted) = left;
+            let z = splitmix64(row, column);
+            let taken = (u128::from(z) * u128::from(places)) >> 64 < u128::from(wanted);
+            left = (places - 1, wanted - u64::from(taken));
+            if taken {
+                let value = 0.5 + (z >> 40) as f32 / (1 << 24) as f32;
+                entries.extend([column as i32, value.to_bits() as i32]);
+            }
+        }
+        starts.push(entries.len() as i32 / 2);
+    }
+    starts.extend(entries);
+    starts.truncate(ty.elements() as usize);
+    starts
+}
+
 /// The first [`LOOK`] values of an operand.
 #[expect(unsafe_code, reason = "copies from the device")]
 pub(super) fn read(ptr: sys::CUdeviceptr, bytes: Bytes) -> Result<Vec<f32>, CudaError> {
@@ -63,4 +98,32 @@ pub(super) fn read(ptr: sys::CUdeviceptr, bytes: Bytes) -> Result<Vec<f32>, Cuda
     // SAFETY: the range is part of an operand's.
     unsafe { result::memcpy_dtoh_sync(&mut values, ptr) }.map_err(CudaError::of("cuMemcpyDtoH"))?;
     Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vdnn_ir::op::ConvAttrs;
+    use vdnn_ir::{DType, Dims};
+
+    #[test]
+    fn random_packed_weights_fill_their_type() {
+        let none = Dims::new;
+        let conv = ConvAttrs {
+            kernel: none(),
+            strides: none(),
+            before: none(),
+            after: none(),
+            dilations: none(),
+            groups: 1,
+        };
+        let op = Op::SparseConv { conv, w_dims: Dims::from_slice(&[7, 50]) };
+        for entries in [0, 1, 35, 349, 350] {
+            let ty = TensorType::new(DType::I32, [sparse::packed_len(7, entries)]);
+            let packed = packed_at_random(&op, &ty);
+            assert_eq!(packed.len() as u64, ty.elements());
+            let w = sparse::unpack(&packed, 7, 50).expect("packed weights");
+            assert_eq!(w.iter().filter(|v| **v != 0.0).count() as u64, entries);
+        }
+    }
 }

@@ -36,6 +36,7 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::ConvEpilogue { .. }
+            | Op::SparseConv { .. }
             | Op::BatchNormInferGrad { .. }
             | Op::LrnGrad(_)
             | Op::UnaryGrad(_)

@@ -2,7 +2,7 @@
 
 use super::{InferError, Rule, Types, list};
 use crate::op::SliceAttrs;
-use crate::types::Dims;
+use crate::types::{DType, Dims};
 
 /// The numpy broadcast of two shapes.
 ///
@@ -49,6 +49,21 @@ pub fn reduce_dims(dims: &[u64], axes: &[u64], keepdims: bool) -> Result<Dims, I
         }
     }
     Ok(out)
+}
+
+pub(super) fn gather(cx: &Rule<'_>, axis: u64) -> Result<Types, InferError> {
+    cx.arity(2, 2)?;
+    let axis = cx.axis(axis, 0)?;
+    let indices = cx.inputs[1];
+    if indices.dtype != DType::I32 || indices.rank() != 1 {
+        return cx.fail("indices of type i32 and rank 1", indices);
+    }
+    let mut dims = cx.inputs[0].dims.clone();
+    if dims[axis] == 0 && indices.dims[0] > 0 {
+        return cx.fail("something to gather from", cx.inputs[0]);
+    }
+    dims[axis] = indices.dims[0];
+    cx.one(cx.inputs[0].dtype, dims)
 }
 
 pub(super) fn concat(cx: &Rule<'_>, axis: u64) -> Result<Types, InferError> {

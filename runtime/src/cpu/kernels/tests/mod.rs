@@ -5,6 +5,7 @@ mod conv;
 mod data;
 mod pointwise;
 mod pool;
+mod sparse;
 mod statistics;
 
 use super::{CpuKernels, par::Par};

@@ -3,6 +3,7 @@
 mod layers;
 mod loss;
 mod movement;
+mod sparse;
 
 use super::naive;
 pub(super) use loss::bad_labels;
@@ -99,6 +100,7 @@ pub(super) fn all() -> Vec<Case> {
     layers::batch_norm(&mut rng, &mut out);
     layers::joined_batch_norm(&mut rng, &mut out);
     layers::local_response(&mut rng, &mut out);
+    sparse::packed_weights(&mut rng, &mut out);
     out
 }
 

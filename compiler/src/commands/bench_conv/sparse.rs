@@ -1,0 +1,218 @@
+//! `vdnnc bench-conv LIST.csv --sparsity 50,90`: forward convolutions with packed weights against
+//! the fastest dense ones, from measured or predicted times.
+
+use super::list::Layer;
+use super::plot::{self, Group};
+use super::write;
+use crate::cli::BenchConvArgs;
+use crate::commands::target::Target;
+use crate::error::Failure;
+use crate::measuring::Kernel;
+use crate::micro;
+use crate::options::CompileOptions;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use vdnn_cost::CostModel;
+use vdnn_ir::op::ConvAttrs;
+use vdnn_ir::{Bytes, DType, Dims, Nanos, Op, TensorType, sparse};
+use vdnn_passes::BatchSizes;
+use vdnn_passes::micro_batch::Menu;
+
+/// A layer with so many of its weights zero.
+struct Cell<'a> {
+    layer: &'a Layer,
+    /// Percent.
+    zeros: u64,
+    dense: Nanos,
+    packed: Option<Nanos>,
+}
+
+impl Cell<'_> {
+    /// What `--sparse auto` takes.
+    fn chosen(&self) -> Nanos {
+        self.packed.map_or(self.dense, |t| t.min(self.dense))
+    }
+
+    fn is_packed(&self) -> bool {
+        self.packed.is_some_and(|t| t < self.dense)
+    }
+
+    /// Dense time over that of packed weights.
+    fn gain(&self) -> Option<f64> {
+        Some(self.dense.0 as f64 / self.packed?.0.max(1) as f64)
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "layer": self.layer.name, "shape": self.layer.shape(), "zeros_percent": self.zeros,
+            "dense_ns": self.dense.0, "packed_ns": self.packed.map(|t| t.0), "gain": self.gain(),
+            "packed": self.is_packed(),
+        })
+    }
+}
+
+/// Runs the command on layers that were read.
+///
+/// # Errors
+/// What the user should read.
+pub(super) fn run(
+    args: &BenchConvArgs,
+    layers: &[Layer],
+    target: &mut Target,
+    options: &CompileOptions,
+) -> Result<(), Failure> {
+    let fail = |layer: &Layer, why: String| Failure::user(format!("{}: {why}", layer.name));
+    let layout = target.base().layout();
+    let mut all = Vec::new();
+    for layer in layers {
+        let [conv, ..] = layer.kernels(options.precision, layout).map_err(|e| fail(layer, e))?;
+        let dense = if layer.is_product() { product(layer) } else { conv };
+        for &zeros in &args.sparsity {
+            let packed = packed(&dense, zeros).ok_or_else(|| {
+                fail(layer, "packed weights are f32; use --precision f32 or tf32".to_owned())
+            })?;
+            all.push((layer, zeros, dense.clone(), packed));
+        }
+    }
+    let mut different: Vec<Kernel> = Vec::new();
+    for kernel in all.iter().flat_map(|(_, _, dense, packed)| [dense, packed]) {
+        if !different.contains(kernel) {
+            different.push(kernel.clone());
+        }
+    }
+    let cost = target.cost_of(&different, options, Bytes::ZERO)?;
+    let mut cells = Vec::new();
+    for (layer, zeros, dense, packed) in &all {
+        let dense = fastest(dense, &cost).ok_or_else(|| fail(layer, "no kernel runs it".to_owned()))?;
+        let (inputs, outputs) = packed.types();
+        // Nothing is guessed beside what was measured.
+        let known = cost.measured().is_empty() || cost.is_measured(&packed.op, &inputs, &outputs);
+        let packed = known.then(|| cost.kernel(&packed.op, &inputs, &outputs, None));
+        cells.push(Cell { layer, zeros: *zeros, dense, packed });
+    }
+    report(args, &cells, &cost)
+}
+
+/// A fully connected layer: a 1x1 filter on one position.
+fn product(layer: &Layer) -> Kernel {
+    let op = Op::Gemm { trans_a: false, trans_b: true, alpha: 1.0.into(), beta: 1.0.into() };
+    let f32 = |dims: [u64; 2]| TensorType::f32(dims);
+    let (x, w, y) = ([layer.n, layer.c], [layer.k, layer.c], [layer.n, layer.k]);
+    Kernel { op, inputs: vec![f32(x), f32(w)], outputs: vec![f32(y)] }
+}
+
+/// The same with weights of which so many percent are zero; `None` unless they are f32.
+fn packed(dense: &Kernel, zeros: u64) -> Option<Kernel> {
+    let (x, w) = (&dense.inputs[0], &dense.inputs[1]);
+    let none = Dims::new;
+    let conv = match &dense.op {
+        Op::Conv(conv) => conv.clone(),
+        _ => ConvAttrs {
+            kernel: none(),
+            strides: none(),
+            before: none(),
+            after: none(),
+            dilations: none(),
+            groups: 1,
+        },
+    };
+    let entries = w.elements() * (100 - zeros.min(100)) / 100;
+    let words = TensorType::new(DType::I32, [sparse::packed_len(w.dims[0], entries)]);
+    (x.dtype == DType::F32).then(|| Kernel {
+        op: Op::SparseConv { conv, w_dims: w.dims.clone() },
+        inputs: vec![x.clone(), words],
+        outputs: dense.outputs.clone(),
+    })
+}
+
+fn fastest(dense: &Kernel, cost: &CostModel) -> Option<Nanos> {
+    if !dense.op.is_conv() {
+        let (inputs, outputs) = dense.types();
+        return Some(cost.kernel(&dense.op, &inputs, &outputs, None));
+    }
+    let graph = micro::alone(dense).ok()?;
+    let (_, node) = graph.nodes().next()?;
+    Menu::new(BatchSizes::Undivided).choices(&graph, cost, node).first().map(|c| c.time)
+}
+
+/// What a share of zeros comes to over all layers.
+fn summary(zeros: u64, cells: &[Cell<'_>]) -> Value {
+    let cells: Vec<&Cell<'_>> = cells.iter().filter(|c| c.zeros == zeros).collect();
+    let gains: Vec<f64> = cells.iter().filter_map(|c| c.gain()).collect();
+    let auto = cells.iter().map(|c| c.dense.0 as f64 / c.chosen().0.max(1) as f64);
+    let packed: Vec<f64> = cells.iter().filter(|c| c.is_packed()).filter_map(|c| c.gain()).collect();
+    let least = |of: &[f64]| of.iter().copied().fold(f64::INFINITY, f64::min);
+    json!({
+        "zeros_percent": zeros, "layers": cells.len(), "packed": packed.len(),
+        "geomean_of_packed_weights": geomean(&gains), "least": least(&gains),
+        "geomean_where_packed": geomean(&packed), "geomean_auto": geomean(&auto.collect::<Vec<_>>()),
+    })
+}
+
+fn geomean(of: &[f64]) -> Option<f64> {
+    (!of.is_empty()).then(|| (of.iter().map(|g| g.ln()).sum::<f64>() / of.len() as f64).exp())
+}
+
+fn report(args: &BenchConvArgs, cells: &[Cell<'_>], cost: &CostModel) -> Result<(), Failure> {
+    if let Some(path) = &args.csv {
+        write(path, &csv(cells))?;
+    }
+    if let Some(path) = &args.svg {
+        let series: Vec<String> = args.sparsity.iter().map(|z| format!("{z} %")).collect();
+        let groups: Vec<Group> = cells
+            .chunks(series.len().max(1))
+            .map(|of| Group {
+                name: format!("{} {}", of[0].layer.name, of[0].layer.shape()),
+                bars: of.iter().map(Cell::gain).collect(),
+            })
+            .collect();
+        let title =
+            format!("{}: dense time over that of packed weights, {}", cost.device_name(), cost.precision());
+        write(path, &plot::bars(&title, &series, &groups))?;
+    }
+    let summaries: Vec<Value> = args.sparsity.iter().map(|&z| summary(z, cells)).collect();
+    if args.json {
+        let object = json!({
+            "device": cost.device_name(), "precision": cost.precision().to_string(), "summaries": summaries,
+            "cells": cells.iter().map(Cell::json).collect::<Vec<_>>(),
+        });
+        crate::commands::print(&object.to_string());
+        return Ok(());
+    }
+    let mut t = String::new();
+    for c in cells {
+        let _ = writeln!(
+            t,
+            "{:<58} {:>3} % zeros {:>10} -> {:>10} {:>7}  {}",
+            format!("{} {}", c.layer.name, c.layer.shape()),
+            c.zeros,
+            c.dense.to_string(),
+            c.packed.map_or_else(|| "-".to_owned(), |p| p.to_string()),
+            c.gain().map_or_else(String::new, |g| format!("{g:.2}x")),
+            if c.is_packed() { "packed" } else { "dense" }
+        );
+    }
+    for s in &summaries {
+        let _ = writeln!(t, "{s}");
+    }
+    crate::commands::print(&t);
+    Ok(())
+}
+
+fn csv(cells: &[Cell<'_>]) -> String {
+    let mut t = "layer,shape,zeros_percent,dense_ns,packed_ns,gain,chosen\n".to_owned();
+    for c in cells {
+        let _ = writeln!(
+            t,
+            "{},\"{}\",{},{},{},{},{}",
+            c.layer.name,
+            c.layer.shape(),
+            c.zeros,
+            c.dense.0,
+            c.packed.map(|p| p.0.to_string()).unwrap_or_default(),
+            c.gain().map(|g| format!("{g:.4}")).unwrap_or_default(),
+            if c.is_packed() { "packed" } else { "dense" }
+        );
+    }
+    t
+}

@@ -1,0 +1,179 @@
+//! Packed weights: against the same convolution with its zeros, at every density.
+
+use super::*;
+use vdnn_ir::op::ConvAttrs;
+use vdnn_ir::{Dims, sparse};
+
+const ZEROS: [u64; 8] = [0, 30, 50, 80, 90, 95, 98, 100];
+
+/// Weights of which about so many percent are zero.
+fn pruned(rng: &mut Rng, dims: &[u64], percent: u64) -> Tensor {
+    let dense = rng.tensor(dims);
+    let data: Vec<f32> =
+        dense.f32().iter().map(|&w| if rng.pick(0, 99) < percent { 0.0 } else { w }).collect();
+    Tensor::from_f32(dims.iter().copied(), &data)
+}
+
+fn packed(w: &Tensor, spare: u64) -> Tensor {
+    let nonzeros = w.f32().iter().filter(|v| **v != 0.0).count() as u64;
+    let op = Op::PackSparse { nonzeros: (nonzeros + spare).min(w.ty().elements()) };
+    run_n(&op, from_ref(w), 1).remove(0)
+}
+
+/// The product of the weights' and the inputs' magnitudes per output: what errors are judged by.
+fn compare(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, conv: Option<&ConvAttrs>) {
+    let dense = match conv {
+        Some(conv) => Op::Conv(conv.clone()),
+        None => Op::Gemm { trans_a: false, trans_b: true, alpha: 1.0.into(), beta: 1.0.into() },
+    };
+    let none = ConvAttrs {
+        kernel: Dims::new(),
+        strides: Dims::new(),
+        before: Dims::new(),
+        after: Dims::new(),
+        dilations: Dims::new(),
+        groups: 1,
+    };
+    let op = Op::SparseConv { conv: conv.cloned().unwrap_or(none), w_dims: w.ty().dims.clone() };
+    let with = |w: &Tensor, x: &Tensor, b: Option<Tensor>| -> Vec<Tensor> {
+        [x.clone(), w.clone()].into_iter().chain(b).collect()
+    };
+    let got = run_n(&op, &with(&packed(w, 3), x, bias.cloned()), 1).remove(0);
+    let expected =
+        launch(&NaiveKernels, &dense, &with(w, x, bias.cloned()), &[], 1, 0).expect("dense").remove(0);
+    let abs = |t: &Tensor| {
+        Tensor::from_f32(t.ty().dims.iter().copied(), &t.f32().iter().map(|v| v.abs()).collect::<Vec<_>>())
+    };
+    let size = launch(&NaiveKernels, &dense, &with(&abs(w), &abs(x), bias.map(abs)), &[], 1, 0)
+        .expect("magnitudes")
+        .remove(0);
+    for ((&a, &b), &s) in got.f32().iter().zip(expected.f32()).zip(size.f32()) {
+        assert!((a - b).abs() <= 1e-6 * s, "{op}: {a}, dense {b} of magnitude {s}");
+    }
+}
+
+fn attrs(kernel: [u64; 2], stride: [u64; 2], dilation: u64, pads: [u64; 4], groups: u64) -> ConvAttrs {
+    ConvAttrs {
+        kernel: Dims::from_slice(&kernel),
+        strides: Dims::from_slice(&stride),
+        dilations: Dims::from_slice(&[dilation, dilation]),
+        before: Dims::from_slice(&pads[..2]),
+        after: Dims::from_slice(&pads[2..]),
+        groups,
+    }
+}
+
+#[test]
+fn shapes_of_networks_at_every_density() {
+    let mut rng = Rng(7);
+    // n, c, m, input, kernel, stride, padding: layers of ResNet, VGG, DenseNet with fewer channels.
+    for (n, c, m, size, k, s, p) in [
+        (1, 3, 8, 32, 7, 2, 3),
+        (1, 16, 24, 56, 1, 1, 0),
+        (2, 24, 16, 28, 1, 2, 0),
+        (1, 16, 16, 14, 3, 1, 1),
+        (3, 40, 72, 7, 3, 1, 1),
+        (1, 12, 20, 28, 3, 2, 1),
+        (1, 4, 6, 112, 3, 1, 1),
+        (1, 3, 4, 224, 3, 1, 1),
+    ] {
+        let conv = attrs([k, k], [s, s], 1, [p; 4], 1);
+        for zeros in ZEROS {
+            let x = rng.tensor(&[n, c, size, size]);
+            let w = pruned(&mut rng, &[m, c, k, k], zeros);
+            let bias = zeros.is_multiple_of(20).then(|| rng.tensor(&[m]));
+            compare(&x, &w, bias.as_ref(), Some(&conv));
+        }
+    }
+}
+
+#[test]
+fn odd_windows_borders_and_groups() {
+    let mut rng = Rng(11);
+    for round in 0..160 {
+        let groups = rng.pick(1, 3);
+        let (c, m) = (groups * rng.pick(1, 5), groups * rng.pick(1, 5));
+        let kernel = [rng.pick(1, 5), rng.pick(1, 5)];
+        let stride = [rng.pick(1, 3), rng.pick(1, 3)];
+        let dilation = rng.pick(1, 2);
+        let pads = [0; 4].map(|_| rng.pick(0, 4));
+        let span = |i: usize| (kernel[i] - 1) * dilation + 1;
+        let least = |i: usize| span(i).saturating_sub(pads[i] + pads[i + 2]).max(1);
+        let dims = [rng.pick(1, 3), c, least(0) + rng.pick(0, 9), least(1) + rng.pick(0, 40)];
+        let x = rng.tensor(&dims);
+        let w = pruned(&mut rng, &[m, c / groups, kernel[0], kernel[1]], ZEROS[round % 8]);
+        let bias = (round % 3 == 0).then(|| rng.tensor(&[m]));
+        compare(&x, &w, bias.as_ref(), Some(&attrs(kernel, stride, dilation, pads, groups)));
+    }
+}
+
+#[test]
+fn lines_and_volumes() {
+    let mut rng = Rng(13);
+    for (x, w, rank) in [(vec![2, 3, 50], vec![4, 3, 5], 1), (vec![1, 2, 4, 6, 5], vec![3, 2, 2, 3, 3], 3)] {
+        let ones = |v: u64| Dims::from_elem(v, rank);
+        let conv = ConvAttrs {
+            kernel: Dims::from_slice(&w[2..]),
+            strides: ones(1),
+            dilations: ones(1),
+            before: ones(1),
+            after: ones(1),
+            groups: 1,
+        };
+        for zeros in ZEROS {
+            let (x, w) = (rng.tensor(&x), pruned(&mut rng, &w, zeros));
+            compare(&x, &w, None, Some(&conv));
+        }
+    }
+}
+
+#[test]
+fn fully_connected_layers_of_any_batch() {
+    let mut rng = Rng(17);
+    for (n, k, m) in [(1, 300, 70), (2, 5, 130), (3, 128, 10), (40, 64, 65), (200, 33, 9)] {
+        for zeros in ZEROS {
+            let (x, w) = (rng.tensor(&[n, k]), pruned(&mut rng, &[m, k], zeros));
+            let bias = zeros.is_multiple_of(20).then(|| rng.tensor(&[m]));
+            compare(&x, &w, bias.as_ref(), None);
+        }
+    }
+}
+
+#[test]
+fn gather_takes_and_repeats() {
+    let mut rng = Rng(19);
+    let x = rng.tensor(&[2, 5, 3, 4]);
+    for (axis, extent) in [(0, 2), (1, 5), (2, 3), (3, 4)] {
+        let indices: Vec<i32> = (0..7).map(|_| rng.pick(0, extent - 1) as i32).collect();
+        let bytes: Vec<u8> = indices.iter().flat_map(|i| i.to_le_bytes()).collect();
+        let index = Tensor::from_bytes(TensorType::new(DType::I32, [7]), &bytes).expect("seven");
+        run_n(&Op::Gather { axis }, &[x.clone(), index], 1);
+    }
+    let index = Tensor::from_bytes(TensorType::new(DType::I32, [1]), &9i32.to_le_bytes()).expect("one");
+    let refused = launch(&CpuKernels::new(1), &Op::Gather { axis: 1 }, &[x, index], &[], 1, 0);
+    assert!(refused.is_err_and(|e| e.to_string().contains("index 9")));
+}
+
+#[test]
+fn broken_packed_weights_are_no_undefined_behaviour() {
+    let mut rng = Rng(23);
+    let conv = attrs([3, 3], [1, 1], 1, [1; 4], 1);
+    let x = rng.tensor(&[1, 2, 9, 9]);
+    let w_dims = Dims::from_slice(&[2, 2, 3, 3]);
+    for _ in 0..200 {
+        let len = sparse::packed_len(2, 20) as usize;
+        let words: Vec<i32> = (0..len)
+            .map(|_| match rng.pick(0, 3) {
+                0 => rng.next() as i32,
+                _ => rng.pick(0, 40) as i32,
+            })
+            .collect();
+        let bytes: Vec<u8> = words.iter().flat_map(|i| i.to_le_bytes()).collect();
+        let packed = Tensor::from_bytes(TensorType::new(DType::I32, [len as u64]), &bytes).expect("words");
+        let op = Op::SparseConv { conv: conv.clone(), w_dims: w_dims.clone() };
+        for kernels in [CpuKernels::new(1), CpuKernels { par: Par::narrow(1) }] {
+            // Any result or an error will do.
+            let _ = launch(&kernels, &op, &[x.clone(), packed.clone()], &[], 1, 0);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Convolutions and products with packed weights.
+
+use super::super::naive;
+use super::{Case, Rng, list};
+use vdnn_ir::op::ConvAttrs;
+use vdnn_ir::{Dims, Op, Tensor};
+
+/// Weights of which so many percent are zero, packed, with room for three more.
+fn packed(rng: &mut Rng, dims: &[u64], zeros: u64) -> Tensor {
+    let w = rng.tensor(dims, -1.0, 1.0);
+    let kept: Vec<f32> = w.f32().iter().map(|&v| if rng.next() % 100 < zeros { 0.0 } else { v }).collect();
+    let nonzeros = kept.iter().filter(|v| **v != 0.0).count() as u64;
+    let w = Tensor::from_f32(dims.iter().copied(), &kept);
+    let op = Op::PackSparse { nonzeros: (nonzeros + 3).min(w.ty().elements()) };
+    naive(&op, &[w], 1).remove(0)
+}
+
+/// Every width of tiles, run of outputs and number of filters, windows that reach over the borders.
+pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
+    // Images, channels, filters, height, width; window, stride, dilation, padding; percent of zeros.
+    let convs: [[u64; 11]; 14] = [
+        [1, 3, 5, 9, 40, 3, 3, 1, 1, 1, 50],
+        [2, 40, 20, 7, 7, 3, 3, 1, 1, 1, 80],
+        [1, 65, 33, 14, 14, 3, 3, 1, 1, 1, 95],
+        [3, 8, 130, 12, 33, 3, 3, 1, 1, 1, 90],
+        [40, 4, 64, 28, 6, 3, 3, 1, 1, 1, 70],
+        [2, 12, 16, 13, 17, 3, 3, 2, 1, 1, 60],
+        [1, 6, 9, 15, 15, 5, 3, 1, 2, 4, 75],
+        [1, 3, 64, 20, 20, 7, 7, 2, 1, 3, 0],
+        [2, 36, 24, 9, 11, 1, 1, 1, 1, 0, 90],
+        [9, 70, 48, 30, 30, 1, 1, 1, 1, 0, 98],
+        [2, 16, 8, 9, 9, 1, 1, 2, 1, 0, 50],
+        [1, 8, 8, 5, 5, 1, 1, 1, 1, 1, 50],
+        [1, 2, 3, 4, 4, 3, 3, 1, 1, 2, 100],
+        [1, 9, 7, 1, 1, 3, 3, 1, 1, 1, 30],
+    ];
+    for (at, [n, c, m, h, w, ky, kx, stride, dilation, pad, zeros]) in convs.into_iter().enumerate() {
+        let two = |v: u64| list(&[v, v]);
+        let conv = ConvAttrs {
+            kernel: list(&[ky, kx]),
+            strides: two(stride),
+            before: two(pad),
+            after: two(pad),
+            dilations: two(dilation),
+            groups: 1,
+        };
+        let w_dims = [m, c, ky, kx];
+        let mut inputs = vec![rng.tensor(&[n, c, h, w], -1.0, 1.0), packed(rng, &w_dims, zeros)];
+        if at % 2 == 0 {
+            inputs.push(rng.tensor(&[m], -1.0, 1.0));
+        }
+        out.push(Case::new(Op::SparseConv { conv, w_dims: list(&w_dims) }, inputs, 2e-6));
+    }
+    let none = Dims::new();
+    let flat = ConvAttrs {
+        kernel: none.clone(),
+        strides: none.clone(),
+        before: none.clone(),
+        after: none.clone(),
+        dilations: none,
+        groups: 1,
+    };
+    for (images, columns, rows, zeros) in
+        [(1, 300, 70, 90), (2, 33, 8, 50), (3, 5, 1, 0), (11, 129, 40, 95), (8, 64, 9, 100)]
+    {
+        let w_dims = [rows, columns];
+        let mut inputs = vec![rng.tensor(&[images, columns], -1.0, 1.0), packed(rng, &w_dims, zeros)];
+        if images % 2 == 1 {
+            inputs.push(rng.tensor(&[rows], -1.0, 1.0));
+        }
+        let op = Op::SparseConv { conv: flat.clone(), w_dims: list(&w_dims) };
+        out.push(Case::new(op, inputs, 2e-6));
+    }
+}
