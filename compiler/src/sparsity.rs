@@ -1,5 +1,6 @@
 //! The zeros of a model: what patterns they have, layer by layer.
 
+pub mod activations;
 pub mod heat;
 pub mod mask;
 mod report;

@@ -91,6 +91,10 @@ pub struct InspectArgs {
     /// With --sparsity: factors of batch norms below this count as zero in front of a ReLU.
     #[arg(long, value_name = "X", default_value_t = 1e-6)]
     pub dead_tolerance: f32,
+    /// With --sparsity: run the model on these images on the CPU and tell what share of every
+    /// ReLU's results is zero, and how small zero-value compression makes them.
+    #[arg(long, value_name = "x.npy|x.npz", requires = "sparsity")]
+    pub input: Option<PathBuf>,
     /// With --sparsity: draw it.
     #[arg(long, value_name = "FILE.svg", requires = "sparsity")]
     pub svg: Option<PathBuf>,

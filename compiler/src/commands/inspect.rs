@@ -1,15 +1,19 @@
 //! `vdnnc inspect MODEL|PLAN`.
 
 use super::load;
-use crate::cli::InspectArgs;
+use crate::cli::{InspectArgs, SharedArgs};
 use crate::error::Failure;
-use crate::sparsity::{Report, heat};
+use crate::sparsity::{Report, activations, heat};
+use clap::Parser;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::Write as _;
+use std::path::Path;
+use vdnn_cost::CostModel;
 use vdnn_frontends::safe_file::write_atomic;
+use vdnn_frontends::tensors::{npy, npz};
 use vdnn_ir::op::work;
-use vdnn_ir::{Bytes, Flops, ParamRole, Precision, Stage, TensorType};
+use vdnn_ir::{Bytes, Flops, Mode, ParamRole, Precision, Stage, TensorType};
 use vdnn_plan::Plan;
 
 /// Runs the command.
@@ -40,8 +44,41 @@ fn sparsity(args: &InspectArgs, model: &load::Model) -> Result<(), Failure> {
         write_atomic(path, |w| w.write_all(text.as_bytes()))
             .map_err(|e| Failure::user(format!("{}: {e}", path.display())))?;
     }
-    super::print(&if args.json { report.json().to_string() } else { report.text() });
+    let measured = args.input.as_deref().map(|path| activations_on(path, model, &cost)).transpose()?;
+    if args.json {
+        let mut json = report.json();
+        json["activations"] = measured.map_or(serde_json::Value::Null, |m| activations::json(&m));
+        super::print(&json.to_string());
+    } else {
+        super::print(&(report.text() + &measured.map(|m| activations::text(&m)).unwrap_or_default()));
+    }
     Ok(())
+}
+
+/// The zeros behind ReLUs for the images in a file: of an archive with several arrays, `input`.
+fn activations_on(
+    path: &Path,
+    model: &load::Model,
+    cost: &CostModel,
+) -> Result<Vec<activations::Activation>, Failure> {
+    let fail = |e: &dyn std::fmt::Display| Failure::user(format!("{}: {e}", path.display()));
+    let tensor = if path.extension().is_some_and(|e| e == "npz") {
+        let mut all = npz::read(path).map_err(|e| fail(&e))?;
+        let only = if all.len() == 1 { all.keys().next().cloned() } else { Some("input".to_owned()) };
+        only.and_then(|name| all.remove(&name)).ok_or_else(|| fail(&"no array `input`"))?
+    } else {
+        npy::read(path).map_err(|e| fail(&e))?
+    };
+    let Ok(shared) = Shared::try_parse_from(["inspect"]) else { return Err(Failure::internal("defaults")) };
+    let options = shared.shared.options_on_cpu(Mode::Infer);
+    activations::measure(&model.imported, &tensor, &options, cost, super::run::default_threads())
+}
+
+/// The compile options nobody gave.
+#[derive(Parser)]
+struct Shared {
+    #[command(flatten)]
+    shared: SharedArgs,
 }
 
 fn describe_model(model: &load::Model, json: bool) -> String {

@@ -11,16 +11,16 @@ use std::arch::x86_64::{
 /// column is in the table, of which every offset must have as many elements of the panel behind it
 /// as there are sums; returns how many words those entries are.
 ///
-/// Panics if a run could leave the panel, or the sums are no whole vectors. The caller has seen
-/// [`super::tile::available`].
+/// Panics if the sums are no whole vectors, or this processor has no vectors of 512 bits
+/// ([`super::tile::available`]); runs stay in the panel whatever the table says.
 #[expect(unsafe_code, reason = "vector instructions")]
 pub(super) fn add(entries: &[i32], table: &[u32], panel: &[f32], sums: &mut [f32]) -> usize {
     assert!(sums.len().is_multiple_of(LANES) && sums.len() <= VECTORS * LANES && panel.len() >= sums.len());
-    debug_assert!(super::tile::available());
+    assert!(super::tile::available(), "512-bit vectors");
     macro_rules! by_vectors {
         ($($n:literal),+) => {
             match sums.len() / LANES {
-                // SAFETY: the caller has found the extensions; N vectors are what the sums have.
+                // SAFETY: the extensions were just found; N vectors are what the sums have.
                 $($n => unsafe { row::<$n>(entries, table, panel, sums) },)+
                 _ => 0,
             }
