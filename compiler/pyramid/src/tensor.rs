@@ -1,10 +1,15 @@
 //! Chains on the matrix units of Hopper GPUs: each convolution is an implicit matrix product over
 //! the positions of a tile, by `wgmma`, what lies between layers in shared memory.
 
+mod plan;
+mod price;
+mod print;
+
 use crate::chain::Chain;
 use crate::cuda::CudaError;
 use crate::kernel::Kernel;
 use crate::machine::Machine;
+use plan::Plan;
 use std::fmt;
 use std::str::FromStr;
 use vdnn_ir::types::Layout;
@@ -64,21 +69,40 @@ impl FromStr for Tensor {
 /// # Errors
 /// If the chain, precision or layout has no such kernel, or it does not fit.
 pub fn kernel(
-    _chain: &Chain,
-    _config: &Tensor,
+    chain: &Chain,
+    config: &Tensor,
     precision: Precision,
-    _layout: Layout,
-    _batch: u64,
+    layout: Layout,
+    batch: u64,
 ) -> Result<Kernel, CudaError> {
-    Err(CudaError::Precision(precision))
+    if layout != Layout::ChannelsLast {
+        return Err(CudaError::Unsupported { what: "row-major images on matrix units" });
+    }
+    Ok(print::kernel(&Plan::new(chain, config, precision, batch)?, crate::kernel::ENTRY))
 }
 
+/// Tiles that are tried: sides of squares and of what images of 224 are cut into.
+const SIDES: [u32; 8] = [2, 4, 6, 7, 8, 12, 14, 16];
+
 /// Ways to cut a chain, with predicted times; none if it has no such kernel.
-pub fn configs(
-    _chain: &Chain,
-    _precision: Precision,
-    _batch: u64,
-    _machine: &Machine,
-) -> Vec<(Nanos, Tensor)> {
-    Vec::new()
+pub fn configs(chain: &Chain, precision: Precision, batch: u64, machine: &Machine) -> Vec<(Nanos, Tensor)> {
+    let out = chain.output();
+    let blocks = machine.multiprocessors as u32;
+    let mut all = Vec::new();
+    for rows in SIDES {
+        for cols in SIDES {
+            if u64::from(rows) > out.height || u64::from(cols) > out.width {
+                continue;
+            }
+            for (workers, groups) in [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (1, 3), (1, 4)] {
+                for slots in 1..=4 {
+                    let tensor = Tensor { rows, cols, workers, groups, slots, blocks };
+                    if let Ok(plan) = Plan::new(chain, &tensor, precision, batch) {
+                        all.push((price::time(&plan), tensor));
+                    }
+                }
+            }
+        }
+    }
+    all
 }
