@@ -3,11 +3,12 @@
 //!
 //! `VDNNC_EMULATOR_CXX=g++ cargo test -p vdnn-pyramid --test tensor`
 
-mod support;
+#[path = "support/source.rs"]
+mod source;
 
+use source::Source;
 use std::fmt::Write;
 use std::process::Command;
-use support::Source;
 use vdnn_ir::types::{Layout, Real};
 use vdnn_ir::{Precision, bf16};
 use vdnn_pyramid::kernel::{Config, Kernel, kernel};
@@ -85,19 +86,44 @@ fn chain(s: &mut Source, per_chunk: u64) -> Chain {
     }
 }
 
+/// Single positions at both ends.
+fn bottleneck(s: &mut Source, per_chunk: u64) -> Chain {
+    let single = |out, then| {
+        let kind = Kind::Conv { window: Window::square(1, 1, 0), groups: 1, out, bias: true };
+        Layer { kind, then }
+    };
+    loop {
+        let input = Shape {
+            channels: per_chunk * [4, 8, 16][s.within(0, 2) as usize],
+            height: s.within(5, 20),
+            width: s.within(5, 20),
+        };
+        let mut layers = vec![single([16, 32, 64][s.within(0, 2) as usize], then(s, false))];
+        if !s.once_in(4) {
+            let kind = Kind::Conv { window: window(s), groups: 1, out: 32, bias: true };
+            layers.push(Layer { kind, then: then(s, false) });
+        }
+        layers.push(single([32, 64, 128][s.within(0, 2) as usize], then(s, true)));
+        if let Ok(chain) = Chain::new(input, vec![], layers) {
+            return chain;
+        }
+    }
+}
+
 /// Small integers where nothing is to be rounded.
 fn tensors(s: &mut Source, chain: &Chain, exact: bool) -> Vec<Vec<f32>> {
-    let number = |s: &mut Source, of: OperandUse| {
-        if !exact {
-            return s.real();
-        }
-        match of {
-            OperandUse::Weight if !s.once_in(6) => 0.0,
-            OperandUse::Scale => 1.0 + s.within(0, 1) as f32,
-            _ => s.within(0, 4) as f32 - 2.0,
-        }
+    let number = |s: &mut Source, of: OperandUse| match of {
+        OperandUse::Weight if !s.once_in(6) => 0.0,
+        OperandUse::Scale => 1.0 + s.within(0, 1) as f32,
+        _ => s.within(0, 4) as f32 - 2.0,
     };
-    chain.operands().iter().map(|o| (0..o.elements).map(|_| number(s, o.of)).collect()).collect()
+    let tensor = |o: &vdnn_pyramid::Operand| {
+        if !exact {
+            return s.tensor(o.elements);
+        }
+        (0..o.elements).map(|_| number(s, o.of)).collect()
+    };
+    chain.operands().iter().map(tensor).collect()
 }
 
 fn case(
@@ -127,14 +153,18 @@ fn random(seed: u64) -> Case {
     let mut s = Source::new(500_000 + seed);
     loop {
         let precision = if s.once_in(2) { Precision::Tf32 } else { Precision::Bf16 };
-        let chain = chain(&mut s, if precision == Precision::Tf32 { 4 } else { 8 });
+        let per_chunk = if precision == Precision::Tf32 { 4 } else { 8 };
+        let streamed = s.once_in(3);
+        let chain = if streamed { bottleneck(&mut s, per_chunk) } else { chain(&mut s, per_chunk) };
         let out = chain.output();
         let config = Config::Tensor(Tensor {
             rows: s.within(1, out.height.min(10)) as u32,
             cols: s.within(1, out.width.min(10)) as u32,
             workers: s.within(1, 2) as u32,
             groups: s.within(1, 2) as u32,
-            slots: s.within(1, 3) as u32,
+            slots: s.within(1, 4) as u32,
+            slice: [2, 4, 8][s.within(0, 2) as usize],
+            streamed,
             blocks: s.within(1, 3) as u32,
         });
         let exact = !s.once_in(4);
@@ -258,8 +288,8 @@ fn check(name: &str, cases: &[Case]) {
         let mut out = out.as_slice();
         for (k, case) in cases.iter().enumerate() {
             for (i, operands) in case.images.iter().enumerate() {
-                let want =
-                    reference(&case.chain, &support::slices(operands), case.precision).expect("a result");
+                let slices: Vec<&[f32]> = operands.iter().map(Vec::as_slice).collect();
+                let want = reference(&case.chain, &slices, case.precision).expect("a result");
                 let want = channels_last(&want, 1, case.chain.output().channels);
                 let most = want.iter().fold(1.0f32, |m, w| m.max(w.abs()));
                 for (e, want) in want.into_iter().enumerate() {

@@ -110,6 +110,11 @@ pub(super) struct Conv {
     pub each: u64,
     /// Outputs of a pass.
     pub width: u64,
+    /// Brought to the slots for every tile.
+    pub streamed: bool,
+    /// Chunks from one term of the sums to the next: one more than there are outputs, for the
+    /// same reason as in buffers.
+    pub pitch: u64,
     /// First byte of the weights in shared memory, and of the biases.
     pub weights: u64,
     pub biases: u64,
@@ -141,6 +146,8 @@ pub(super) struct Plan {
     /// Chunks of a slice of the input, and slices.
     pub slice: u64,
     pub slices: u64,
+    /// What goes through the slots for a tile: slices of the input, then parts of weights.
+    pub items: u64,
     /// Channels are copied one by one: fewer than a chunk.
     pub narrow: bool,
     /// Tiles along y and x, images.
@@ -219,6 +226,7 @@ impl Plan {
             tensor: *tensor,
             slice: 0,
             slices: 1,
+            items: 1,
             narrow: false,
             grid,
             batch,
@@ -285,7 +293,11 @@ impl Plan {
         let mut slice = chunks;
         if l == 0 {
             if taps == 1 {
-                slice = [8, 4, 2].into_iter().find(|&s| chunks.is_multiple_of(s)).unwrap_or(chunks);
+                let wanted = u64::from(self.tensor.slice);
+                slice = if chunks.is_multiple_of(wanted) { wanted } else { chunks };
+            }
+            if u64::from(self.tensor.slice) != slice && self.tensor.slice != 8 {
+                return Err(unsupported("slices of so many chunks"));
             }
             (self.slice, self.slices) = (slice, chunks / slice);
         }
@@ -315,7 +327,7 @@ impl Plan {
         // Several passes read the input again after the first has ended.
         let last = l + 1 + 1 == self.spans.len();
         let width = if last && self.slices_of(l) == 1 {
-            let limit = most.min(128);
+            let limit = most.min(if self.tensor.streamed { 64 } else { 128 });
             (1..=out / 8).map(|n| 8 * n).filter(|w| out.is_multiple_of(*w) && *w <= limit).max()
         } else {
             Some(out).filter(|&w| w <= most)
@@ -323,7 +335,19 @@ impl Plan {
         let Some(width) = width else {
             return Err(CudaError::Room { what: "accumulators", need: out / 2 * each, most: MOST_SUMS });
         };
+        let streamed = self.tensor.streamed && (l == 0 || last);
+        if streamed
+            && (self.narrow
+                || taps > 1
+                || self.tensor.slots < 2
+                || factors.iter().any(|f| f.weight.is_none()))
+        {
+            return Err(unsupported("streamed weights of windows"));
+        }
+        let pitch = if streamed && l > 0 { width + 1 } else { out + 1 };
         self.convs.push(Conv {
+            streamed,
+            pitch,
             channels,
             out,
             taps,
@@ -339,6 +363,11 @@ impl Plan {
             then,
         });
         Ok(())
+    }
+
+    /// Bytes of a slice of the input in its slot.
+    pub fn input(&self) -> u64 {
+        self.buffers[0].chunk * self.slice * CHUNK
     }
 
     fn slices_of(&self, l: usize) -> u64 {
@@ -367,10 +396,21 @@ impl Plan {
             return Err(unsupported("chains without a convolution"));
         }
         let slots = u64::from(tensor.slots);
-        if self.narrow && slots != 1 || slots > self.slices + 1 {
+        let parts = |c: &Conv| if c.streamed { c.out / c.width } else { 0 };
+        self.items = self.slices + self.convs.iter().skip(1).map(parts).sum::<u64>();
+        if self.tensor.streamed && (self.convs.len() < 2 || self.pool.is_some()) {
+            return Err(unsupported("streamed weights of these chains"));
+        }
+        if self.narrow && slots != 1 || slots > self.items + 1 {
             return Err(unsupported("so many slots"));
         }
-        self.slot = self.buffers[0].chunk * self.slice * CHUNK;
+        self.slot =
+            self.input() + if self.tensor.streamed { self.slice * self.convs[0].pitch * CHUNK } else { 0 };
+        for (l, conv) in self.convs.iter().enumerate().skip(1) {
+            if conv.streamed {
+                self.slot = self.slot.max(self.depth(l) * conv.pitch * CHUNK);
+            }
+        }
         let chunks = |l: usize| if l == 0 { 0 } else { self.convs[l - 1].out / self.per_chunk };
         let between =
             (1..self.buffers.len()).map(|l| self.buffers[l].chunk * chunks(l) * CHUNK).max().unwrap_or(0);
@@ -380,7 +420,9 @@ impl Plan {
             let depth = self.depth(l);
             let conv = &mut self.convs[l];
             conv.weights = at;
-            at += depth * (conv.out + 1) * CHUNK;
+            if !conv.streamed {
+                at += depth * conv.pitch * CHUNK;
+            }
             conv.biases = at;
             at += (conv.out * 4).next_multiple_of(CHUNK);
         }
