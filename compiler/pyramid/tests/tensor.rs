@@ -12,7 +12,7 @@ use std::process::Command;
 use vdnn_ir::types::{Layout, Real};
 use vdnn_ir::{Precision, bf16};
 use vdnn_pyramid::kernel::{Config, Kernel, kernel};
-use vdnn_pyramid::tensor::Tensor;
+use vdnn_pyramid::tensor::{Tensor, Units};
 use vdnn_pyramid::{Chain, Kind, Layer, OperandUse, Pointwise, Shape, Window, reference};
 
 /// Random chains.
@@ -165,6 +165,7 @@ fn random(seed: u64) -> Case {
             slots: s.within(1, 4) as u32,
             slice: [2, 4, 8][s.within(0, 2) as usize],
             streamed,
+            units: if s.once_in(4) { Units::Warp } else { Units::WarpGroup },
             blocks: s.within(1, 3) as u32,
         });
         let exact = !s.once_in(4);
@@ -220,7 +221,7 @@ fn source(cases: &[Case]) -> String {
             .source
             .replace("extern \"C\" ", "")
             .replace("extern __shared__ __align__(128) unsigned char shared[];", "");
-        let _ = writeln!(text, "namespace k{k} {{\n{kernel}}}");
+        let _ = writeln!(text, "namespace k{k} {{\n{kernel}}}\n#undef VDNN_WARP_TF32\n#undef VDNN_WARP_BF16");
         let element = if case.precision == Precision::Bf16 { "bf16" } else { "float" };
         let n = case.chain.operands().len();
         let args: Vec<String> = case
