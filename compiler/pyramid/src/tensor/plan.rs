@@ -30,10 +30,10 @@ pub(super) const MOST_SHARED: u64 = 227 << 10;
 const REGISTERS: u64 = 1 << 16;
 const MOST_REGISTERS: u64 = 255;
 
-/// Registers of a thread for addresses and what is on the way: what compilers took for dozens of
-/// kernels, less where a chunk has few channels.
-const OTHER: u64 = 96;
-const OTHER_NARROW: u64 = 56;
+/// Registers of a thread for addresses and what is on the way, more than compilers took for
+/// dozens of kernels; fewer where one warp group copies the few channels of an input itself.
+const OTHER: u64 = 104;
+const OTHER_NARROW: u64 = 72;
 
 /// The positions of a tensor that a tile holds, along one axis: `first + tile * step` and so many.
 #[derive(Clone, Copy, Debug)]
@@ -334,7 +334,8 @@ impl Plan {
         let registers = (REGISTERS / threads / 8 * 8).min(MOST_REGISTERS);
         let fetched = if l == 0 && self.narrow {
             let [y, x] = self.spans[0];
-            (y.len * x.len).div_ceil(u64::from(self.tensor.groups) * GROUP) * channels + OTHER_NARROW
+            let other = if self.tensor.groups == 1 { OTHER_NARROW } else { OTHER };
+            (y.len * x.len).div_ceil(u64::from(self.tensor.groups) * GROUP) * channels + other
         } else {
             OTHER
         };
