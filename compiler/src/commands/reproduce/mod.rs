@@ -24,7 +24,7 @@ use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{Graph, Mode, Phase};
 use vdnn_passes::micro_batch::Menu;
-use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
+use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Packing, Policy, SyncMode, Workspace};
 
 /// The device of the paper.
 const DEVICE: &str = "titan-x-maxwell";
@@ -107,6 +107,7 @@ fn selected(joint: &Graph, algo: AlgoMode, cost: &CostModel) -> Result<Graph, Fa
         workspace: Workspace::Planned,
         menu: Rc::new(Menu::new(BatchSizes::Undivided)),
         sync: SyncMode::Layer,
+        packing: Packing::Off,
         lag: 0,
     };
     pipeline::to_phase(&mut graph, Phase::Selected, &attempt, cost, &mut Timings::default())?;
@@ -137,6 +138,7 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         workspace: Workspace::Planned,
         memory: None,
         sync: SyncMode::Layer,
+        packing: Packing::Off,
         precision: Precision::F32,
         keep_gradients: false,
         elide_waits: true,

@@ -14,6 +14,7 @@ mod loss;
 mod lrn;
 mod modules;
 mod movement;
+mod pack;
 mod pieces;
 mod pointwise;
 mod pool;
@@ -28,6 +29,7 @@ mod tests;
 mod update;
 
 pub(crate) use modules::Modules;
+pub(crate) use pack::copy_packed;
 pub(crate) use proof::{count_different, delay_by, trap};
 
 use super::error::CudaError;

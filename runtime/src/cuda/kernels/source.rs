@@ -21,6 +21,7 @@ pub(super) enum Source {
     Proof,
     Dropout,
     Cast,
+    Pack,
 }
 
 /// The files that sources include, with their names.
@@ -64,6 +65,7 @@ impl Source {
             Self::Proof => ("proof.cu", include_str!("source/proof.cu")),
             Self::Dropout => ("dropout.cu", include_str!("source/dropout.cu")),
             Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
+            Self::Pack => ("pack.cu", include_str!("source/pack.cu")),
         }
     }
 }
