@@ -346,7 +346,7 @@ impl Plan {
         let adds = then.iter().filter(|s| matches!(s, Step::Add(_))).count() as u64 * self.element;
         let most = (8 * room / each / (4 + adds)).min(256);
         // Several passes read the input again after the first has ended.
-        let last = l + 1 + 1 == self.spans.len();
+        let last = l + 2 == self.spans.len();
         let width = if last && self.slices_of(l) == 1 {
             let limit = most.min(if self.tensor.streamed { 64 } else { 128 });
             (1..=out / 8).map(|n| 8 * n).filter(|w| out.is_multiple_of(*w) && *w <= limit).max()
