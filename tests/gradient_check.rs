@@ -60,7 +60,7 @@ variants!(Op, op_name, OPS: [
 ], others: [
     Fill ConvDgrad ConvWgrad MaxPoolGrad AvgPoolGrad BatchNormGrad BatchNormInferGrad LrnGrad UnaryGrad
     SoftmaxGrad LogSoftmaxGrad SliceGrad SoftmaxCrossEntropyGrad NegativeLogLikelihoodGrad SgdUpdate
-    AddSlice BatchNormInferRelu BatchNormTrainRelu BatchNormReluGrad ConvEpilogue Relayout Cast OffloadStart OffloadDone PrefetchStart PrefetchDone
+    AddSlice BatchNormInferRelu BatchNormTrainRelu BatchNormReluGrad ConvEpilogue Pyramid Relayout Cast OffloadStart OffloadDone PrefetchStart PrefetchDone
 ]);
 variants!(UnaryKind, unary_name, UNARY: [
     Relu LeakyRelu Clip Sigmoid HardSigmoid HardSwish Tanh Elu Exp Log Sqrt Neg Abs Reciprocal Affine PowConst

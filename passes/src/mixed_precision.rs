@@ -70,6 +70,7 @@ fn want(op: &Op, i: usize) -> Want {
         }
         Op::Conv(_)
         | Op::ConvEpilogue { .. }
+        | Op::Pyramid(_)
         | Op::ConvDgrad { .. }
         | Op::ConvWgrad { .. }
         | Op::MaxPool(_)

@@ -171,7 +171,8 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         | Op::BatchNormTrainRelu { .. }
         | Op::BatchNormReluGrad { .. }
         | Op::AddSlice(_)
-        | Op::ConvEpilogue { .. } => {
+        | Op::ConvEpilogue { .. }
+        | Op::Pyramid(_) => {
             return Err(KernelError::Unsupported { op: op.to_string(), why: "it runs as its parts".into() });
         }
     }

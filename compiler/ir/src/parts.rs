@@ -6,6 +6,7 @@
 use crate::graph::NodeSpec;
 use crate::kernel::{KernelError, Kernels, Operand, TensorMut};
 use crate::op::infer::infer;
+use crate::op::pyramid::PartOperand;
 use crate::op::{BinaryKind, Op, UnaryKind};
 use crate::tensor::Tensor;
 use crate::types::{DType, TensorType};
@@ -36,6 +37,7 @@ pub fn is_fused(op: &Op) -> bool {
             | Op::BatchNormReluGrad { .. }
             | Op::AddSlice(_)
             | Op::ConvEpilogue { .. }
+            | Op::Pyramid(_)
     )
 }
 
@@ -63,6 +65,17 @@ impl Parts {
                 }
                 if *relu {
                     y = self.one(Op::Unary(UnaryKind::Relu), &[y])?;
+                }
+                Some(vec![y])
+            }
+            Op::Pyramid(pyramid) => {
+                let mut y = *x.first()?;
+                for (op, operands) in pyramid.ops() {
+                    let of = |o: &PartOperand| match o {
+                        PartOperand::Input(i) => x.get(*i).copied(),
+                        PartOperand::Previous => Some(y),
+                    };
+                    y = self.one(op, &operands.iter().map(of).collect::<Option<Vec<_>>>()?)?;
                 }
                 Some(vec![y])
             }

@@ -21,6 +21,7 @@ mod geometry;
 pub mod interpret;
 mod interval;
 pub mod machine;
+mod op;
 mod program;
 mod reference;
 mod rounding;
@@ -33,6 +34,7 @@ pub use chain::{Chain, ChainError, Kind, Layer, MAX_EXTENT, Operand, OperandUse,
 pub use cost::{Counts, count, count_tile};
 pub use geometry::{Geometry, Track};
 pub use interval::Interval;
+pub use op::{chain_of, pyramid_of};
 pub use program::{Body, Buffer, Instruction, Outside, PoolKind, Program, Space, Step};
 pub use reference::reference;
 pub use text::ParseError;

@@ -47,6 +47,10 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
         Op::BatchNormInferRelu { .. } => {
             Rule { cut: (0..is.len()).map(|i| i >= 4).collect(), results: all(Part::Rows), scaled: None }
         }
+        Op::Pyramid(pyramid) => {
+            let cut = (0..is.len()).map(|i| pyramid.images().contains(&i)).collect();
+            Rule { cut, results: all(Part::Rows), scaled: None }
+        }
         Op::ConvEpilogue { .. } => {
             let mut rule = leading(1, Part::Rows);
             if let Some(residual) = rule.cut.get_mut(3) {

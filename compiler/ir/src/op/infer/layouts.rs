@@ -33,6 +33,7 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::BatchNormTrainRelu { .. }
             | Op::BatchNormReluGrad { .. }
             | Op::ConvEpilogue { .. }
+            | Op::Pyramid(_)
             | Op::BatchNormInferGrad { .. }
             | Op::LrnGrad(_)
             | Op::UnaryGrad(_)

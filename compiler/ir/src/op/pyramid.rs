@@ -1,0 +1,239 @@
+//! Pyramids: chains of convolutions and pools that one kernel computes tile by tile, what lies
+//! between them never stored (Alwani, Chen, Ferdman and Milder, *Fused-Layer CNN Accelerators*,
+//! MICRO 2016).
+//!
+//! A pyramid means its layers one after the other, as [`PyramidAttrs::ops`] lists them. Which
+//! tiles a kernel cuts it into is a text that those who print kernels read; it changes no value.
+
+use super::attrs::{BinaryKind, ConvAttrs, PoolAttrs, UnaryKind};
+use super::infer::{InferError, infer};
+use super::Op;
+use crate::types::{Real, TensorType};
+use serde::{Deserialize, Serialize};
+use smallvec::{SmallVec, smallvec};
+
+/// Most layers of a pyramid.
+pub const MAX_LAYERS: usize = 16;
+
+/// Longest text of a configuration.
+pub const MAX_CONFIG: usize = 128;
+
+/// A function of each element of a layer's result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PyramidStep {
+    /// `max(y, 0)`.
+    Relu,
+    /// `min(max(y, lo), hi)`.
+    Clip {
+        /// Lower bound.
+        lo: Real,
+        /// Upper bound.
+        hi: Real,
+    },
+    /// `y + r`, r an operand of y's type.
+    Add,
+}
+
+/// What a layer slides over the image.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PyramidKind {
+    /// [`Op::Conv`]; operands w and, with `bias`, b.
+    Conv {
+        /// The convolution.
+        conv: ConvAttrs,
+        /// Adds b.
+        bias: bool,
+    },
+    /// [`Op::MaxPool`].
+    MaxPool(PoolAttrs),
+    /// [`Op::AvgPool`].
+    AvgPool {
+        /// Window geometry.
+        pool: PoolAttrs,
+        /// As in [`Op::AvgPool`].
+        count_include_pad: bool,
+    },
+}
+
+/// A convolution or pool with what follows it before the next one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PyramidLayer {
+    /// The window.
+    pub kind: PyramidKind,
+    /// Applied to its result, in order.
+    #[serde(default, skip_serializing_if = "SmallVec::is_empty")]
+    pub then: SmallVec<[PyramidStep; 2]>,
+}
+
+/// A chain of layers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PyramidAttrs {
+    /// The layers, each of the one before; the first of x.
+    pub layers: Vec<PyramidLayer>,
+    /// How a kernel cuts it into tiles: letters, digits, blanks and `_=.:+-`. Empty: none is chosen,
+    /// which host kernels do not mind. Last, so that ops that differ in it alone are neighbours.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub config: String,
+}
+
+/// Where a part of a pyramid takes an operand from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartOperand {
+    /// An operand of the pyramid, by its place.
+    Input(usize),
+    /// The result of the part before.
+    Previous,
+}
+
+impl PyramidLayer {
+    /// Operands besides the layer's input: weight, bias, other summands, in this order.
+    pub fn operands(&self) -> usize {
+        let own = match self.kind {
+            PyramidKind::Conv { bias, .. } => 1 + usize::from(bias),
+            _ => 0,
+        };
+        own + self.then.iter().filter(|s| **s == PyramidStep::Add).count()
+    }
+
+    /// True for a convolution.
+    pub fn is_conv(&self) -> bool {
+        matches!(self.kind, PyramidKind::Conv { .. })
+    }
+}
+
+impl PyramidAttrs {
+    /// Number of operands: x, then per layer those of [`PyramidLayer::operands`].
+    pub fn operands(&self) -> usize {
+        1 + self.layers.iter().map(PyramidLayer::operands).sum::<usize>()
+    }
+
+    /// The same with another configuration.
+    #[must_use]
+    pub fn with_config(&self, config: impl Into<String>) -> Self {
+        Self { layers: self.layers.clone(), config: config.into() }
+    }
+
+    /// The parts in order. A convolution with bias takes the sum and the ReLU right behind it
+    /// into itself ([`Op::ConvEpilogue`]), so that with bf16 tensors each layer rounds once.
+    pub fn ops(&self) -> Vec<(Op, SmallVec<[PartOperand; 4]>)> {
+        let mut all: Vec<(Op, SmallVec<[PartOperand; 4]>)> = Vec::new();
+        let mut next = 1;
+        let mut take = || {
+            next += 1;
+            PartOperand::Input(next - 1)
+        };
+        for layer in &self.layers {
+            let before = if all.is_empty() { PartOperand::Input(0) } else { PartOperand::Previous };
+            let mut then = layer.then.as_slice();
+            match &layer.kind {
+                PyramidKind::Conv { conv, bias } => {
+                    let mut operands: SmallVec<[PartOperand; 4]> = smallvec![before, take()];
+                    if *bias {
+                        operands.push(take());
+                    }
+                    let mut relu = false;
+                    if *bias {
+                        if let [PyramidStep::Add, rest @ ..] = then {
+                            operands.push(take());
+                            then = rest;
+                        }
+                        if let [PyramidStep::Relu, rest @ ..] = then {
+                            relu = true;
+                            then = rest;
+                        }
+                    }
+                    let op = if relu || operands.len() > 3 {
+                        Op::ConvEpilogue { conv: conv.clone(), relu }
+                    } else {
+                        Op::Conv(conv.clone())
+                    };
+                    all.push((op, operands));
+                }
+                PyramidKind::MaxPool(pool) => all.push((Op::MaxPool(pool.clone()), smallvec![before])),
+                PyramidKind::AvgPool { pool, count_include_pad } => {
+                    let op = Op::AvgPool { pool: pool.clone(), count_include_pad: *count_include_pad };
+                    all.push((op, smallvec![before]));
+                }
+            }
+            for step in then {
+                let previous = PartOperand::Previous;
+                all.push(match *step {
+                    PyramidStep::Relu => (Op::Unary(UnaryKind::Relu), smallvec![previous]),
+                    PyramidStep::Clip { lo, hi } => {
+                        (Op::Unary(UnaryKind::Clip { lo, hi }), smallvec![previous])
+                    }
+                    PyramidStep::Add => (Op::Binary(BinaryKind::Add), smallvec![previous, take()]),
+                });
+            }
+        }
+        all
+    }
+
+    /// Places of the operands that have a row per image: x and the other summands.
+    pub fn images(&self) -> SmallVec<[usize; 4]> {
+        let mut places = smallvec![0];
+        let mut next = 1;
+        for layer in &self.layers {
+            let adds = layer.then.iter().filter(|s| **s == PyramidStep::Add).count();
+            next += layer.operands();
+            places.extend(next - adds..next);
+        }
+        places
+    }
+
+    /// The parts with the types of their operands and results. `inputs` are the pyramid's.
+    ///
+    /// # Errors
+    /// If there are no layers, too many or as many operands as they do not have, the
+    /// configuration has other characters, the image is not of rank 4, or a part does not take
+    /// its operands.
+    pub fn typed(&self, inputs: &[&TensorType]) -> Result<Vec<TypedPart>, InferError> {
+        let fail = |text: String| Err(InferError(format!("pyramid: {text}")));
+        if self.layers.is_empty() || self.layers.len() > MAX_LAYERS {
+            return fail(format!("expected 1 to {MAX_LAYERS} layers, found {}", self.layers.len()));
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || " _=.:+-".contains(c);
+        if self.config.len() > MAX_CONFIG || !self.config.chars().all(plain) {
+            return fail(format!("expected a short configuration of plain words, found `{}`", self.config));
+        }
+        if inputs.len() != self.operands() {
+            return fail(format!("expected {} inputs, found {}", self.operands(), inputs.len()));
+        }
+        if inputs[0].rank() != 4 {
+            return fail(format!("expected x of rank 4, found {}", inputs[0]));
+        }
+        let mut all: Vec<TypedPart> = Vec::new();
+        for (op, operands) in self.ops() {
+            let types: SmallVec<[TensorType; 4]> = operands
+                .iter()
+                .map(|operand| match operand {
+                    PartOperand::Input(i) => inputs[*i].clone(),
+                    PartOperand::Previous => all.last().map_or_else(|| inputs[0].clone(), |p| p.result.clone()),
+                })
+                .collect();
+            let refs: SmallVec<[&TensorType; 4]> = types.iter().collect();
+            // A summand of fewer dimensions would broadcast.
+            if matches!(op, Op::Binary(_)) && refs[0] != refs[1] {
+                return fail(format!("expected another summand of type {}, found {}", refs[0], refs[1]));
+            }
+            let mut results = infer(&op, &refs, 1).map_err(|e| InferError(format!("pyramid: {e}")))?;
+            let result = results.swap_remove(0);
+            drop(refs);
+            all.push(TypedPart { op, operands: types, result });
+        }
+        Ok(all)
+    }
+}
+
+/// A part of a pyramid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypedPart {
+    /// The op.
+    pub op: Op,
+    /// Types of its operands.
+    pub operands: SmallVec<[TensorType; 4]>,
+    /// Type of its result.
+    pub result: TensorType,
+}
