@@ -9,6 +9,7 @@ mod conv;
 mod division;
 pub mod measured;
 mod profile;
+mod pyramid;
 mod rates;
 mod roofline;
 #[cfg(test)]
@@ -195,6 +196,11 @@ impl CostModel {
         algo: Option<ConvAlgo>,
     ) -> Nanos {
         if let Some(time) = self.measured.time(op, inputs, outputs, self.precision, algo) {
+            return time;
+        }
+        if let Op::Pyramid(pyramid) = op
+            && let Some(time) = self.predicted_pyramid(pyramid, inputs)
+        {
             return time;
         }
         let Some(shape) = ConvShape::of(op, inputs, outputs) else {
