@@ -11,6 +11,7 @@
 use crate::chain::Window;
 use crate::geometry::Track;
 use crate::program::{ACCUMULATOR, Buffer, Instruction, PoolKind, Program, Space, Step};
+use crate::tiling::TilingError;
 use crate::verify::ProgramError;
 use std::fmt::Write;
 use vdnn_ir::Precision;
@@ -30,8 +31,27 @@ pub enum CudaError {
     /// It is not well-formed.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// The tiles do not cut the chain.
+    #[error(transparent)]
+    Tiling(#[from] TilingError),
+    /// There is no kernel for this.
+    #[error("there is no fused kernel for {what}; leave the layers apart")]
+    Unsupported {
+        /// What it cannot do.
+        what: &'static str,
+    },
+    /// A block would need more than there is.
+    #[error("the kernel needs {need} of a block's {what}, of which there are {most}; take smaller tiles")]
+    Room {
+        /// Of what.
+        what: &'static str,
+        /// How much is needed.
+        need: u64,
+        /// How much there is.
+        most: u64,
+    },
     /// Not strict f32.
-    #[error("there is no CUDA printer for {0} programs yet; make the program with f32")]
+    #[error("there are no plain loops for {0}; make the program with f32")]
     Precision(Precision),
     /// Indices of 32 bits cannot address it.
     #[error("a tensor or image of this program is too large for indices of 32 bits")]
