@@ -11,6 +11,7 @@ use std::time::Instant;
 use vdnn_cost::{CopyDir, CostModel};
 use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
 use vdnn_passes::elide::{ElideOptions, elide};
+use vdnn_passes::fuse_pyramids::{Rule, footprints};
 use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
 use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::{PassError, Policy, Stats};
@@ -178,7 +179,9 @@ fn choose(
     }
 }
 
-/// Compiles an imported graph to a checked plan.
+/// Compiles an imported graph to a checked plan. Where no plan is within the budget and the
+/// options allow predicted pyramids, more and more of them are fused for their footprint, however
+/// slow, until one is.
 ///
 /// # Errors
 /// [`NoPlan`]: over budget with figures, or a failure.
@@ -190,11 +193,33 @@ pub fn compile(
     cost: &CostModel,
 ) -> Result<Compiled, NoPlan> {
     let start = Instant::now();
-    slicing::choose(&graph, batch, options, cost, &|slices| {
-        let mut timings = Timings::default();
-        let joint = slicing::joint(&graph, options, slices, cost, &mut timings)?;
-        plan_joint(&joint, batch, model.clone(), options, cost, start, timings)
-    })
+    let attempt = |options: &CompileOptions| {
+        slicing::choose(&graph, batch, options, cost, &|slices| {
+            let mut timings = Timings::default();
+            let joint = slicing::joint(&graph, options, slices, cost, &mut timings)?;
+            plan_joint(&joint, batch, model.clone(), options, cost, start, timings)
+        })
+    };
+    let mut found = attempt(options);
+    if options.mode != Mode::Infer || options.fuse.pyramids() != Some(Rule::Predicted) {
+        return found;
+    }
+    let Err(NoPlan::TooLarge { smallest, .. }) = &found else { return found };
+    let mut least = smallest.0;
+    let layers = CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
+    let layers = slicing::joint(&graph, &layers, None, cost, &mut Timings::default())?;
+    for footprint in footprints(&layers, cost) {
+        match attempt(&CompileOptions { fuse_footprint: Some(footprint), ..options.clone() }) {
+            Err(NoPlan::TooLarge { summary, smallest }) => {
+                if smallest.0 < least {
+                    least = smallest.0;
+                    found = Err(NoPlan::TooLarge { summary, smallest });
+                }
+            }
+            other => return other,
+        }
+    }
+    found
 }
 
 /// The second half of [`compile`]: from the joint graph (any graph in that phase) to the

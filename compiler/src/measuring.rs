@@ -7,7 +7,13 @@ use crate::progress::Progress;
 use crate::slicing;
 use crate::timing::Timings;
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
-use vdnn_ir::{Graph, Op, Stage, TensorType, ValueId};
+use vdnn_ir::{Graph, Mode, Op, Stage, TensorType, ValueId};
+use vdnn_passes::fuse_pyramids::candidates;
+
+/// Configurations of a pyramid that are worth measuring.
+pub const WAYS: usize = 8;
+/// The same where plans are waiting for it.
+pub const FEW_WAYS: usize = 2;
 
 /// Operands of one kernel that are all shown.
 const MANY: usize = 8;
@@ -40,7 +46,13 @@ impl Kernel {
             }
             text.join(" ")
         };
-        format!("{} {} -> {}", self.op.name(), list(&self.inputs), list(&self.outputs))
+        let name = match &self.op {
+            Op::Pyramid(pyramid) => {
+                format!("pyramid of {} layers as {}", pyramid.layers.len(), pyramid.config)
+            }
+            op => op.name(),
+        };
+        format!("{name} {} -> {}", list(&self.inputs), list(&self.outputs))
     }
 }
 
@@ -61,8 +73,9 @@ pub fn kernels(graph: &Graph) -> Vec<Kernel> {
     all
 }
 
-/// Every kernel that compiling an imported graph with these options needs. They depend on the
-/// cost model only by the layout it wants.
+/// Every kernel that compiling an imported graph with these options needs, its layers by
+/// themselves: those of pyramids are [`pyramids_of`]. They depend on the cost model only by the
+/// layout it wants.
 ///
 /// # Errors
 /// Those of the passes.
@@ -71,6 +84,7 @@ pub fn kernels_of(
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Vec<Kernel>, Failure> {
+    let options = &CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
     let batch = slicing::batch_of(imported);
     let ways = slicing::candidates(imported, batch, options, cost)?;
     let mut all = Vec::new();
@@ -89,6 +103,44 @@ pub fn kernels_of(
         }
     }
     Ok(all)
+}
+
+/// The pyramids that these options allow and that are worth measuring, at most `most`
+/// configurations of each group of layers; none if the options allow none. Like the kernels of
+/// [`kernels_of`] they are those of the whole batch.
+///
+/// # Errors
+/// Those of the passes.
+pub fn pyramids_of(
+    imported: &Graph,
+    options: &CompileOptions,
+    cost: &CostModel,
+    most: usize,
+) -> Result<Vec<Kernel>, Failure> {
+    if options.mode != Mode::Infer || options.fuse.pyramids().is_none() {
+        return Ok(Vec::new());
+    }
+    let options = &CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
+    let joint = slicing::joint(imported, options, None, cost, &mut Timings::default())?;
+    let kernel = |(op, inputs, output)| Kernel { op, inputs, outputs: vec![output] };
+    Ok(candidates(&joint, cost, options.fuse_depth, most).into_iter().map(kernel).collect())
+}
+
+/// What the first table that has rows of a kernel has of it, of every kernel.
+pub fn known(
+    (kernels, precision): (&[Kernel], Precision),
+    tables: &[&Measured],
+    on: &MeasuredOn,
+) -> Measured {
+    let mut found = Measured::new(on.clone());
+    for kernel in kernels {
+        let (inputs, outputs) = kernel.types();
+        let rows = tables.iter().find_map(|t| t.rows(&kernel.op, &inputs, &outputs, precision));
+        for row in rows.unwrap_or_default() {
+            found.insert(&kernel.op, &inputs, &outputs, precision, row.clone());
+        }
+    }
+    found
 }
 
 /// Why a kernel was not timed.

@@ -108,8 +108,9 @@ pub fn joint(
     timings: &mut Timings,
 ) -> Result<Graph, PassError> {
     let mut graph = imported.clone();
-    let CompileOptions { mode, keep_gradients, fuse, .. } = options;
-    pipeline::to_joint_in_slices(&mut graph, *mode, *keep_gradients, *fuse, slices, cost, timings)?;
+    let CompileOptions { mode, keep_gradients, .. } = options;
+    let fusion = options.fusion();
+    pipeline::to_joint_in_slices(&mut graph, *mode, *keep_gradients, fusion, slices, cost, timings)?;
     Ok(graph)
 }
 

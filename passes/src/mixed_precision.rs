@@ -11,6 +11,7 @@
 use crate::conversion;
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use std::collections::{BTreeMap, BTreeSet};
+use vdnn_ir::op::PyramidUse;
 use vdnn_ir::op::infer::InferError;
 use vdnn_ir::{DType, Def, Graph, NodeId, Op, Phase, Stage, Tensor, ValueId};
 
@@ -70,7 +71,6 @@ fn want(op: &Op, i: usize) -> Want {
         }
         Op::Conv(_)
         | Op::ConvEpilogue { .. }
-        | Op::Pyramid(_)
         | Op::ConvDgrad { .. }
         | Op::ConvWgrad { .. }
         | Op::MaxPool(_)
@@ -80,6 +80,7 @@ fn want(op: &Op, i: usize) -> Want {
         | Op::Lrn(_)
         | Op::LrnGrad(_) => Want::Bf16,
         Op::BatchNormInfer { .. } | Op::BatchNormTrain { .. } => data(i == 0),
+        Op::Pyramid(pyramid) => data(pyramid.uses().get(i) != Some(&PyramidUse::Bias)),
         Op::BatchNormInferRelu { .. } => data(i >= 4),
         Op::BatchNormTrainRelu { .. } => data(i == 0 || i == 5),
         Op::BatchNormGrad | Op::BatchNormInferGrad { .. } => data(i < 2),

@@ -5,6 +5,7 @@ use std::path::Path;
 use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Graph, Mode, Tensor};
+use vdnn_passes::fuse_pyramids::DEPTH;
 use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
 use vdnn_plan::Plan;
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
@@ -40,6 +41,8 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         elide_waits: true,
         elide_copies: true,
         fuse: Fuse::Off,
+        fuse_depth: DEPTH,
+        fuse_footprint: None,
         slices: Slices::Off,
     }
 }

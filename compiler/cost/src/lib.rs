@@ -18,6 +18,7 @@ mod tests;
 pub use conv::ConvDir;
 pub use measured::{Measured, MeasuredError, MeasuredKernel, MeasuredOn, MeasuredRow};
 pub use profile::ProfileError;
+pub use pyramid::PyramidOption;
 pub use rates::DeviceRates;
 pub use vdnn_ir::Precision;
 
@@ -199,7 +200,7 @@ impl CostModel {
             return time;
         }
         if let Op::Pyramid(pyramid) = op
-            && let Some(time) = self.predicted_pyramid(pyramid, inputs)
+            && let Some(time) = self.pyramid(pyramid, inputs)
         {
             return time;
         }

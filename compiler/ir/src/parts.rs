@@ -69,15 +69,17 @@ impl Parts {
                 Some(vec![y])
             }
             Op::Pyramid(pyramid) => {
-                let mut y = *x.first()?;
-                for (op, operands) in pyramid.ops() {
+                let narrow = self.graph.ty(*x.first()?).dtype == DType::BF16;
+                let mut made = Vec::new();
+                for (op, operands) in pyramid.ops(narrow) {
                     let of = |o: &PartOperand| match o {
                         PartOperand::Input(i) => x.get(*i).copied(),
-                        PartOperand::Previous => Some(y),
+                        PartOperand::Part(i) => made.get(*i).copied(),
                     };
-                    y = self.one(op, &operands.iter().map(of).collect::<Option<Vec<_>>>()?)?;
+                    let operands = operands.iter().map(of).collect::<Option<Vec<_>>>()?;
+                    made.push(self.one(op, &operands)?);
                 }
-                Some(vec![y])
+                made.pop().map(|y| vec![y])
             }
             Op::BatchNormInferRelu { eps } => {
                 let &[scale, bias, mean, var, ref pieces @ ..] = x else { return None };

@@ -133,9 +133,10 @@ mod tests {
         let input = Shape { channels: 6, height: 9, width: 11 };
         let chain = Chain::new(input, vec![], layers).expect("a chain");
         let pyramid = pyramid_of(&chain).expect("no scale");
-        let types: Vec<TensorType> = ["f32[5,6,9,11]", "f32[8,3,3,3]", "f32[8]", "f32[4,4,1,1]", "f32[5,4,5,6]"]
-            .map(|t| t.parse().expect("a type"))
-            .to_vec();
+        let types: Vec<TensorType> =
+            ["f32[5,6,9,11]", "f32[8,3,3,3]", "f32[8]", "f32[4,4,1,1]", "f32[5,4,5,6]"]
+                .map(|t| t.parse().expect("a type"))
+                .to_vec();
         let types: Vec<&TensorType> = types.iter().collect();
         assert_eq!(pyramid.operands(), chain.operands().len());
         assert_eq!(chain_of(&pyramid, &types), Some(chain));

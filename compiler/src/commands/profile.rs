@@ -7,7 +7,7 @@ use super::target;
 use super::{load, print};
 use crate::cli::{DeviceName, ProfileArgs};
 use crate::error::Failure;
-use crate::measuring::{self, Filled, Kernel, KernelTimer, TimerError};
+use crate::measuring::{self, FEW_WAYS, Filled, Kernel, KernelTimer, TimerError, WAYS};
 use crate::micro;
 use crate::progress::Progress;
 use crate::several::{Work, fill_on_several};
@@ -127,7 +127,8 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
     let precision = shared.options_on_gpu(args.mode).precision;
     let cost = target::gpu_profile(&facts, &shared.gpu.device_profile, precision)?;
     for name in &args.targets {
-        let kernels = kernels(args, name, &cost)?;
+        let (mut kernels, pyramids) = kernels(args, name, &cost)?;
+        kernels.extend(pyramids);
         let mut stored = db.times(&on).map_err(Failure::user)?;
         let before = [&table, &stored];
         let known: &[&Measured] = if args.again { &[] } else { &before };
@@ -190,11 +191,14 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The kernels of a model, in the layout that `cost` wants.
-fn kernels(args: &ProfileArgs, name: &str, cost: &CostModel) -> Result<Vec<Kernel>, Failure> {
+/// The kernels of a model, in the layout that `cost` wants, and the pyramids of them that are worth
+/// measuring, too.
+fn kernels(args: &ProfileArgs, name: &str, cost: &CostModel) -> Result<(Vec<Kernel>, Vec<Kernel>), Failure> {
     let options = args.shared.options_on_gpu(args.mode);
     let model = open(name, args.mode, args.seed, &options)?;
-    measuring::kernels_of(&model.imported.graph, &options, cost)
+    let graph = &model.imported.graph;
+    let ways = if args.quick { FEW_WAYS } else { WAYS };
+    Ok((measuring::kernels_of(graph, &options, cost)?, measuring::pyramids_of(graph, &options, cost, ways)?))
 }
 
 /// The micro-batches that the options allow of these kernels.
@@ -265,7 +269,7 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
     let mut missing = 0;
     print(&format!("{}: {} rows of {}", source.display(), stored.len(), stored.on));
     for name in &args.targets {
-        let kernels = kernels(args, name, &cost)?;
+        let (kernels, pyramids) = kernels(args, name, &cost)?;
         let progress = Progress::new(kernels.len() as u64, name);
         let mut filled = measuring::fill(
             (&kernels, precision),
@@ -277,6 +281,7 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
         )?;
         progress.finish();
         let lacking = filled.skipped.len();
+        filled.table.merge(&measuring::known((&pyramids, precision), &[&stored], &stored.on));
         // A size that is missing is an option less, and no more.
         let mut source =
             micro::Source { known: &[&stored], on: &stored.on, timer: &mut Nobody, keep: &mut |_| Ok(()) };
@@ -284,6 +289,11 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
         print(&format!("{name}: {} kernels, {} rows, {lacking} missing", kernels.len(), filled.table.len()));
         for kernel in &kernels {
             print(&format!("  {}", line(kernel, precision, &filled.table)));
+        }
+        let is_known =
+            |k: &&Kernel| filled.table.rows(&k.op, &k.types().0, &k.types().1, precision).is_some();
+        for pyramid in pyramids.iter().filter(is_known) {
+            print(&format!("  {}", line(pyramid, precision, &filled.table)));
         }
         under_limit(args, &kernels, &cost, &filled.table);
         missing += lacking;

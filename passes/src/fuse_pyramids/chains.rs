@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use vdnn_cost::CostModel;
 use vdnn_ir::graph::{Node, NodeId, Stage, ValueId};
-use vdnn_ir::op::{BinaryKind, PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep, UnaryKind};
+use vdnn_ir::op::{BinaryKind, PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep, PyramidUse, UnaryKind};
 use vdnn_ir::{Bytes, DType, Graph, Nanos, Op, Precision, TensorType};
 
 /// A layer of a chain: a convolution or pool and the pointwise nodes behind it.
@@ -59,12 +59,37 @@ impl Found {
     }
 
     /// The pyramid of some layers, without a configuration, and its operands.
-    pub fn pyramid(&self, layers: Range<usize>) -> (PyramidAttrs, Vec<ValueId>) {
+    pub fn pyramid(&self, layers: Range<usize>) -> (PyramidAttrs, Vec<FoundOperand>) {
         let layers = &self.layers[layers];
-        let mut operands = vec![layers[0].input];
-        operands.extend(layers.iter().flat_map(|l| l.operands.iter().copied()));
-        let layers = layers.iter().map(|l| l.layer.clone()).collect();
-        (PyramidAttrs { layers, config: String::new() }, operands)
+        let pyramid =
+            PyramidAttrs { layers: layers.iter().map(|l| l.layer.clone()).collect(), config: String::new() };
+        let values =
+            std::iter::once(layers[0].input).chain(layers.iter().flat_map(|l| l.operands.iter().copied()));
+        let operand = |(v, of): (ValueId, PyramidUse)| match of {
+            PyramidUse::Bias => FoundOperand::Bias(v),
+            PyramidUse::Image | PyramidUse::Weight => FoundOperand::Other(v),
+        };
+        let operands = values.zip(pyramid.uses()).map(operand).collect();
+        (pyramid, operands)
+    }
+}
+
+/// An operand of a pyramid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoundOperand {
+    /// A bias, which a pyramid takes in f32.
+    Bias(ValueId),
+    /// Any other.
+    Other(ValueId),
+}
+
+impl FoundOperand {
+    /// The type that the pyramid takes it in.
+    pub fn ty(self, graph: &Graph) -> TensorType {
+        match self {
+            Self::Bias(v) => TensorType { dtype: DType::F32, ..graph.ty(v).clone() },
+            Self::Other(v) => graph.ty(v).clone(),
+        }
     }
 }
 
@@ -162,8 +187,13 @@ fn link(graph: &Graph, node: &Node, from: ValueId, cost: &CostModel) -> Option<L
         let layer = PyramidLayer { kind, then: SmallVec::from_slice(then) };
         first.then(|| Link::Layer(layer, SmallVec::from_slice(rest)))
     };
+    // A narrow bias is widened once, at load.
+    let has_bias = matches!(node.op, Op::Conv(_) | Op::ConvEpilogue { .. }) && rest.len() > 1;
+    if has_bias && element != DType::F32 && !graph.is_static(rest[1]) {
+        return None;
+    }
     match &node.op {
-        Op::Conv(conv) => layer(PyramidKind::Conv { conv: conv.clone(), bias: rest.len() > 1 }, &[]),
+        Op::Conv(conv) => layer(PyramidKind::Conv { conv: conv.clone(), bias: has_bias }, &[]),
         Op::ConvEpilogue { conv, relu } => {
             let mut then: SmallVec<[PyramidStep; 2]> = SmallVec::new();
             if rest.len() > 2 {

@@ -118,5 +118,6 @@ pub fn layers() -> Vec<Case> {
         let operand = g.any(&[n, c]);
         g.add(Op::Softmax { axis: 1 }, vec![operand]);
     }
+    g.pyramids();
     g.cases
 }

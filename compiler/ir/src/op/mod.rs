@@ -20,7 +20,7 @@ pub use attrs::{
     BinaryKind, ConvAttrs, LossReduction, LrnAttrs, PoolAttrs, ReduceKind, SavedOperand, SliceAttrs,
     UnaryKind,
 };
-pub use pyramid::{PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep};
+pub use pyramid::{PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep, PyramidUse};
 
 use crate::phase::Phase;
 use crate::types::{DType, Dims, Layout, Real};

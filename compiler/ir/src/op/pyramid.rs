@@ -5,10 +5,10 @@
 //! A pyramid means its layers one after the other, as [`PyramidAttrs::ops`] lists them. Which
 //! tiles a kernel cuts it into is a text that those who print kernels read; it changes no value.
 
+use super::Op;
 use super::attrs::{BinaryKind, ConvAttrs, PoolAttrs, UnaryKind};
 use super::infer::{InferError, infer};
-use super::Op;
-use crate::types::{Real, TensorType};
+use crate::types::{DType, Real, TensorType};
 use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
 
@@ -78,13 +78,24 @@ pub struct PyramidAttrs {
     pub config: String,
 }
 
+/// What an operand of a pyramid is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PyramidUse {
+    /// x or another summand: a row per image.
+    Image,
+    /// Of a convolution.
+    Weight,
+    /// Of a convolution; f32 whatever the images are.
+    Bias,
+}
+
 /// Where a part of a pyramid takes an operand from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartOperand {
     /// An operand of the pyramid, by its place.
     Input(usize),
-    /// The result of the part before.
-    Previous,
+    /// The result of an earlier part, by its place.
+    Part(usize),
 }
 
 impl PyramidLayer {
@@ -115,23 +126,28 @@ impl PyramidAttrs {
         Self { layers: self.layers.clone(), config: config.into() }
     }
 
-    /// The parts in order. A convolution with bias takes the sum and the ReLU right behind it
-    /// into itself ([`Op::ConvEpilogue`]), so that with bf16 tensors each layer rounds once.
-    pub fn ops(&self) -> Vec<(Op, SmallVec<[PartOperand; 4]>)> {
+    /// The parts in order, the last one the result. A convolution with bias takes the sum and the
+    /// ReLU right behind it into itself ([`Op::ConvEpilogue`]), so that with bf16 tensors each
+    /// layer rounds once; with `narrow`, for those, the biases are cast first.
+    pub fn ops(&self, narrow: bool) -> Vec<(Op, SmallVec<[PartOperand; 4]>)> {
         let mut all: Vec<(Op, SmallVec<[PartOperand; 4]>)> = Vec::new();
+        let mut last = PartOperand::Input(0);
         let mut next = 1;
         let mut take = || {
             next += 1;
             PartOperand::Input(next - 1)
         };
         for layer in &self.layers {
-            let before = if all.is_empty() { PartOperand::Input(0) } else { PartOperand::Previous };
             let mut then = layer.then.as_slice();
             match &layer.kind {
                 PyramidKind::Conv { conv, bias } => {
-                    let mut operands: SmallVec<[PartOperand; 4]> = smallvec![before, take()];
+                    let mut operands: SmallVec<[PartOperand; 4]> = smallvec![last, take()];
                     if *bias {
-                        operands.push(take());
+                        let b = take();
+                        operands.push(if narrow { PartOperand::Part(all.len()) } else { b });
+                        if narrow {
+                            all.push((Op::Cast { to: DType::BF16 }, smallvec![b]));
+                        }
                     }
                     let mut relu = false;
                     if *bias {
@@ -151,36 +167,37 @@ impl PyramidAttrs {
                     };
                     all.push((op, operands));
                 }
-                PyramidKind::MaxPool(pool) => all.push((Op::MaxPool(pool.clone()), smallvec![before])),
+                PyramidKind::MaxPool(pool) => all.push((Op::MaxPool(pool.clone()), smallvec![last])),
                 PyramidKind::AvgPool { pool, count_include_pad } => {
                     let op = Op::AvgPool { pool: pool.clone(), count_include_pad: *count_include_pad };
-                    all.push((op, smallvec![before]));
+                    all.push((op, smallvec![last]));
                 }
             }
+            last = PartOperand::Part(all.len() - 1);
             for step in then {
-                let previous = PartOperand::Previous;
                 all.push(match *step {
-                    PyramidStep::Relu => (Op::Unary(UnaryKind::Relu), smallvec![previous]),
-                    PyramidStep::Clip { lo, hi } => {
-                        (Op::Unary(UnaryKind::Clip { lo, hi }), smallvec![previous])
-                    }
-                    PyramidStep::Add => (Op::Binary(BinaryKind::Add), smallvec![previous, take()]),
+                    PyramidStep::Relu => (Op::Unary(UnaryKind::Relu), smallvec![last]),
+                    PyramidStep::Clip { lo, hi } => (Op::Unary(UnaryKind::Clip { lo, hi }), smallvec![last]),
+                    PyramidStep::Add => (Op::Binary(BinaryKind::Add), smallvec![last, take()]),
                 });
+                last = PartOperand::Part(all.len() - 1);
             }
         }
         all
     }
 
-    /// Places of the operands that have a row per image: x and the other summands.
-    pub fn images(&self) -> SmallVec<[usize; 4]> {
-        let mut places = smallvec![0];
-        let mut next = 1;
+    /// What each operand is.
+    pub fn uses(&self) -> Vec<PyramidUse> {
+        let mut all = vec![PyramidUse::Image];
         for layer in &self.layers {
-            let adds = layer.then.iter().filter(|s| **s == PyramidStep::Add).count();
-            next += layer.operands();
-            places.extend(next - adds..next);
+            if let PyramidKind::Conv { bias, .. } = layer.kind {
+                all.push(PyramidUse::Weight);
+                all.extend(bias.then_some(PyramidUse::Bias));
+            }
+            let adds = layer.then.iter().filter(|s| **s == PyramidStep::Add);
+            all.extend(adds.map(|_| PyramidUse::Image));
         }
-        places
+        all
     }
 
     /// The parts with the types of their operands and results. `inputs` are the pyramid's.
@@ -204,13 +221,18 @@ impl PyramidAttrs {
         if inputs[0].rank() != 4 {
             return fail(format!("expected x of rank 4, found {}", inputs[0]));
         }
+        for (ty, of) in inputs.iter().zip(self.uses()) {
+            if of == PyramidUse::Bias && ty.dtype != DType::F32 {
+                return fail(format!("expected b of type f32, found {ty}"));
+            }
+        }
         let mut all: Vec<TypedPart> = Vec::new();
-        for (op, operands) in self.ops() {
+        for (op, operands) in self.ops(inputs[0].dtype == DType::BF16) {
             let types: SmallVec<[TensorType; 4]> = operands
                 .iter()
                 .map(|operand| match operand {
                     PartOperand::Input(i) => inputs[*i].clone(),
-                    PartOperand::Previous => all.last().map_or_else(|| inputs[0].clone(), |p| p.result.clone()),
+                    PartOperand::Part(i) => all[*i].result.clone(),
                 })
                 .collect();
             let refs: SmallVec<[&TensorType; 4]> = types.iter().collect();

@@ -23,6 +23,7 @@ use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{Graph, Mode, Phase};
+use vdnn_passes::fuse_pyramids::DEPTH;
 use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
 
@@ -142,6 +143,8 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         elide_waits: true,
         elide_copies: true,
         fuse: Fuse::Off,
+        fuse_depth: DEPTH,
+        fuse_footprint: None,
         slices: Slices::Off,
     }
 }

@@ -16,6 +16,9 @@ use std::rc::Rc;
 /// Most arguments of a kernel.
 const MAX_ARGS: usize = 24;
 
+/// Dynamic shared memory that every function may have.
+const USUAL_SHARED: u32 = 48 << 10;
+
 /// Compiled kernels of the current context, compiled and loaded when first asked for.
 #[derive(Debug)]
 pub(crate) struct Modules {
@@ -45,10 +48,18 @@ impl Modules {
     }
 
     fn bind_one(&mut self, step: Step) -> Result<Launch, CudaError> {
-        let Step { kernel, grid, block, args } = step;
+        let Step { kernel, grid, block, shared, args } = step;
+        if args.all().count() > MAX_ARGS {
+            let why = format!("more than {MAX_ARGS} arguments");
+            return Err(CudaError::Unsupported { op: kernel.name, why });
+        }
         let module = self.module(&kernel)?;
         let function = module.function(&kernel.name)?;
-        Ok(Launch { function, grid, block, args, name: kernel.name, _module: module })
+        if shared > USUAL_SHARED {
+            allow_shared(function, shared)
+                .map_err(|why| CudaError::Unsupported { op: kernel.name.clone(), why })?;
+        }
+        Ok(Launch { function, grid, block, shared, args, name: kernel.name, _module: module })
     }
 
     fn module(&mut self, kernel: &Kernel) -> Result<Rc<Module>, CudaError> {
@@ -99,6 +110,17 @@ impl Drop for Module {
     }
 }
 
+/// Lets a function have more dynamic shared memory than usual; says why if it cannot.
+#[expect(unsafe_code, reason = "calls the driver")]
+fn allow_shared(function: CUfunction, bytes: u32) -> Result<(), String> {
+    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let why = || format!("{bytes} bytes of shared memory are more than a block has here");
+    let value = i32::try_from(bytes).map_err(|_| why())?;
+    // SAFETY: the function is of a loaded module; the call changes a limit of it and no more.
+    let status = unsafe { sys::cuFuncSetAttribute(function, attribute, value) };
+    CudaError::check("cuFuncSetAttribute", status).map_err(|_| why())
+}
+
 /// Launches in order.
 #[derive(Debug)]
 pub(super) struct Launches(Vec<Launch>);
@@ -114,6 +136,7 @@ struct Launch {
     function: CUfunction,
     grid: [u32; 3],
     block: u32,
+    shared: u32,
     args: Args,
     name: String,
     _module: Rc<Module>,
@@ -146,7 +169,7 @@ impl Launch {
                 self.block,
                 1,
                 1,
-                0,
+                self.shared,
                 stream,
                 pointers.as_mut_ptr(),
                 std::ptr::null_mut(),
