@@ -1,10 +1,15 @@
 //! Chains on the matrix units of Hopper GPUs: each convolution is an implicit matrix product over
 //! the positions of a tile, by `wgmma`, what lies between layers in shared memory.
 
+mod plan;
+mod price;
+mod print;
+
 use crate::chain::Chain;
 use crate::cuda::CudaError;
 use crate::kernel::Kernel;
 use crate::machine::Machine;
+use plan::Plan;
 use std::fmt;
 use std::str::FromStr;
 use vdnn_ir::types::Layout;
@@ -23,26 +28,51 @@ pub struct Tensor {
     pub groups: u32,
     /// Slices of the input that a worker has room for.
     pub slots: u32,
+    /// Chunks (16 bytes) of channels of a slice, where the first convolution is of single positions.
+    pub slice: u32,
+    /// The weights of the first and the last convolution are brought to the slots for every tile
+    /// again; else all are kept for as long as a block lives.
+    pub streamed: bool,
     /// Blocks; each goes on with further tiles when it is done with one.
     pub blocks: u32,
 }
 
 impl fmt::Display for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rows, cols, workers, groups, slots, blocks } = self;
-        write!(f, "{rows}x{cols} workers {workers} groups {groups} slots {slots} blocks {blocks}")
+        let Self { rows, cols, workers, groups, slots, slice, streamed, blocks } = self;
+        let weights = if *streamed { "streamed" } else { "kept" };
+        write!(
+            f,
+            "{rows}x{cols} workers {workers} groups {groups} slots {slots} slice {slice} weights {weights} blocks {blocks}"
+        )
     }
 }
 
 impl FromStr for Tensor {
     type Err = String;
 
-    /// Reads `8x8 workers 2 groups 1 slots 2 blocks 132`.
+    /// Reads `8x8 workers 2 groups 1 slots 2 slice 8 weights kept blocks 132`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let error = || format!("`{text}` is not such as `8x8 workers 2 groups 1 slots 2 blocks 132`");
+        let error = || {
+            format!(
+                "`{text}` is not such as `8x8 workers 2 groups 1 slots 2 slice 8 weights kept blocks 132`"
+            )
+        };
         let words: Vec<&str> = text.split_whitespace().collect();
-        let ["workers", workers, "groups", groups, "slots", slots, "blocks", blocks] =
-            words.get(1..).ok_or_else(error)?
+        let [
+            "workers",
+            workers,
+            "groups",
+            groups,
+            "slots",
+            slots,
+            "slice",
+            slice,
+            "weights",
+            weights,
+            "blocks",
+            blocks,
+        ] = words.get(1..).ok_or_else(error)?
         else {
             return Err(error());
         };
@@ -54,6 +84,12 @@ impl FromStr for Tensor {
             workers: number(workers)?,
             groups: number(groups)?,
             slots: number(slots)?,
+            slice: number(slice)?,
+            streamed: match *weights {
+                "kept" => false,
+                "streamed" => true,
+                _ => return Err(error()),
+            },
             blocks: number(blocks)?,
         })
     }
@@ -64,21 +100,42 @@ impl FromStr for Tensor {
 /// # Errors
 /// If the chain, precision or layout has no such kernel, or it does not fit.
 pub fn kernel(
-    _chain: &Chain,
-    _config: &Tensor,
+    chain: &Chain,
+    config: &Tensor,
     precision: Precision,
-    _layout: Layout,
-    _batch: u64,
+    layout: Layout,
+    batch: u64,
 ) -> Result<Kernel, CudaError> {
-    Err(CudaError::Precision(precision))
+    if layout != Layout::ChannelsLast {
+        return Err(CudaError::Unsupported { what: "row-major images on matrix units" });
+    }
+    Ok(print::kernel(&Plan::new(chain, config, precision, batch)?, crate::kernel::ENTRY))
 }
 
+/// Tiles that are tried: sides of squares and of what images of 224 are cut into.
+const SIDES: [u32; 8] = [2, 4, 6, 7, 8, 12, 14, 16];
+
 /// Ways to cut a chain, with predicted times; none if it has no such kernel.
-pub fn configs(
-    _chain: &Chain,
-    _precision: Precision,
-    _batch: u64,
-    _machine: &Machine,
-) -> Vec<(Nanos, Tensor)> {
-    Vec::new()
+pub fn configs(chain: &Chain, precision: Precision, batch: u64, machine: &Machine) -> Vec<(Nanos, Tensor)> {
+    let out = chain.output();
+    let blocks = machine.multiprocessors as u32;
+    let mut all = Vec::new();
+    for rows in SIDES {
+        for cols in SIDES {
+            if u64::from(rows) > out.height || u64::from(cols) > out.width {
+                continue;
+            }
+            for (workers, groups) in [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (1, 3), (1, 4)] {
+                for (slots, slice) in (1..=6).flat_map(|s| [(s, 8), (s, 4)]) {
+                    for streamed in [false, true] {
+                        let tensor = Tensor { rows, cols, workers, groups, slots, slice, streamed, blocks };
+                        if let Ok(plan) = Plan::new(chain, &tensor, precision, batch) {
+                            all.push((price::time(&plan), tensor));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
 }
