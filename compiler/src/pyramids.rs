@@ -192,8 +192,8 @@ impl Pyramids {
         } else {
             let _ = writeln!(
                 t,
-                "  {:<36}{:<44}{:>6}{:>10}{:>8}{:>10}{:>10}{:>10}{:>7}",
-                "layers", "kernel", "again", "shared", "blocks", "layers", "predicted", "measured", "gain"
+                "  {:<36}{:>6}{:>10}{:>8}{:>10}{:>10}{:>10}{:>7}  kernel",
+                "layers", "again", "shared", "blocks", "layers", "predicted", "measured", "gain"
             );
         }
         let time = |t: Option<Nanos>| t.map_or_else(|| "-".to_owned(), |t| t.to_string());
@@ -201,9 +201,8 @@ impl Pyramids {
             let names: Vec<&str> = p.names.iter().map(String::as_str).collect();
             let _ = writeln!(
                 t,
-                "  {:<36}{:<44}{:>5.2}x{:>10}{:>8}{:>10}{:>10}{:>10}{:>6.2}x{}",
+                "  {:<36}{:>5.2}x{:>10}{:>8}{:>10}{:>10}{:>10}{:>6.2}x  {}{}",
                 short(&names),
-                p.config,
                 p.recompute,
                 p.shared.to_string(),
                 p.blocks,
@@ -211,7 +210,8 @@ impl Pyramids {
                 time(p.predicted),
                 time(p.measured),
                 p.gain(),
-                if p.fused { "" } else { " left apart" }
+                p.config,
+                if p.fused { "" } else { " (left apart)" }
             );
         }
         let left = self.step.saturating_sub(self.saved());

@@ -120,9 +120,6 @@ fn predict(chain: &Chain, config: Config, target: &Target, batch: u64) -> Option
             let slow = Target { peak: target.peak * LOOPS, ..target.clone() };
             estimate(chain, tiling, &slow, batch).map(|e| e.time)
         }
-        Config::Tensor(config) => {
-            let ways = tensor::configs(chain, target.precision, batch, &target.machine);
-            ways.into_iter().find(|(_, c)| *c == config).map(|(time, _)| time)
-        }
+        Config::Tensor(config) => tensor::predict(chain, &config, target.precision, batch),
     }
 }
