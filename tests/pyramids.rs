@@ -5,11 +5,13 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use vdnn_cost::CostModel;
 use vdnn_interp::{NaiveKernels, interpret};
-use vdnn_ir::{Graph, Precision, Tensor, TensorType};
+use vdnn_ir::{Graph, Layout, Op, Precision, Tensor, TensorType};
 use vdnn_passes::fuse_pyramids::{Found, chains};
+use vdnn_pyramid::kernel::{Config, configs, kernel};
+use vdnn_pyramid::machine::Machine;
 use vdnn_pyramid::search::tilings;
 use vdnn_pyramid::{Chain, Pointwise, Program, chain_of};
-use vdnn_tests::data;
+use vdnn_tests::{data, op_cases};
 
 /// A stem with a pool, then a bottleneck with its residual, read once more at the end.
 const GRAPH: &str = r#"graph "g" phase=joint mode=infer {
@@ -161,4 +163,34 @@ fn what_cannot_be_reported_is_refused_with_a_way_out() {
     refused(&["--emit", "pyramids", "--mode", "infer", "--device", "cpu"], "h200");
     refused(&["--svg", "x.svg"], "add --emit pyramids");
     vdnnc().arg(&model).args(["--emit", "pyramids", "--fuse-depth", "0"]).assert().code(1);
+}
+
+/// What the suites of `tests/backends` ask of a GPU.
+#[test]
+fn every_case_of_the_backend_suites_has_a_kernel() {
+    let machine = Machine::named("h200").expect("a machine");
+    let mut kernels = 0;
+    for case in op_cases::layers() {
+        let Op::Pyramid(pyramid) = &case.op else { continue };
+        let types: Vec<TensorType> = case.operands.iter().map(|o| o.ty()).collect();
+        let chain = chain_of(pyramid, &types.iter().collect::<Vec<_>>()).expect("a chain");
+        let batch = types[0].dims[0];
+        for precision in Precision::ALL {
+            let layout = if precision == Precision::F32 { Layout::RowMajor } else { Layout::ChannelsLast };
+            if precision != Precision::F32 && !op_cases::is_plain(pyramid) {
+                continue;
+            }
+            let ways = configs(&chain, precision, layout, batch, &machine);
+            let prints = |c: &Config| kernel(&chain, c, precision, layout, batch).is_ok();
+            assert!(ways.iter().any(prints), "{precision}: {} of {types:?}", case.op);
+            for way in ways {
+                assert_eq!(way.to_string().parse(), Ok(way));
+                let named = Op::Pyramid(pyramid.with_config(way.to_string()));
+                assert_eq!(named.to_string().parse::<Op>(), Ok(named.clone()));
+                assert!(vdnn_ir::op::infer::infer(&named, &types.iter().collect::<Vec<_>>(), 1).is_ok());
+                kernels += 1;
+            }
+        }
+    }
+    assert!(kernels > 100, "{kernels}");
 }

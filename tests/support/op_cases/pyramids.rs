@@ -108,7 +108,7 @@ impl Generator {
             self.pyramid(x, layers);
         }
         for x in [[2, 64, 28, 28], [1, 64, 15, 9]] {
-            self.pyramid(x, vec![(conv(3, 1, 1, &[Relu]), 128), (pool(2, 2, 0), 0)]);
+            self.pyramid(x, vec![(conv(3, 1, 1, &[Relu]), 64), (pool(2, 2, 0), 0)]);
             self.pyramid(x, vec![(conv(1, 1, 0, &[Relu]), 64), (conv(3, 1, 1, &[Relu]), 64)]);
         }
         for x in [[2, 256, 14, 14], [1, 64, 13, 11], [2, 256, 7, 7]] {
@@ -118,6 +118,8 @@ impl Generator {
                 (conv(1, 1, 0, &[Add, Relu]), 256),
             ];
             self.pyramid(x, layers);
+        }
+        for x in [[2, 64, 14, 14], [1, 64, 13, 11]] {
             self.pyramid(x, vec![(conv(3, 1, 1, &[Relu]), 64), (conv(1, 1, 0, &[Add, Relu]), 256)]);
         }
         // What plain loops alone take: groups, dilation, no bias, averages, bounds, uneven windows.
