@@ -95,7 +95,7 @@ impl FoundOperand {
 
 /// What a node is in a chain.
 enum Link {
-    Layer(PyramidLayer, SmallVec<[ValueId; 4]>),
+    Layer(Box<PyramidLayer>, SmallVec<[ValueId; 4]>),
     Pointwise(PyramidStep, Option<ValueId>),
 }
 
@@ -124,7 +124,7 @@ pub fn chains(graph: &Graph, cost: &CostModel) -> Vec<Found> {
             let (time, measured) = price(graph, id, cost);
             match (link, layers.last_mut()) {
                 (Link::Layer(layer, operands), _) => layers.push(FoundLayer {
-                    layer,
+                    layer: *layer,
                     operands,
                     nodes: SmallVec::from_slice(&[id]),
                     input: from,
@@ -185,7 +185,7 @@ fn link(graph: &Graph, node: &Node, from: ValueId, cost: &CostModel) -> Option<L
     let first = node.inputs.first() == Some(&from) && !rest.contains(&from);
     let layer = |kind, then: &[PyramidStep]| {
         let layer = PyramidLayer { kind, then: SmallVec::from_slice(then) };
-        first.then(|| Link::Layer(layer, SmallVec::from_slice(rest)))
+        first.then(|| Link::Layer(Box::new(layer), SmallVec::from_slice(rest)))
     };
     // A narrow bias is widened once, at load.
     let has_bias = matches!(node.op, Op::Conv(_) | Op::ConvEpilogue { .. }) && rest.len() > 1;
