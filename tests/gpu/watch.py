@@ -3,20 +3,24 @@
 usage: watch.py COMMAND [ARGS ...] [++ COMMAND [ARGS ...]] ...
 Standard output of the commands is passed on in their order when all have ended; then one JSON
 line per command: its exit status and the most device memory that NVML saw it use. Exit status:
-the first that is not 0. Needs nvidia-ml-py (`import pynvml`) or nvidia-smi.
+the first that is not 0. Needs nvidia-ml-py (`import pynvml`) or nvidia-smi. The GPU is the first
+of CUDA_VISIBLE_DEVICES.
 """
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+
+GPU = int(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0])
 
 
 def by_nvml():
     import pynvml
 
     pynvml.nvmlInit()
-    device = pynvml.nvmlDeviceGetHandleByIndex(0)
+    device = pynvml.nvmlDeviceGetHandleByIndex(GPU)
 
     def look():
         found = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device)}
@@ -28,7 +32,7 @@ def by_nvml():
 
 def by_smi():
     def ask(*query):
-        text = subprocess.run(["nvidia-smi", *query, "--format=csv,noheader,nounits"], capture_output=True, text=True)
+        text = subprocess.run(["nvidia-smi", f"--id={GPU}", *query, "--format=csv,noheader,nounits"], capture_output=True, text=True)
         return [line.split(", ") for line in text.stdout.splitlines()]
 
     def look():
