@@ -8,11 +8,11 @@ use crate::slicing;
 use crate::timing::Timings;
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_ir::{Graph, Mode, Op, Stage, TensorType, ValueId};
-use vdnn_passes::fuse_pyramids::candidates;
+use vdnn_passes::fuse_pyramids::{Candidate, candidates};
 
-/// Configurations of a pyramid that are worth measuring.
+/// Configurations of a pyramid that are measured.
 pub const WAYS: usize = 8;
-/// The same where plans are waiting for it.
+/// The same where a plan is waiting for it.
 pub const FEW_WAYS: usize = 2;
 
 /// Operands of one kernel that are all shown.
@@ -105,9 +105,8 @@ pub fn kernels_of(
     Ok(all)
 }
 
-/// The pyramids that these options allow and that are worth measuring, at most `most`
-/// configurations of each group of layers; none if the options allow none. Like the kernels of
-/// [`kernels_of`] they are those of the whole batch.
+/// The pyramids that these options let a plan choose among, without configurations; none if they
+/// allow none. Like the kernels of [`kernels_of`] they are those of the whole batch.
 ///
 /// # Errors
 /// Those of the passes.
@@ -115,29 +114,39 @@ pub fn pyramids_of(
     imported: &Graph,
     options: &CompileOptions,
     cost: &CostModel,
-    most: usize,
-) -> Result<Vec<Kernel>, Failure> {
+) -> Result<Vec<Candidate>, Failure> {
     if options.mode != Mode::Infer || options.fuse.pyramids().is_none() {
         return Ok(Vec::new());
     }
-    let options = &CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
-    let joint = slicing::joint(imported, options, None, cost, &mut Timings::default())?;
-    let kernel = |(op, inputs, output)| Kernel { op, inputs, outputs: vec![output] };
-    Ok(candidates(&joint, cost, options.fuse_depth, most).into_iter().map(kernel).collect())
+    let layers = CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
+    let joint = slicing::joint(imported, &layers, None, cost, &mut Timings::default())?;
+    Ok(candidates(&joint, cost, options.fuse_depth))
 }
 
-/// What the first table that has rows of a kernel has of it, of every kernel.
+/// The configurations of pyramids that are worth measuring, at most `most` of each.
+pub fn ways(pyramids: &[Candidate], most: usize, cost: &CostModel) -> Vec<Kernel> {
+    let of = |c: &Candidate| {
+        let kernel = |op| Kernel { op, inputs: c.inputs.clone(), outputs: vec![c.output.clone()] };
+        c.ways(most, cost).into_iter().map(kernel).collect::<Vec<_>>()
+    };
+    pyramids.iter().flat_map(of).collect()
+}
+
+/// What the tables have of pyramids, of all configurations; the first table that has a row wins.
 pub fn known(
-    (kernels, precision): (&[Kernel], Precision),
+    pyramids: &[Candidate],
+    precision: Precision,
     tables: &[&Measured],
     on: &MeasuredOn,
 ) -> Measured {
     let mut found = Measured::new(on.clone());
-    for kernel in kernels {
-        let (inputs, outputs) = kernel.types();
-        let rows = tables.iter().find_map(|t| t.rows(&kernel.op, &inputs, &outputs, precision));
-        for row in rows.unwrap_or_default() {
-            found.insert(&kernel.op, &inputs, &outputs, precision, row.clone());
+    for Candidate { pyramid, inputs, output, .. } in pyramids {
+        let inputs: Vec<&TensorType> = inputs.iter().collect();
+        for table in tables.iter().rev() {
+            for (config, row) in table.pyramids(pyramid, &inputs, &[output], precision) {
+                let op = Op::Pyramid(pyramid.with_config(config));
+                found.insert(&op, &inputs, &[output], precision, row.clone());
+            }
         }
     }
     found

@@ -17,6 +17,7 @@ use vdnn_benchdb::{BenchDb, looks_like_database};
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_frontends::safe_file::write_atomic;
 use vdnn_passes::Workspace;
+use vdnn_passes::fuse_pyramids::Candidate;
 
 /// Runs the command: import, then models, then export.
 ///
@@ -128,7 +129,8 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
     let cost = target::gpu_profile(&facts, &shared.gpu.device_profile, precision)?;
     for name in &args.targets {
         let (mut kernels, pyramids) = kernels(args, name, &cost)?;
-        kernels.extend(pyramids);
+        let ways = if args.quick { FEW_WAYS } else { WAYS };
+        kernels.extend(measuring::ways(&pyramids, ways, &cost));
         let mut stored = db.times(&on).map_err(Failure::user)?;
         let before = [&table, &stored];
         let known: &[&Measured] = if args.again { &[] } else { &before };
@@ -191,14 +193,16 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The kernels of a model, in the layout that `cost` wants, and the pyramids of them that are worth
-/// measuring, too.
-fn kernels(args: &ProfileArgs, name: &str, cost: &CostModel) -> Result<(Vec<Kernel>, Vec<Kernel>), Failure> {
+/// The kernels of a model, in the layout that `cost` wants, and the pyramids that there could be.
+fn kernels(
+    args: &ProfileArgs,
+    name: &str,
+    cost: &CostModel,
+) -> Result<(Vec<Kernel>, Vec<Candidate>), Failure> {
     let options = args.shared.options_on_gpu(args.mode);
     let model = open(name, args.mode, args.seed, &options)?;
     let graph = &model.imported.graph;
-    let ways = if args.quick { FEW_WAYS } else { WAYS };
-    Ok((measuring::kernels_of(graph, &options, cost)?, measuring::pyramids_of(graph, &options, cost, ways)?))
+    Ok((measuring::kernels_of(graph, &options, cost)?, measuring::pyramids_of(graph, &options, cost)?))
 }
 
 /// The micro-batches that the options allow of these kernels.
@@ -281,7 +285,8 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
         )?;
         progress.finish();
         let lacking = filled.skipped.len();
-        filled.table.merge(&measuring::known((&pyramids, precision), &[&stored], &stored.on));
+        let fused = measuring::known(&pyramids, precision, &[&stored], &stored.on);
+        filled.table.merge(&fused);
         // A size that is missing is an option less, and no more.
         let mut source =
             micro::Source { known: &[&stored], on: &stored.on, timer: &mut Nobody, keep: &mut |_| Ok(()) };
@@ -290,10 +295,10 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
         for kernel in &kernels {
             print(&format!("  {}", line(kernel, precision, &filled.table)));
         }
-        let is_known =
-            |k: &&Kernel| filled.table.rows(&k.op, &k.types().0, &k.types().1, precision).is_some();
-        for pyramid in pyramids.iter().filter(is_known) {
-            print(&format!("  {}", line(pyramid, precision, &filled.table)));
+        for pyramid in fused.kernels() {
+            let (op, inputs, outputs) =
+                (pyramid.op.clone(), pyramid.inputs.to_vec(), pyramid.outputs.to_vec());
+            print(&format!("  {}", line(&Kernel { op, inputs, outputs }, precision, &filled.table)));
         }
         under_limit(args, &kernels, &cost, &filled.table);
         missing += lacking;

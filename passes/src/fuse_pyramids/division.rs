@@ -7,14 +7,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use vdnn_cost::{CostModel, PyramidOption};
 use vdnn_ir::op::{PyramidAttrs, PyramidUse};
-use vdnn_ir::{Bytes, Graph, Nanos, Op, TensorType};
+use vdnn_ir::{Bytes, Graph, Nanos, TensorType};
 
 /// A prediction must be so many percent of the fused time: what predictions may be wrong by.
 const GAIN: u64 = 115;
-
-/// A pyramid that is predicted to take so many percent of its layers' time is not worth
-/// measuring.
-const HOPELESS: u64 = 150;
 
 /// How a group runs as one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,13 +91,6 @@ impl Problem {
         let predicted = || cost.predicted_pyramid(&self.pyramid, &self.refs()).into_iter().next();
         let option = if rule == Rule::Measured { None } else { predicted() };
         option.map(|option| Fused { option, measured: false })
-    }
-
-    /// The ways that are worth measuring, at most `most`, beside layers that take `alone`.
-    pub(super) fn candidates(&self, alone: Nanos, most: usize, cost: &CostModel) -> Vec<Op> {
-        let ways = cost.predicted_pyramid(&self.pyramid, &self.refs()).into_iter();
-        let hopes = |o: &PyramidOption| o.time.0.saturating_mul(100) <= alone.0.saturating_mul(HOPELESS);
-        ways.filter(hopes).take(most).map(|o| Op::Pyramid(self.pyramid.with_config(o.config))).collect()
     }
 }
 

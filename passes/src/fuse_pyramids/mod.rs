@@ -19,8 +19,9 @@ use division::{Known, Problem, divide, footprint};
 use std::collections::{BTreeMap, BTreeSet};
 use vdnn_cost::CostModel;
 use vdnn_ir::graph::NodeSpec;
+use vdnn_ir::op::PyramidAttrs;
 use vdnn_ir::op::infer::InferError;
-use vdnn_ir::{Bytes, DType, Graph, Mode, NodeId, Op, Phase, TensorType, ValueId};
+use vdnn_ir::{Bytes, DType, Graph, Mode, Nanos, NodeId, Op, Phase, TensorType, ValueId};
 
 /// Whose word counts for a pyramid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,10 @@ pub enum Rule {
     /// Measurements where there are some of a pyramid, else predictions.
     Predicted,
 }
+
+/// A pyramid that is predicted to take more than so many percent of its layers' time is not worth
+/// measuring.
+const HOPELESS: u64 = 150;
 
 /// Most convolutions of a pyramid where nothing else is said: halos grow with every one.
 pub const DEPTH: usize = 3;
@@ -141,12 +146,31 @@ impl Run<'_> {
 }
 
 /// A pyramid and the types of its operands and result.
-pub type Candidate = (Op, Vec<TensorType>, TensorType);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The layers, without a configuration.
+    pub pyramid: PyramidAttrs,
+    /// Types of the operands.
+    pub inputs: Vec<TensorType>,
+    /// Type of the result.
+    pub output: TensorType,
+    /// Time of the layers by themselves.
+    pub alone: Nanos,
+}
 
-/// The pyramids of a joint graph that are worth measuring beside its own kernels: of every group
-/// of layers the configurations, at most `most`, that the cost model does not hold for hopeless.
-/// Each once, in the order of the graph.
-pub fn candidates(graph: &Graph, cost: &CostModel, depth: usize, most: usize) -> Vec<Candidate> {
+impl Candidate {
+    /// The configurations that are worth measuring, at most `most`, the best predicted first:
+    /// none that is predicted to be far slower than the layers.
+    pub fn ways(&self, most: usize, cost: &CostModel) -> Vec<Op> {
+        let ways = cost.predicted_pyramid(&self.pyramid, &self.inputs.iter().collect::<Vec<_>>());
+        let worst = self.alone.0.saturating_mul(HOPELESS);
+        let hopes = ways.into_iter().filter(|o| o.time.0.saturating_mul(100) <= worst);
+        hopes.take(most).map(|o| Op::Pyramid(self.pyramid.with_config(o.config))).collect()
+    }
+}
+
+/// Every pyramid that the pass chooses among in a joint graph, each once, in the order of the graph.
+pub fn candidates(graph: &Graph, cost: &CostModel, depth: usize) -> Vec<Candidate> {
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
     if graph.mode != Mode::Infer {
@@ -156,11 +180,11 @@ pub fn candidates(graph: &Graph, cost: &CostModel, depth: usize, most: usize) ->
         for end in 2..=found.layers.len() {
             for start in 0..end - 1 {
                 let Some(problem) = Problem::of(graph, &found, start..end, depth) else { continue };
-                if !seen.insert((problem.pyramid.clone(), problem.inputs.clone())) {
-                    continue;
+                let Problem { pyramid, inputs, output } = problem;
+                if seen.insert((pyramid.clone(), inputs.clone())) {
+                    let alone = found.alone(start..end).0;
+                    all.push(Candidate { pyramid, inputs, output, alone });
                 }
-                let ops = problem.candidates(found.alone(start..end).0, most, cost);
-                all.extend(ops.into_iter().map(|op| (op, problem.inputs.clone(), problem.output.clone())));
             }
         }
     }
