@@ -76,6 +76,8 @@ pub struct CostModel {
     /// Times that take precedence over the roofline.
     measured: Arc<Measured>,
     deterministic: bool,
+    /// Predictions of pyramids, which take a search each.
+    pyramids: Arc<pyramid::Searched>,
 }
 
 /// The shipped times: what `vdnnc profile` measured on an H200 for the networks of the
@@ -111,7 +113,16 @@ impl CostModel {
         };
         let roofline = Roofline::new(&profile, precision);
         let measured = Arc::default();
-        Ok(Self { profile, precision, capacity, overhead, roofline, measured, deterministic: false })
+        Ok(Self {
+            profile,
+            precision,
+            capacity,
+            overhead,
+            roofline,
+            measured,
+            deterministic: false,
+            pyramids: Arc::default(),
+        })
     }
 
     /// The same model with measured times, which it prefers to its own wherever it has them.

@@ -2,6 +2,8 @@
 
 use crate::CostModel;
 use crate::measured::{Measured, MeasuredRow, NOT_CAPTURED};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use vdnn_ir::op::PyramidAttrs;
 use vdnn_ir::{Nanos, Op, Precision, TensorType};
 use vdnn_pyramid::kernel::{Config, configs, kernel};
@@ -12,6 +14,11 @@ use vdnn_pyramid::{Chain, chain_of, tensor};
 /// Share of what a fused kernel is taken to reach that plain loops do, which read both factors
 /// of every product from memory. Nominal.
 const LOOPS: f64 = 0.15;
+
+/// What was searched for, by layers and operands. A search depends on nothing else of a model but its
+/// profile and precision, so models made of one another share what they found.
+#[derive(Debug, Default)]
+pub(crate) struct Searched(Mutex<BTreeMap<(PyramidAttrs, Vec<TensorType>), Vec<PyramidOption>>>);
 
 /// A way to run a pyramid.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +88,13 @@ impl CostModel {
     /// The ways to run a pyramid for which there are kernels, with their predicted times,
     /// fastest first (ties by text). None where nothing is known of the multiprocessors.
     pub fn predicted_pyramid(&self, pyramid: &PyramidAttrs, inputs: &[&TensorType]) -> Vec<PyramidOption> {
+        let types = inputs.iter().map(|&t| t.clone()).collect();
+        let key = (pyramid.with_config(""), types);
+        let mut known = self.pyramids.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(key).or_insert_with(|| self.search_pyramid(pyramid, inputs)).clone()
+    }
+
+    fn search_pyramid(&self, pyramid: &PyramidAttrs, inputs: &[&TensorType]) -> Vec<PyramidOption> {
         let Some((chain, target, batch)) = self.pyramid_problem(pyramid, inputs) else { return Vec::new() };
         let layout = inputs[0].layout;
         let ways = configs(&chain, target.precision, layout, batch, &target.machine);
@@ -121,5 +135,61 @@ fn predict(chain: &Chain, config: Config, target: &Target, batch: u64) -> Option
             estimate(chain, tiling, &slow, batch).map(|e| e.time)
         }
         Config::Tensor(config) => tensor::predict(chain, &config, target.precision, batch),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vdnn_ir::Bytes;
+
+    const PAIR: &str = "pyramid(layers:[(kind:conv(conv:(kernel:[1,1],strides:[1,1],before:[0,0],after:[0,0],\
+        dilations:[1,1],groups:1),bias:true),then:[relu]),(kind:max_pool(kernel:[2,2],strides:[2,2],\
+        before:[0,0],after:[0,0],dilations:[1,1],ceil_mode:false))])";
+
+    fn types(list: [&str; 3]) -> Vec<TensorType> {
+        list.iter().map(|t| t.parse().expect("a type")).collect()
+    }
+
+    #[test]
+    fn configurations_have_times_of_their_own() {
+        let Ok(Op::Pyramid(pyramid)) = PAIR.parse() else { panic!("{PAIR}") };
+        let inputs = types(["f32[8,64,56,56]nhwc", "f32[64,64,1,1]nhwc", "f32[64]"]);
+        let inputs: Vec<&TensorType> = inputs.iter().collect();
+        let output: TensorType = "f32[8,64,28,28]nhwc".parse().expect("a type");
+        let cost = CostModel::named("h200", Precision::Tf32).expect("a profile");
+        assert!(cost.measured_pyramid(&pyramid, &inputs, &[&output]).is_empty());
+        let predicted = cost.predicted_pyramid(&pyramid, &inputs);
+        assert!(predicted.len() > 1 && predicted.is_sorted_by_key(|o| o.time));
+        let time = |cost: &CostModel, config: &str| {
+            cost.kernel(&Op::Pyramid(pyramid.with_config(config)), &inputs, &[&output], None)
+        };
+        assert!(predicted.iter().all(|o| time(&cost, &o.config) == o.time));
+        // Without a configuration, and on a machine that nobody described, still some time.
+        assert!(time(&cost, "") > Nanos::ZERO);
+        let other = CostModel::named("cpu", Precision::F32).expect("a profile");
+        assert!(other.predicted_pyramid(&pyramid, &inputs).is_empty() && time(&other, "") > Nanos::ZERO);
+
+        let mut table = Measured::default();
+        let slow = MeasuredRow { algo: None, workspace: Bytes::ZERO, time: Some(Nanos(7)), flags: vec![] };
+        let rows = [
+            ("tensor a", slow.clone()),
+            ("tensor b", MeasuredRow { time: Some(Nanos(5)), ..slow.clone() }),
+            ("tensor c", MeasuredRow { time: None, ..slow.clone() }),
+            ("tensor d", MeasuredRow { flags: vec![NOT_CAPTURED.to_owned()], ..slow }),
+        ];
+        for (config, row) in rows {
+            let op = Op::Pyramid(pyramid.with_config(config));
+            table.insert(&op, &inputs, &[&output], Precision::Tf32, row);
+        }
+        let table: Measured = table.to_string().parse().expect("its own text");
+        assert_eq!(table.pyramids(&pyramid, &inputs, &[&output], Precision::Tf32).len(), 4);
+        // Products of another precision are other kernels.
+        assert!(table.pyramids(&pyramid, &inputs, &[&output], Precision::Bf16).is_empty());
+        let cost = cost.with_measured(table);
+        let found = cost.measured_pyramid(&pyramid, &inputs, &[&output]);
+        let found: Vec<(&str, u64)> = found.iter().map(|o| (o.config.as_str(), o.time.0)).collect();
+        assert_eq!(found, [("tensor b", 5), ("tensor a", 7)]);
+        assert_eq!(time(&cost, "tensor a"), Nanos(7));
     }
 }

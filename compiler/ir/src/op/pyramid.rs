@@ -259,3 +259,76 @@ pub struct TypedPart {
     /// Type of its result.
     pub result: TensorType,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEM: &str = "pyramid(layers:[(kind:conv(conv:(kernel:[3,3],strides:[2,2],before:[1,1],after:[1,1],\
+        dilations:[1,1],groups:1),bias:true),then:[add,relu]),(kind:max_pool(kernel:[2,2],strides:[2,2],\
+        before:[0,0],after:[0,0],dilations:[1,1],ceil_mode:false),then:[clip(lo:0.0,hi:6.0)])],\
+        config:\"loops recompute 8x8\")";
+
+    fn stem() -> PyramidAttrs {
+        match STEM.parse() {
+            Ok(Op::Pyramid(pyramid)) => pyramid,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn typed(pyramid: &PyramidAttrs, inputs: &[&str]) -> Result<Vec<TypedPart>, String> {
+        let inputs: Vec<TensorType> = inputs.iter().map(|t| t.parse().expect("a type")).collect();
+        pyramid.typed(&inputs.iter().collect::<Vec<_>>()).map_err(|e| e.0)
+    }
+
+    #[test]
+    fn a_pyramid_prints_and_parses_with_and_without_a_configuration() {
+        assert_eq!(Op::Pyramid(stem()).to_string(), STEM);
+        let bare = Op::Pyramid(stem().with_config(""));
+        assert!(!bare.to_string().contains("config"));
+        assert_eq!(bare.to_string().parse(), Ok(bare.clone()));
+        // What a configuration is looked up by: those of one pyramid are neighbours.
+        assert!(bare < Op::Pyramid(stem()));
+    }
+
+    #[test]
+    fn the_parts_are_the_layers_with_their_sums_and_relus() {
+        let x = ["f32[2,3,8,8]", "f32[4,3,3,3]", "f32[4]", "f32[2,4,4,4]"];
+        let parts = typed(&stem(), &x).expect("its operands");
+        let names: Vec<String> = parts.iter().map(|p| p.op.name()).collect();
+        assert_eq!(names, ["conv_epilogue", "max_pool", "unary"]);
+        assert_eq!(parts[2].result.to_string(), "f32[2,4,2,2]");
+        use PyramidUse::{Bias, Image, Weight};
+        assert_eq!(stem().uses(), [Image, Weight, Bias, Image]);
+        assert_eq!(stem().operands(), 4);
+        // In bf16 the bias stays f32 and is cast; the layer rounds once.
+        let narrow = ["bf16[2,3,8,8]", "bf16[4,3,3,3]", "f32[4]", "bf16[2,4,4,4]"];
+        let parts = typed(&stem(), &narrow).expect("its operands");
+        let names: Vec<String> = parts.iter().map(|p| p.op.name()).collect();
+        assert_eq!(names, ["cast", "conv_epilogue", "max_pool", "unary"]);
+        assert_eq!(parts[3].result.to_string(), "bf16[2,4,2,2]");
+    }
+
+    #[test]
+    fn operands_that_do_not_fit_are_named() {
+        let wrong = |inputs: &[&str], text: &str| {
+            let error = typed(&stem(), inputs).expect_err("it is wrong");
+            assert!(error.contains(text), "{error}");
+        };
+        wrong(&["f32[2,3,8,8]", "f32[4,3,3,3]", "f32[4]"], "4 inputs");
+        wrong(&["f32[2,3,8]", "f32[4,3,3,3]", "f32[4]", "f32[2,4,4,4]"], "rank 4");
+        wrong(&["f32[2,3,8,8]", "f32[4,3,3,3]", "f32[4]", "f32[2,4,4,1]"], "f32[2,4,4,1]");
+        wrong(&["bf16[2,3,8,8]", "bf16[4,3,3,3]", "bf16[4]", "bf16[2,4,4,4]"], "b of type f32");
+        wrong(&["f32[2,3,8,8]", "f32[4,2,3,3]", "f32[4]", "f32[2,4,4,4]"], "pyramid: conv");
+        let x = ["f32[2,3,8,8]", "f32[4,3,3,3]", "f32[4]", "f32[2,4,4,4]"];
+        for config in ["a;b", "(a)", &"a".repeat(MAX_CONFIG + 1)] {
+            let error = typed(&stem().with_config(config), &x).expect_err("no such configuration");
+            assert!(error.contains("plain words"), "{error}");
+        }
+        let many =
+            PyramidAttrs { layers: vec![stem().layers[1].clone(); MAX_LAYERS + 1], config: String::new() };
+        assert!(typed(&many, &x[..1]).expect_err("too many").contains("layers"));
+        let none = PyramidAttrs { layers: vec![], config: String::new() };
+        assert!(typed(&none, &x[..1]).is_err());
+    }
+}
