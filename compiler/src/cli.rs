@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
 use vdnn_passes::fuse_pyramids::DEPTH;
-use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
+use vdnn_passes::{AlgoMode, Fuse, Packing, Policy, SyncMode};
 use vdnn_runtime::cuda::DeviceSelector;
 
 /// Compiles a convolutional network into a plan of GPU memory, kernels and transfers.
@@ -128,6 +128,10 @@ pub struct SharedArgs {
     /// end of the layer, as in the vDNN paper).
     #[arg(long, value_name = "event|layer", default_value = "event")]
     pub sync: SyncMode,
+    /// Leave zeros out of offloaded tensors: auto does it for those that a ReLU made and that are
+    /// predicted to cross the link sooner for it. Exact.
+    #[arg(long, value_name = "off|auto", default_value = "off")]
+    pub pack_offload: Packing,
     /// Arithmetic of convolutions and matrix products; bf16: feature maps, too, are bf16, and
     /// weights, statistics and losses f32. Default: f32, and tf32 where a GPU runs the plan.
     #[arg(long, value_name = "f32|tf32|bf16", value_parser = parse_precision)]
@@ -385,6 +389,7 @@ impl SharedArgs {
             micro_batch: self.micro.micro_batch,
             workspace: self.micro.bound(),
             sync: self.sync,
+            packing: self.pack_offload,
             precision: self.precision.unwrap_or(Precision::F32),
             fuse: self.fuse.unwrap_or(Fuse::Off),
             fuse_depth: self.fuse_depth,

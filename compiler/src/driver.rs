@@ -67,8 +67,10 @@ pub struct Summary {
     pub host: Bytes,
     /// Its limit, if there is one.
     pub host_limit: Option<Bytes>,
-    /// Bytes copied to the host in one step.
+    /// Bytes of tensors copied to the host in one step.
     pub offload: Bytes,
+    /// Of these, the bytes of those that go packed.
+    pub offload_packed: Bytes,
     /// Bytes copied back in one step.
     pub prefetch: Bytes,
     /// Predicted step time.
@@ -139,6 +141,7 @@ pub fn stop_after(
         budget: options.budget(cost.capacity()),
         host_budget: options.host_memory,
         sync: options.sync,
+        packing: options.packing,
         kernels: &options.kernels,
         workspace: options.workspace,
         menu: Rc::new(Menu::new(options.micro_batch)),
@@ -158,6 +161,7 @@ pub fn stop_after(
         workspace: options.workspace,
         menu: Rc::clone(&search.menu),
         sync: options.sync,
+        packing: options.packing,
         lag: 1,
     };
     pipeline::to_phase(&mut graph, phase, &attempt, cost, &mut timings)?;
@@ -246,6 +250,7 @@ pub fn plan_joint(
         budget,
         host_budget: options.host_memory,
         sync: options.sync,
+        packing: options.packing,
         kernels: &options.kernels,
         workspace: options.workspace,
         menu: Rc::new(Menu::new(options.micro_batch)),
@@ -299,6 +304,7 @@ pub fn plan_joint(
     plan.predicted.compute = sim.compute;
     plan.predicted.stall = sim.stall;
     let stats = vdnn_plan::stats::stats(&plan);
+    let on_link = |all: Bytes, packed: Bytes| all.saturating_sub(packed) + CostModel::as_plain(packed);
     let mut summary = Summary {
         device: cost.device_name().to_owned(),
         batch,
@@ -316,14 +322,15 @@ pub fn plan_joint(
         host: chosen.layout.host_bytes,
         host_limit: options.host_memory,
         offload: stats.offload_bytes,
+        offload_packed: stats.offload_packed,
         prefetch: stats.prefetch_bytes,
         step: sim.step,
         compute: sim.compute,
         stall: sim.stall,
         step_lower_bound: sim
             .compute
-            .max(cost.copy(CopyDir::D2h, stats.offload_bytes))
-            .max(cost.copy(CopyDir::H2d, stats.prefetch_bytes)),
+            .max(cost.copy(CopyDir::D2h, on_link(stats.offload_bytes, stats.offload_packed)))
+            .max(cost.copy(CopyDir::H2d, on_link(stats.prefetch_bytes, stats.prefetch_packed))),
         compile: Nanos::ZERO,
         timings: Timings::default(),
     };
@@ -411,6 +418,7 @@ fn baseline_peak(
         workspace: search.workspace,
         menu: Rc::clone(&search.menu),
         sync: vdnn_passes::SyncMode::Event,
+        packing: vdnn_passes::Packing::Off,
         lag: 0,
     };
     pipeline::to_phase(&mut graph, Phase::Scheduled, &attempt, search.cost, timings)?;

@@ -5,7 +5,7 @@ use crate::slicing::Slices;
 use std::collections::BTreeMap;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, ConvSchedule, Mode, NodeId};
-use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
+use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Packing, Policy, SyncMode, Workspace};
 use vdnn_plan::EngineOrigin;
 
 /// Options of one compilation.
@@ -41,6 +41,8 @@ pub struct CompileOptions {
     pub workspace: Workspace,
     /// When compute waits for copies.
     pub sync: SyncMode,
+    /// Which offloaded tensors are packed.
+    pub packing: Packing,
     /// Arithmetic the cost model assumes.
     pub precision: Precision,
     /// What is fused.

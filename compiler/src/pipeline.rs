@@ -28,7 +28,7 @@ use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
 use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use vdnn_passes::slice_batch::SliceBatch;
-use vdnn_passes::{AlgoMode, Fuse, PassCtx, PassError, Policy, SyncMode, Workspace};
+use vdnn_passes::{AlgoMode, Fuse, Packing, PassCtx, PassError, Policy, SyncMode, Workspace};
 
 /// What is fused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +145,8 @@ pub struct Attempt {
     pub menu: Rc<Menu>,
     /// When compute waits for copies.
     pub sync: SyncMode,
+    /// Which offloaded tensors are packed.
+    pub packing: Packing,
     /// How many further offloads may start before an offload must be complete.
     pub lag: u32,
 }
@@ -173,7 +175,8 @@ pub fn to_phase(
         return Ok(());
     }
     // Before scheduling: a transfer is an ordinary pair of nodes to everything that follows.
-    let insert = InsertOffload { policy: attempt.policy, sync: attempt.sync, lag: attempt.lag };
+    let Attempt { policy, sync, packing, lag, .. } = *attempt;
+    let insert = InsertOffload { policy, sync, lag, packing };
     timings.pass(&insert, graph, &cx)?;
     if phase == Phase::Placed {
         return Ok(());

@@ -37,7 +37,11 @@ pub fn json(request: &Request<'_>, s: &Summary) -> Value {
             "host_bytes": s.host.0,
             "budget_bytes": s.budget.0,
         },
-        "transfer": { "offload_bytes": s.offload.0, "prefetch_bytes": s.prefetch.0 },
+        "transfer": {
+            "offload_bytes": s.offload.0,
+            "offload_packed_bytes": s.offload_packed.0,
+            "prefetch_bytes": s.prefetch.0,
+        },
         "time": {
             "step_ns": s.step.0,
             "compute_ns": s.compute.0,
@@ -92,7 +96,11 @@ pub fn table(request: &Request<'_>, s: &Summary) -> String {
     );
     row("  weights", s.weights.to_string(), format!("largest workspace {}", s.workspace));
     row("host memory, pinned", s.host.to_string(), String::new());
-    row("offloaded per step", s.offload.to_string(), format!("prefetched {}", s.prefetch));
+    let packed = match s.offload_packed {
+        Bytes::ZERO => String::new(),
+        bytes => format!(", {bytes} of it packed"),
+    };
+    row("offloaded per step", s.offload.to_string(), format!("prefetched {}{packed}", s.prefetch));
     row("predicted step", s.step.to_string(), format!("lower bound {}", s.step_lower_bound));
     row("  kernels", s.compute.to_string(), format!("stall {}", s.stall));
     let _ = writeln!(t, "  compiled in {}:", s.compile);

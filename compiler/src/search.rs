@@ -10,7 +10,7 @@ use vdnn_cost::CostModel;
 use vdnn_ir::{Bytes, ConvSchedule, Graph, NodeId, Phase};
 use vdnn_passes::memory::{Layout, LayoutOptions, layout};
 use vdnn_passes::micro_batch::Menu;
-use vdnn_passes::{AlgoMode, PassError, Policy, Stats, SyncMode, Workspace};
+use vdnn_passes::{AlgoMode, Packing, PassError, Policy, Stats, SyncMode, Workspace};
 use vdnn_plan::plan::ALIGNMENT;
 
 /// How often workspaces are refitted when packing leaves gaps the live sum does not show.
@@ -68,6 +68,8 @@ pub struct Search<'a> {
     pub host_budget: Option<Bytes>,
     /// When compute waits for copies.
     pub sync: SyncMode,
+    /// Which offloaded tensors are packed.
+    pub packing: Packing,
     /// Convolution algorithms that are not to be chosen anew.
     pub kernels: &'a BTreeMap<NodeId, ConvSchedule>,
     /// Bound of the workspaces; the plan's memory bounds them too.
@@ -97,6 +99,7 @@ impl Search<'_> {
             workspace: self.workspace,
             menu: Rc::clone(&self.menu),
             sync: self.sync,
+            packing: self.packing,
             lag,
         };
         to_phase(&mut graph, Phase::Scheduled, &attempt, self.cost, timings)?;

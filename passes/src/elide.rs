@@ -105,7 +105,7 @@ fn useless_copies(plan: &mut Plan, out: &mut Elided) {
         arenas.entry(space).or_default().write(from, to, Some(content));
     }
     plan.commands.retain(|command| match command {
-        Command::Copy { stream, src, dst } => {
+        Command::Copy { stream, src, dst, .. } => {
             let (space, from, to) = range(*src);
             let source = arenas.entry(space).or_default().get(from, to);
             let (space, from, to) = range(*dst);

@@ -23,5 +23,5 @@ pub mod select_conv;
 pub mod simplify;
 pub mod slice_batch;
 
-pub use options::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
+pub use options::{AlgoMode, BatchSizes, Fuse, Packing, Policy, SyncMode, Workspace};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};

@@ -16,11 +16,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use terms::PersistentNames;
 use vdnn_ir::graph::{Def, Graph, Node, NodeId, Stage, ValueId};
 use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
+use vdnn_ir::packed::packed_type;
 use vdnn_ir::{Bytes, DType, Op, ParamRole, Space, TensorType};
 use vdnn_plan::plan::{Predicted, SetupLoad};
 use vdnn_plan::{
-    Arena, Binding, BufId, Buffer, Command, EventId, Header, Output, Param, ParamSource, Plan, SetupId,
-    SetupOp, StreamId, StreamKind,
+    Arena, Binding, BufId, Buffer, Command, CopyForm, EventId, Header, Output, Param, ParamSource, Plan,
+    SetupId, SetupOp, StreamId, StreamKind,
 };
 
 /// What a plan says besides what graph and layout determine.
@@ -176,7 +177,9 @@ impl Lowering<'_> {
             Some(name) => name.to_owned(),
             None => storage::describe(self.graph, v),
         };
-        let buf = self.buffers.push(Buffer { space, offset, ty: self.graph.ty(v).clone(), name });
+        let ty = self.graph.ty(v);
+        let ty = if self.graph.is_packed(v) { packed_type(ty) } else { ty.clone() };
+        let buf = self.buffers.push(Buffer { space, offset, ty, name });
         self.buf_of[v] = Some(buf);
         Ok(buf)
     }
@@ -238,7 +241,7 @@ impl Lowering<'_> {
                 continue;
             }
             let ranges: BTreeSet<(Bytes, Bytes)> =
-                s.values.iter().map(|&v| (self.layout.within[v], self.graph.ty(v).bytes())).collect();
+                s.values.iter().map(|&v| (self.layout.within[v], storage::bytes(self.graph, v))).collect();
             for (start, bytes) in ranges {
                 let mut parts = s.parts.iter().filter(|p| p.start < start + bytes && start < p.end);
                 // Of what ends part by part, others may have a part already.
@@ -257,7 +260,7 @@ impl Lowering<'_> {
         // buffer is made just to be freed.
         let storage = &self.layout.storages[freed.storage];
         let has = |v: &&ValueId| {
-            self.graph.ty(**v).bytes() == freed.bytes && self.layout.within[**v] == freed.start
+            storage::bytes(self.graph, **v) == freed.bytes && self.layout.within[**v] == freed.start
         };
         let used = storage.values.iter().rev().filter(has).find_map(|&v| self.buf_of[v]);
         let buf = match (used, storage.values.iter().find(has)) {
@@ -273,10 +276,15 @@ impl Lowering<'_> {
     fn start(&mut self, node: &Node, kind: StreamKind) -> Result<(), LowerError> {
         let src = self.buf(node.inputs[0], &node.name)?;
         let dst = self.buf(node.outputs[0], &node.name)?;
+        let form = match kind {
+            StreamKind::D2h if self.graph.is_packed(node.outputs[0]) => CopyForm::Pack,
+            StreamKind::H2d if self.graph.is_packed(node.inputs[0]) => CopyForm::Unpack,
+            _ => CopyForm::Plain,
+        };
         let stream = self.stream(kind);
         let ready = self.record(COMPUTE);
         self.commands.push(Command::Wait { stream, event: ready });
-        self.commands.push(Command::Copy { stream, src, dst });
+        self.commands.push(Command::Copy { stream, form, src, dst });
         let copied = self.record(stream);
         self.copied.insert(node.outputs[0], copied);
         Ok(())

@@ -149,6 +149,16 @@ impl Fuse {
 }
 
 named_enum!(
+    /// Whether offloaded tensors lie on the host packed ([`vdnn_ir::packed`]).
+    Packing, "a packing" {
+        /// None do.
+        Off = "off",
+        /// Those do that a ReLU made and that are predicted to cross the link sooner for it.
+        Auto = "auto",
+    }
+);
+
+named_enum!(
     /// When compute waits for copies.
     SyncMode, "a synchronisation mode" {
         /// As late as the data allows.

@@ -18,7 +18,7 @@ use crate::schedule::Schedule;
 use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use crate::slice_batch::{SliceBatch, Slicing};
-use crate::{AlgoMode, BatchSizes, Policy, SyncMode, Workspace};
+use crate::{AlgoMode, BatchSizes, Packing, Policy, SyncMode, Workspace};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -78,7 +78,8 @@ pub const PASSES: &[Entry] = &[
         name: "insert-offload",
         make: |o| {
             let (policy, sync) = (o.or("policy", Policy::All)?, o.or("sync", SyncMode::Event)?);
-            Ok(Box::new(InsertOffload { policy, sync, lag: o.or("lag", 1)? }))
+            let packing = o.or("pack", Packing::Off)?;
+            Ok(Box::new(InsertOffload { policy, sync, lag: o.or("lag", 1)?, packing }))
         },
     },
     Entry { name: "schedule", make: |_| Ok(Box::new(Schedule)) },

@@ -6,7 +6,7 @@ use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Graph, Mode, Tensor};
 use vdnn_passes::fuse_pyramids::DEPTH;
-use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
+use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Packing, Policy, SyncMode, Workspace};
 use vdnn_plan::Plan;
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::executor::Executor;
@@ -36,6 +36,7 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         micro_batch: BatchSizes::Undivided,
         workspace: Workspace::Planned,
         sync: SyncMode::Event,
+        packing: Packing::Off,
         precision: Precision::F32,
         keep_gradients: false,
         elide_waits: true,

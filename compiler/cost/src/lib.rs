@@ -28,7 +28,14 @@ use roofline::Roofline;
 use std::sync::{Arc, LazyLock};
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::op::work;
+use vdnn_ir::packed;
 use vdnn_ir::{Bytes, Layout, Nanos, Op, TensorType};
+
+/// Share of zeros expected in what a ReLU made: that of symmetric inputs.
+pub const RELU_ZEROS: f64 = 0.5;
+
+/// Share of the link's rate that kernels reach which pack and unpack.
+pub const PACKED_RATE: f64 = 0.85;
 
 /// Direction of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -262,6 +269,21 @@ impl CostModel {
             CopyDir::H2d => link.h2d_gbps,
         };
         Nanos((link.latency_us * 1e3 + bytes.as_f64() / rate).ceil() as u64)
+    }
+
+    /// Bytes of plain copies that take as long as packed ones of tensors of so many bytes.
+    pub fn as_plain(tensors: Bytes) -> Bytes {
+        let masks = packed::MASK.as_f64() / (4 * packed::CHUNK) as f64;
+        Bytes((tensors.as_f64() * (masks + 1.0 - RELU_ZEROS) / PACKED_RATE) as u64)
+    }
+
+    /// Time of one copy of a tensor that crosses the link packed ([`vdnn_ir::packed`]), with nothing
+    /// else on it. [`RELU_ZEROS`] of its elements are taken for zeros, and kernels that pack for
+    /// [`PACKED_RATE`] of the rate of copies.
+    pub fn packed_copy(&self, dir: CopyDir, ty: &TensorType) -> Nanos {
+        let masks = ty.elements().div_ceil(packed::CHUNK) as f64 * packed::MASK.as_f64();
+        let crossing = masks + ty.bytes().as_f64() * (1.0 - RELU_ZEROS);
+        self.copy(dir, Bytes((crossing / PACKED_RATE).ceil() as u64))
     }
 
     /// Rate of a copy while the other direction runs too, in millionths of its rate alone.

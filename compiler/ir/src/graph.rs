@@ -118,6 +118,8 @@ pub struct Node {
     /// concat of rows ([`crate::rows`]) the operands that share bytes with the result. Set by
     /// the in-place pass; update bindings are always in place.
     pub inplace: SmallVec<[(u32, u32); 2]>,
+    /// Of an [`Op::OffloadStart`]: the copy on the host is packed ([`crate::packed`]).
+    pub packed: bool,
     index: NodeIndex,
 }
 
@@ -364,6 +366,7 @@ impl Graph {
             algo: None,
             workspace: Bytes::ZERO,
             inplace: SmallVec::new(),
+            packed: false,
             index,
         }));
         for &v in inputs {
@@ -509,6 +512,15 @@ impl Graph {
         self.order = order;
     }
 
+    /// True for a value on the host that lies there packed ([`crate::packed`]).
+    pub fn is_packed(&self, value: ValueId) -> bool {
+        match self.def_node(value).and_then(|id| self.get_node(id)) {
+            Some(node) if node.op == Op::OffloadDone => self.is_packed(node.inputs[0]),
+            Some(node) => node.packed,
+            None => false,
+        }
+    }
+
     /// Mutable access to what a pass may annotate on a node.
     pub fn annotate(&mut self, node: NodeId) -> NodeNotes<'_> {
         let n = self.nodes[node].as_mut().expect("live node");
@@ -518,6 +530,7 @@ impl Graph {
             algo: &mut n.algo,
             workspace: &mut n.workspace,
             inplace: &mut n.inplace,
+            packed: &mut n.packed,
             name: &mut n.name,
         }
     }
@@ -547,6 +560,8 @@ pub struct NodeNotes<'a> {
     pub workspace: &'a mut Bytes,
     /// See [`Node::inplace`].
     pub inplace: &'a mut SmallVec<[(u32, u32); 2]>,
+    /// See [`Node::packed`].
+    pub packed: &'a mut bool,
     /// See [`Node::name`].
     pub name: &'a mut String,
 }

@@ -13,6 +13,7 @@ pub mod layout;
 mod names;
 pub mod op;
 pub mod order;
+pub mod packed;
 pub mod parse;
 pub mod parts;
 pub mod phase;

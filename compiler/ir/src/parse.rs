@@ -298,6 +298,7 @@ impl<'a> Parser<'a> {
             algo: None,
             workspace: Bytes::ZERO,
             inplace: SmallVec::new(),
+            packed: false,
         };
         if self.cx.take_word("origin") {
             self.cx.symbol('=')?;
@@ -325,6 +326,7 @@ impl<'a> Parser<'a> {
                 }
             }
         }
+        node.packed = self.cx.take_word("packed");
         if self.nodes.len() <= id.index() {
             self.nodes.resize_with(id.index() + 1, || None);
         }

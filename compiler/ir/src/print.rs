@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The nodes stand in program order. After the node's name may follow `origin=n0`,
-//! `algo=fft`, `workspace=4096` (bytes) and `inplace=0:0,1:1` (output:input); after a type
+//! `algo=fft`, `workspace=4096` (bytes), `inplace=0:0,1:1` (output:input) and `packed`; after a type
 //! `host`; after the mode `values=60 nodes=20`, the id bounds, if the largest ids are dead.
 //! Literals are the little-endian bytes in hexadecimal. Values that nothing defines or
 //! reads any more are not printed: their ids are gaps.
@@ -91,6 +91,9 @@ impl fmt::Display for NodeLine<'_> {
         }
         for (i, (output, input)) in node.inplace.iter().enumerate() {
             write!(f, "{}{output}:{input}", if i > 0 { "," } else { " inplace=" })?;
+        }
+        if node.packed {
+            f.write_str(" packed")?;
         }
         Ok(())
     }

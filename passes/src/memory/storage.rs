@@ -12,6 +12,7 @@ use std::fmt;
 use std::ops::Range;
 use vdnn_ir::graph::{Def, Graph, NodeId, Stage, ValueId};
 use vdnn_ir::id::{EntityId, PrimaryMap, SecondaryMap};
+use vdnn_ir::packed::packed_type;
 use vdnn_ir::rows::{Placement, placement};
 use vdnn_ir::{Bytes, Node, Op, Space, TensorType};
 use vdnn_plan::plan::ALIGNMENT;
@@ -307,7 +308,7 @@ pub fn storages(graph: &Graph, rows: bool) -> Result<Storages, LayoutError> {
             }
             None => {
                 let mut storage = new_storage(graph, v, kind, live, false);
-                storage.bytes = graph.ty(owner).bytes();
+                storage.bytes = bytes(graph, owner);
                 let id = out.all.push(storage);
                 by_root[root] = Some(id);
                 id
@@ -384,7 +385,7 @@ fn parts(
     at: &[u32],
     last_use: &dyn Fn(ValueId) -> u32,
 ) -> Vec<Part> {
-    let size = |v: ValueId| graph.ty(v).bytes();
+    let size = |v: ValueId| bytes(graph, v);
     let shared = s.values.iter().any(|&v| size(v) != s.bytes);
     if s.kind == StorageKind::Persistent || !shared || s.values.len() > MEMBERS {
         return Vec::new();
@@ -418,10 +419,16 @@ fn parts(
     if parts.len() > 1 { parts } else { Vec::new() }
 }
 
+/// Bytes that a value takes: of one that is packed, enough for one without zeros.
+pub(crate) fn bytes(graph: &Graph, v: ValueId) -> Bytes {
+    let ty = graph.ty(v);
+    if graph.is_packed(v) { packed_type(ty).bytes() } else { ty.bytes() }
+}
+
 fn new_storage(graph: &Graph, v: ValueId, kind: StorageKind, live: Range<u32>, kept: bool) -> Storage {
     Storage {
         space: graph.value(v).space,
-        bytes: graph.ty(v).bytes(),
+        bytes: bytes(graph, v),
         kind,
         live,
         parts: Vec::new(),

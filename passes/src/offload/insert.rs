@@ -1,7 +1,8 @@
 //! Inserts the halves of offload and prefetch pairs.
 
-use super::policy::{Selection, backward, selection, view_root};
-use crate::options::{Policy, SyncMode};
+use super::packing;
+use super::policy::{Offloaded, Selection, backward, selection, view_root};
+use crate::options::{Packing, Policy, SyncMode};
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use std::collections::BTreeMap;
 use vdnn_ir::graph::{Graph, NodeId, NodeSpec, Stage, ValueId};
@@ -23,7 +24,10 @@ const PASS: &str = "insert-offload";
 /// host, looking no further back than the next convolution. A tensor whose first reader comes
 /// before such a place is fetched right before that reader (counted as `demand_prefetches`).
 ///
-/// Counters: `offloads`, `offload_bytes`, `prefetches`, `prefetch_bytes`, `demand_prefetches`.
+/// With [`Packing::Auto`] the tensors that are predicted to cross the link sooner packed are
+/// noted as packed on the host.
+///
+/// Counters: `offloads`, `offload_bytes`, `packed_bytes` (of them), `prefetches`, `prefetch_bytes`, `demand_prefetches`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InsertOffload {
     /// What to offload. `Dyn` must have been resolved.
@@ -32,12 +36,14 @@ pub struct InsertOffload {
     pub sync: SyncMode,
     /// With [`SyncMode::Event`]: how many more offloads start before this one is awaited.
     pub lag: u32,
+    /// Which tensors are packed.
+    pub packing: Packing,
 }
 
 impl InsertOffload {
-    /// The pass with the default lag of one.
+    /// The pass with the default lag of one, and nothing packed.
     pub fn new(policy: Policy, sync: SyncMode) -> Self {
-        Self { policy, sync, lag: 1 }
+        Self { policy, sync, lag: 1, packing: Packing::Off }
     }
 }
 
@@ -51,7 +57,7 @@ impl Pass for InsertOffload {
     fn produces(&self) -> Phase {
         Phase::Placed
     }
-    fn run(&self, graph: &mut Graph, _cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
+    fn run(&self, graph: &mut Graph, cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
         if self.policy == Policy::Dyn {
             return Err(PassError::Unsupported(
                 "policy `dyn` is a search over the other policies; resolve it first".into(),
@@ -68,8 +74,14 @@ impl Pass for InsertOffload {
         if chosen.offloaded.is_empty() {
             return Ok(Outcome { changed: false, stats });
         }
+        let packed = |o: &Offloaded| self.packing == Packing::Auto && packing::pays(graph, o.value, cx.cost);
+        let packed: Vec<bool> = chosen.offloaded.iter().map(packed).collect();
+        if self.packing == Packing::Auto {
+            let of = chosen.offloaded.iter().zip(&packed).filter(|(_, p)| **p).map(|(o, _)| o);
+            stats.insert("packed_bytes", of.map(|o| graph.ty(o.value).bytes().0).sum());
+        }
         let mut inserter = Inserter::new(graph, self);
-        let copies = inserter.offload(&chosen)?;
+        let copies = inserter.offload(&chosen, &packed)?;
         inserter.prefetch(&chosen, copies, &mut stats)?;
         inserter.finish();
         Ok(Outcome { changed: true, stats })
@@ -156,12 +168,13 @@ impl<'g> Inserter<'g> {
     }
 
     /// Inserts the offloads; returns the host copy of each tensor.
-    fn offload(&mut self, chosen: &Selection) -> Result<Vec<ValueId>, PassError> {
+    fn offload(&mut self, chosen: &Selection, packed: &[bool]) -> Result<Vec<ValueId>, PassError> {
         let at = self.graph.positions();
         let mut copies = Vec::with_capacity(chosen.offloaded.len());
         // Starts first: where both meet, an older copy is awaited after the next has started.
-        for o in &chosen.offloaded {
+        for (o, &packed) in chosen.offloaded.iter().zip(packed) {
             let (start, host) = self.add(Op::OffloadStart, &[o.value], o.layer, "offload")?;
+            *self.graph.annotate(start).packed = packed;
             self.around[at[o.layer.index()] as usize].before.push(start);
             copies.push(host);
         }

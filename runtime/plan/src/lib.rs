@@ -19,8 +19,8 @@ pub use check::{CheckStats, PlanError, PlanErrors, check};
 pub use codec::{LoadError, encode, load};
 pub use parse::{ParseError, parse_plan};
 pub use plan::{
-    Arena, Binding, BufId, Buffer, CmdId, Command, EngineOrigin, EventId, Header, ModelRef, Output, Param,
-    ParamSource, Plan, Predicted, SetupId, SetupLoad, SetupOp, StreamId, StreamKind,
+    Arena, Binding, BufId, Buffer, CmdId, Command, CopyForm, EngineOrigin, EventId, Header, ModelRef, Output,
+    Param, ParamSource, Plan, Predicted, SetupId, SetupLoad, SetupOp, StreamId, StreamKind,
 };
 pub use sig::Sig;
 pub use stats::{PlanStats, stats};

@@ -1,6 +1,6 @@
 //! Words of the text form for the closed enums of the IR.
 
-use crate::plan::StreamKind;
+use crate::plan::{CopyForm, StreamKind};
 use vdnn_ir::graph::Stage;
 use vdnn_ir::{ParamRole, Space};
 
@@ -17,6 +17,7 @@ macro_rules! words {
 }
 
 words!(space, space_from, Space { Device = "device", Host = "host" });
+words!(copy_form, copy_form_from, CopyForm { Plain = "copy", Pack = "pack", Unpack = "unpack" });
 words!(stream_kind, stream_kind_from, StreamKind { Compute = "compute", D2h = "d2h", H2d = "h2d" });
 words!(role, role_from, ParamRole {
     Trainable = "trainable",

@@ -268,15 +268,16 @@ impl<'a> Parser<'a> {
                 let name = c.quoted()?;
                 Ok(Command::Launch { stream, op, inputs, outputs, workspace, algo, stage, node, name })
             }
-            "copy" => {
+            word @ ("copy" | "pack" | "unpack") => {
+                let form = names::copy_form_from(word).unwrap_or_default();
                 let src = buf(c)?;
                 c.expect("->")?;
-                Ok(Command::Copy { stream, src, dst: buf(c)? })
+                Ok(Command::Copy { stream, form, src, dst: buf(c)? })
             }
             "free" => Ok(Command::Free { stream, buf: buf(c)? }),
             "record" => Ok(Command::Record { stream, event: EventId(c.id("e")?) }),
             "wait" => Ok(Command::Wait { stream, event: EventId(c.id("e")?) }),
-            _ => c.fail("expected launch, copy, free, record or wait"),
+            _ => c.fail("expected launch, copy, pack, unpack, free, record or wait"),
         }
     }
 

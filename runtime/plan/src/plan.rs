@@ -206,6 +206,18 @@ pub struct SetupLoad {
     pub name: String,
 }
 
+/// How a copy moves a tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CopyForm {
+    /// As it is.
+    #[default]
+    Plain,
+    /// Packed ([`vdnn_ir::packed`]) into a buffer of the packed type.
+    Pack,
+    /// Back from the packed form.
+    Unpack,
+}
+
 /// One command. See the module documentation for the execution model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "most commands are launches, and a plan has few thousand")]
@@ -232,10 +244,12 @@ pub enum Command {
         /// For people.
         name: String,
     },
-    /// Copy a whole buffer between arenas (same type, different space).
+    /// Copy a whole buffer between arenas (different space; the same type, unless packed).
     Copy {
         /// The queue.
         stream: StreamId,
+        /// What becomes of the content on the way.
+        form: CopyForm,
         /// From.
         src: BufId,
         /// To.
@@ -288,6 +302,12 @@ impl Plan {
     /// True if a convolution runs by an engine's number.
     pub fn uses_engines(&self) -> bool {
         self.commands.iter().any(Command::uses_engines)
+    }
+
+    /// Bytes of the tensor that a copy moves: of its end on the device, which is never packed.
+    pub fn copied_bytes(&self, src: BufId, dst: BufId) -> Bytes {
+        let device = if self.buffers[src].space == Space::Device { src } else { dst };
+        self.buffers[device].ty.bytes()
     }
 
     /// Why the plan's engines are not those of the device and libraries at hand, if they are

@@ -116,7 +116,7 @@ impl fmt::Display for Command {
                 }
                 write!(f, " {}", Quoted(name))
             }
-            Self::Copy { src, dst, .. } => write!(f, "copy {src} -> {dst}"),
+            Self::Copy { form, src, dst, .. } => write!(f, "{} {src} -> {dst}", names::copy_form(*form)),
             Self::Free { buf, .. } => write!(f, "free {buf}"),
             Self::Record { event, .. } => write!(f, "record {event}"),
             Self::Wait { event, .. } => write!(f, "wait {event}"),

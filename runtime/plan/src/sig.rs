@@ -10,7 +10,7 @@
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
-use vdnn_ir::{Op, TensorType};
+use vdnn_ir::{DType, Op, TensorType};
 
 /// 128 bits of SHA-256 over a canonical encoding of the term.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +27,11 @@ impl Sig {
         let mut out = [0u8; 16];
         out.copy_from_slice(&full[..16]);
         Self(out)
+    }
+    /// The packed form ([`vdnn_ir::packed`]) of what this is the term of, as elements of a type.
+    #[must_use]
+    pub fn packed(self, dtype: DType) -> Self {
+        Self::digest(&[b"packed", &self.0, dtype.name().as_bytes()])
     }
     /// A caller-bound input.
     pub fn input(name: &str) -> Self {

@@ -1,6 +1,6 @@
 //! Sizes and counts of a plan, for reports.
 
-use crate::plan::{Command, Plan};
+use crate::plan::{Command, CopyForm, Plan};
 use std::collections::BTreeSet;
 use vdnn_ir::{Bytes, ParamRole, Space};
 
@@ -17,10 +17,14 @@ pub struct PlanStats {
     pub device_bytes: Bytes,
     /// Size of the pinned host arena.
     pub host_bytes: Bytes,
-    /// Device-to-host traffic of one step.
+    /// Tensors copied to the host in one step.
     pub offload_bytes: Bytes,
-    /// Host-to-device traffic of one step.
+    /// Tensors copied to the device in one step.
     pub prefetch_bytes: Bytes,
+    /// What of `offload_bytes` goes packed: fewer bytes cross the link.
+    pub offload_packed: Bytes,
+    /// What of `prefetch_bytes` comes packed.
+    pub prefetch_packed: Bytes,
     /// Kernels per step.
     pub n_launches: u64,
     /// Copies per step, both directions.
@@ -64,11 +68,16 @@ pub fn stats(plan: &Plan) -> PlanStats {
                 s.n_launches += 1;
                 s.workspace_bytes = s.workspace_bytes.max(workspace.map_or(Bytes::ZERO, size));
             }
-            Command::Copy { src, .. } => {
+            Command::Copy { form, src, dst, .. } => {
                 s.n_copies += 1;
-                match plan.buffers.get(*src).map(|b| b.space) {
-                    Some(Space::Host) => add(&mut s.prefetch_bytes, size(*src)),
-                    _ => add(&mut s.offload_bytes, size(*src)),
+                let packed = *form != CopyForm::Plain;
+                let (all, part, tensor) = match plan.buffers.get(*src).map(|b| b.space) {
+                    Some(Space::Host) => (&mut s.prefetch_bytes, &mut s.prefetch_packed, *dst),
+                    _ => (&mut s.offload_bytes, &mut s.offload_packed, *src),
+                };
+                add(all, size(tensor));
+                if packed {
+                    add(part, size(tensor));
                 }
             }
             Command::Wait { .. } => s.n_waits += 1,

@@ -6,10 +6,11 @@ use crate::program::{Program, Span};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use vdnn_ir::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
+use vdnn_ir::packed;
 use vdnn_ir::slices::through_slices;
 use vdnn_ir::{ConvSchedule, Op, Space, Tensor};
 use vdnn_plan::print::command_text;
-use vdnn_plan::{BufId, CmdId, Command};
+use vdnn_plan::{BufId, CmdId, Command, CopyForm};
 
 /// What undefined bytes hold: a NaN of every float type, -1 as an integer.
 const POISON: u8 = 0xff;
@@ -105,13 +106,21 @@ impl Machine {
                 unsafe { self.launch(at, op, algo.as_ref(), inputs, outputs, workspace.map(span)) }
                     .map_err(|error| RunError::Kernel { at, command: command_text(at, command), error })
             }
-            Command::Copy { src, dst, .. } => {
+            Command::Copy { form, src, dst, .. } => {
+                let width = |b: BufId| self.program.plan().buffers[b].ty.dtype.bytes() as usize;
+                let (from_width, to_width) = (width(*src), width(*dst));
                 let (src, dst) = (span(*src), span(*dst));
                 // SAFETY: source and destination are in different arenas (part 1 of the
                 // checker's statement, which unchecked programs pass too); other commands
                 // as the caller promises.
                 let (from, to) = unsafe { (self.bytes(src), self.bytes_mut(dst)) };
-                to.copy_from_slice(from);
+                match form {
+                    CopyForm::Plain => to.copy_from_slice(from),
+                    CopyForm::Pack => {
+                        packed::pack(from, from_width, to);
+                    }
+                    CopyForm::Unpack => packed::unpack(from, to_width, to),
+                }
                 Ok(())
             }
             Command::Free { buf, .. } => {

@@ -3,7 +3,7 @@
 use super::error::CudaError;
 use super::stream::{Event, Stream};
 use vdnn_ir::id::EntityId;
-use vdnn_plan::{EventId, Plan, StreamId, StreamKind};
+use vdnn_plan::{Command, CopyForm, EventId, Plan, StreamId, StreamKind};
 
 /// Which streams of a plan a step uses. The first is the main one: it forks the others at
 /// the start of a step and joins them at its end, so that the step as a whole is ordered
@@ -36,12 +36,17 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// One stream per stream of the plan (compute ones at the highest priority), one event
-    /// without timing per event.
+    /// One stream per stream of the plan, one event without timing per event. Compute ones have the
+    /// highest priority; where kernels copy, those streams have it instead, or their blocks would
+    /// wait for whole kernels of the step.
     pub(super) fn new(plan: &Plan) -> Result<Self, CudaError> {
         let shape = Shape::new(plan);
+        let packs = plan
+            .commands
+            .iter()
+            .any(|c| matches!(c, Command::Copy { form: CopyForm::Pack | CopyForm::Unpack, .. }));
         let streams: Result<Vec<_>, _> =
-            plan.streams.iter().map(|kind| Stream::new(*kind == StreamKind::Compute)).collect();
+            plan.streams.iter().map(|kind| Stream::new((*kind == StreamKind::Compute) != packs)).collect();
         let mut streams = streams?;
         if streams.is_empty() {
             // A plan without commands may have no streams; the step is still bracketed.

@@ -15,7 +15,7 @@ use std::cell::OnceCell;
 use std::ffi::c_void;
 use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, ConvSchedule, Op, Space};
-use vdnn_plan::{BufId, CmdId, Command, EventId, StreamId, StreamKind};
+use vdnn_plan::{BufId, CmdId, Command, CopyForm, EventId, StreamId, StreamKind};
 
 /// What undefined bytes hold: a NaN of every float type, -1 as an integer.
 pub(super) const POISON: u8 = 0xff;
@@ -255,7 +255,13 @@ fn entry(
                 _ => launch(&spec, resources, modules)?,
             }
         }
-        Command::Copy { src, dst, .. } => {
+        Command::Copy { form: form @ (CopyForm::Pack | CopyForm::Unpack), src, dst, .. } => {
+            let buffers = &program.plan().buffers;
+            let tensor = if *form == CopyForm::Pack { &buffers[*src].ty } else { &buffers[*dst].ty };
+            let [from, to] = [src, dst].map(|b| resources.address(span(*b)));
+            Action::Kernel(kernels::copy_packed(*form, tensor, from, to, modules)?)
+        }
+        Command::Copy { form: CopyForm::Plain, src, dst, .. } => {
             let (from, to) = (span(*src), span(*dst));
             let len = to.len;
             match (from.space, to.space) {

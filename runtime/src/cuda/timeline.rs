@@ -29,7 +29,7 @@ pub(super) fn measured(plan: &Plan, times: &[(Nanos, Nanos)]) -> Trace {
                 changes.push((end, cmd, workspace.iter().copied().collect(), false));
             }
             Command::Copy { src, dst, .. } => {
-                span(SpanKind::Copy, plan.buffers[*src].ty.bytes());
+                span(SpanKind::Copy, plan.copied_bytes(*src, *dst));
                 changes.push((start, cmd, vec![*dst], true));
             }
             Command::Wait { .. } if end.saturating_sub(start) >= HELD => span(SpanKind::Wait, Bytes::ZERO),

@@ -27,7 +27,7 @@ use vdnn_cost::{CopyDir, CostModel, PPM};
 use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Nanos, Op, Space, TensorType};
 use vdnn_plan::rows::{RowMoves, rows_in_place};
-use vdnn_plan::{BufId, Buffer, CmdId, Command, EventId, Plan, StreamId};
+use vdnn_plan::{BufId, Buffer, CmdId, Command, CopyForm, EventId, Plan, StreamId};
 
 /// What a step costs on the simulated device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,14 +181,19 @@ fn tasks(plan: &Plan, cost: &CostModel) -> Result<Vec<Task>, SimError> {
                     }
                 }
             }
-            Command::Copy { src, dst, .. } => {
+            Command::Copy { form, src, dst, .. } => {
                 let (from, to) = (buffer(*src)?, buffer(*dst)?);
                 let (engine, dir) = match (from.space, to.space) {
                     (Space::Device, Space::Host) => (Engine::D2h, CopyDir::D2h),
                     (Space::Host, Space::Device) => (Engine::H2d, CopyDir::H2d),
                     _ => return Err(SimError::SameArena { cmd, src: *src, dst: *dst }),
                 };
-                Task::Work { engine, time: cost.copy(dir, from.ty.bytes()) }
+                let time = match form {
+                    CopyForm::Plain => cost.copy(dir, from.ty.bytes()),
+                    CopyForm::Pack => cost.packed_copy(dir, &from.ty),
+                    CopyForm::Unpack => cost.packed_copy(dir, &to.ty),
+                };
+                Task::Work { engine, time }
             }
             Command::Free { buf, .. } => {
                 buffer(*buf)?;
@@ -428,8 +433,8 @@ impl<'a> Device<'a> {
                     self.busy = self.busy.saturating_add(self.now.saturating_sub(start));
                     self.span(cmd, SpanKind::Kernel, start, Bytes::ZERO);
                 }
-                Command::Copy { src, .. } => {
-                    self.span(cmd, SpanKind::Copy, start, plan.buffers[*src].ty.bytes());
+                Command::Copy { src, dst, .. } => {
+                    self.span(cmd, SpanKind::Copy, start, plan.copied_bytes(*src, *dst));
                 }
                 _ => {}
             }

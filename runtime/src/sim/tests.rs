@@ -7,7 +7,7 @@ use vdnn_ir::id::PrimaryMap;
 use vdnn_ir::op::UnaryKind;
 use vdnn_ir::{DType, Mode, Op, ParamRole, TensorType};
 use vdnn_plan::plan::{Header, Param, ParamSource, Predicted};
-use vdnn_plan::{Arena, Binding, Sig, StreamKind};
+use vdnn_plan::{Arena, Binding, CopyForm, Sig, StreamKind};
 
 /// A device on which a kernel takes 2 ns per byte of its operand, a copy 1 ns per byte;
 /// both copies at once run at half rate, and each slows kernels by a fifth.
@@ -108,7 +108,7 @@ impl Builder {
         self.launch_with(input, output, None)
     }
     fn copy(&mut self, stream: StreamId, src: BufId, dst: BufId) -> CmdId {
-        self.command(Command::Copy { stream, src, dst })
+        self.command(Command::Copy { stream, form: CopyForm::Plain, src, dst })
     }
     fn free(&mut self, buf: BufId) {
         self.command(Command::Free { stream: COMPUTE, buf });

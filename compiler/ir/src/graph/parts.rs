@@ -32,6 +32,7 @@ pub(crate) struct NodeParts {
     pub algo: Option<ConvSchedule>,
     pub workspace: Bytes,
     pub inplace: SmallVec<[(u32, u32); 2]>,
+    pub packed: bool,
 }
 
 /// Everything a graph consists of. Missing values and nodes are removed ones.
@@ -76,6 +77,7 @@ impl Graph {
                 algo: n.algo,
                 workspace: n.workspace,
                 inplace: n.inplace,
+                packed: n.packed,
                 index: dag.add_node(id),
             }));
         }

@@ -3,6 +3,7 @@
 use super::Checker;
 use crate::graph::{Node, NodeId, ValueId};
 use crate::op::Op;
+use crate::packed;
 use crate::types::Space;
 
 pub(super) fn check(cx: &mut Checker<'_>) {
@@ -17,6 +18,10 @@ pub(super) fn check(cx: &mut Checker<'_>) {
                 let wrong = if space == Space::Host { "device" } else { "host" };
                 cx.fail_node(id, node, &format!("output {i} is on the {wrong}"));
             }
+        }
+        let can = |v: &ValueId| packed::can_pack(&graph.value(*v).ty);
+        if node.packed && !(node.op == Op::OffloadStart && node.inputs.first().is_some_and(can)) {
+            cx.fail_node(id, node, "packed, which only an offload of floating-point numbers can be");
         }
         for (i, &v) in node.inputs.iter().enumerate() {
             let host = match node.op {

@@ -25,7 +25,7 @@ use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{Graph, Mode, Phase};
 use vdnn_passes::fuse_pyramids::DEPTH;
 use vdnn_passes::micro_batch::Menu;
-use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Policy, SyncMode, Workspace};
+use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Packing, Policy, SyncMode, Workspace};
 
 /// The device of the paper.
 const DEVICE: &str = "titan-x-maxwell";
@@ -108,6 +108,7 @@ fn selected(joint: &Graph, algo: AlgoMode, cost: &CostModel) -> Result<Graph, Fa
         workspace: Workspace::Planned,
         menu: Rc::new(Menu::new(BatchSizes::Undivided)),
         sync: SyncMode::Layer,
+        packing: Packing::Off,
         lag: 0,
     };
     pipeline::to_phase(&mut graph, Phase::Selected, &attempt, cost, &mut Timings::default())?;
@@ -138,6 +139,7 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         workspace: Workspace::Planned,
         memory: None,
         sync: SyncMode::Layer,
+        packing: Packing::Off,
         precision: Precision::F32,
         keep_gradients: false,
         elide_waits: true,

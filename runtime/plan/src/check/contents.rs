@@ -3,7 +3,7 @@
 use super::error::{Found, PlanError, Site};
 use super::ranges::RangeMap;
 use super::report::Report;
-use crate::plan::{BufId, CmdId, Command, Plan};
+use crate::plan::{BufId, CmdId, Command, CopyForm, Plan};
 use crate::rows::rows_in_place;
 use crate::sig::Sig;
 use smallvec::SmallVec;
@@ -133,6 +133,8 @@ pub(super) fn check(plan: &Plan, report: &mut Report) {
     for param in &plan.params {
         memory.write(param.buf, Some(Sig::param(&param.name)), None);
     }
+    // What packed forms are of.
+    let mut packed: HashMap<Sig, Sig> = HashMap::new();
     // One text per distinct op: printing dominates otherwise.
     let mut texts: HashMap<&Op, String> = HashMap::new();
     for (i, command) in plan.commands.iter().enumerate() {
@@ -175,8 +177,24 @@ pub(super) fn check(plan: &Plan, report: &mut Report) {
                     }
                 }
             }
-            Command::Copy { src, dst, .. } => {
+            Command::Copy { form, src, dst, .. } => {
                 let term = read(&memory, *src);
+                let term = match form {
+                    CopyForm::Plain => term,
+                    CopyForm::Pack => term.map(|plain| {
+                        let form = plain.packed(plan.buffers[*src].ty.dtype);
+                        packed.insert(form, plain);
+                        form
+                    }),
+                    CopyForm::Unpack => term.and_then(|form| {
+                        let dtype = plan.buffers[*dst].ty.dtype;
+                        let plain = packed.get(&form).copied().filter(|p| p.packed(dtype) == form);
+                        if plain.is_none() {
+                            report.push(PlanError::NotPacked { at, site: Site::of(plan, *src) });
+                        }
+                        plain
+                    }),
+                };
                 memory.write(*dst, term, Some(at));
             }
             Command::Free { buf, .. } => memory.forget(*buf, Found::Freed(at)),

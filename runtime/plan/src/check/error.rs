@@ -203,13 +203,13 @@ pub enum PlanError {
         /// Where it should be.
         needed: Space,
     },
-    /// A copy inside one arena.
-    #[error("{at} copies inside one arena")]
+    /// A copy inside one arena, or one that packs or unpacks in the wrong direction.
+    #[error("{at} copies inside one arena, or leaves a packed tensor on the device")]
     CopyInPlace {
         /// The copy.
         at: CmdId,
     },
-    /// A copy between buffers of different type.
+    /// A copy between buffers of different type, or other than the packed form of it.
     #[error("{at} copies {from} to {to}")]
     CopyTypes {
         /// The copy.
@@ -218,6 +218,14 @@ pub enum PlanError {
         from: TensorType,
         /// Type of the destination.
         to: TensorType,
+    },
+    /// What is unpacked is not the packed form of anything, or of elements of another type.
+    #[error("{at} unpacks {site}, which does not hold a packed tensor of that type")]
+    NotPacked {
+        /// The copy.
+        at: CmdId,
+        /// What it reads.
+        site: Site,
     },
     /// An op that no plan launches (transfers and the views that are not reshapes).
     #[error("{at} launches {op}, which is never a kernel")]
@@ -439,6 +447,7 @@ impl PlanError {
             | Self::WrongStream { at, .. }
             | Self::CopyInPlace { at }
             | Self::CopyTypes { at, .. }
+            | Self::NotPacked { at, .. }
             | Self::NotAKernel { at, .. }
             | Self::Algorithm { at }
             | Self::Division { at, .. }

@@ -175,13 +175,13 @@ fn stats(plan: &Plan) -> CheckStats {
     for command in &plan.commands {
         match command {
             Command::Launch { .. } => s.launches += 1,
-            Command::Copy { stream, src, .. } => {
+            Command::Copy { stream, src, dst, .. } => {
                 s.copies += 1;
-                let bytes = plan.buffers[*src].ty.bytes();
-                let total = match plan.streams[stream.0 as usize] {
-                    StreamKind::D2h => &mut s.bytes_copied_d2h,
-                    _ => &mut s.bytes_copied_h2d,
+                let (tensor, total) = match plan.streams[stream.0 as usize] {
+                    StreamKind::D2h => (src, &mut s.bytes_copied_d2h),
+                    _ => (dst, &mut s.bytes_copied_h2d),
                 };
+                let bytes = plan.buffers[*tensor].ty.bytes();
                 *total = total.saturating_add(bytes);
             }
             Command::Free { .. } => s.frees += 1,

@@ -2,7 +2,7 @@
 
 use super::{Found, PlanError, check};
 use crate::parse::parse_plan;
-use crate::plan::{BufId, CmdId, Command, EventId, Plan, StreamId};
+use crate::plan::{BufId, CmdId, Command, CopyForm, EventId, Plan, StreamId};
 use crate::rows::rows_in_place;
 use crate::sig::Sig;
 use vdnn_ir::op::{BinaryKind, SliceAttrs, UnaryKind};
@@ -193,7 +193,8 @@ fn what_is_moved_beside_rows_in_place_is_a_write() {
         if let Command::Launch { outputs, .. } = &mut write {
             outputs[0] = old;
         }
-        plan.commands[5] = Command::Copy { stream: StreamId(1), src: old, dst: BufId(8) };
+        plan.commands[5] =
+            Command::Copy { stream: StreamId(1), form: CopyForm::Plain, src: old, dst: BufId(8) };
         plan.commands.insert(3, write);
         plan.n_events = 2;
         if waits {

@@ -2,11 +2,12 @@
 
 use super::error::{Place, PlanError};
 use super::report::Report;
-use crate::plan::{BufId, CmdId, Command, EventId, Plan, StreamKind};
+use crate::plan::{BufId, CmdId, Command, CopyForm, EventId, Plan, StreamKind};
 use smallvec::SmallVec;
 use std::collections::{BTreeSet, HashMap};
 use vdnn_ir::id::EntityId;
 use vdnn_ir::op::infer::infer;
+use vdnn_ir::packed::{can_pack, packed_type};
 use vdnn_ir::{DType, Op, Space, TensorType};
 
 /// Streams a plan may have; real devices need three, and vector clocks cost this much per command.
@@ -38,7 +39,9 @@ pub(super) fn check(plan: &Plan, report: &mut Report) {
             Command::Wait { event, .. } if !records.contains_key(event) => {
                 report.push(PlanError::WaitBeforeRecord { at, event: *event });
             }
-            Command::Copy { src, dst, .. } if known => copy(plan, at, command, *src, *dst, report),
+            Command::Copy { form, src, dst, .. } if known => {
+                copy(plan, at, command, *form, [*src, *dst], report);
+            }
             Command::Launch { .. } if known => launch(plan, at, command, report),
             _ => {}
         }
@@ -87,14 +90,24 @@ fn known_ids(plan: &Plan, at: CmdId, command: &Command, report: &mut Report) -> 
     known
 }
 
-fn copy(plan: &Plan, at: CmdId, command: &Command, src: BufId, dst: BufId, report: &mut Report) {
-    let (from, to) = (&plan.buffers[src], &plan.buffers[dst]);
-    if from.ty != to.ty {
+fn copy(plan: &Plan, at: CmdId, command: &Command, form: CopyForm, ends: [BufId; 2], report: &mut Report) {
+    let [from, to] = ends.map(|b| &plan.buffers[b]);
+    let agree = match form {
+        CopyForm::Plain => from.ty == to.ty,
+        CopyForm::Pack => can_pack(&from.ty) && to.ty == packed_type(&from.ty),
+        CopyForm::Unpack => can_pack(&to.ty) && from.ty == packed_type(&to.ty),
+    };
+    if !agree {
         report.push(PlanError::CopyTypes { at, from: from.ty.clone(), to: to.ty.clone() });
     }
+    // Only the host holds packed tensors.
     let (needed, why) = match (from.space, to.space) {
-        (Space::Device, Space::Host) => (StreamKind::D2h, "it copies from device to host"),
-        (Space::Host, Space::Device) => (StreamKind::H2d, "it copies from host to device"),
+        (Space::Device, Space::Host) if form != CopyForm::Unpack => {
+            (StreamKind::D2h, "it copies from device to host")
+        }
+        (Space::Host, Space::Device) if form != CopyForm::Pack => {
+            (StreamKind::H2d, "it copies from host to device")
+        }
         _ => {
             report.push(PlanError::CopyInPlace { at });
             return;

@@ -3,10 +3,12 @@
 use super::{Found, PlanError, PlanErrors, check};
 use crate::example::sound;
 use crate::parse::parse_plan;
-use crate::plan::{BufId, CmdId, Command, EventId, ParamSource, Plan, SetupId, StreamId, StreamKind};
+use crate::plan::{
+    Binding, BufId, CmdId, Command, CopyForm, EventId, ParamSource, Plan, SetupId, StreamId, StreamKind,
+};
 use crate::sig::Sig;
 use vdnn_ir::op::UnaryKind;
-use vdnn_ir::{Bytes, Op, Space, TensorType};
+use vdnn_ir::{Bytes, DType, Op, Space, TensorType};
 
 fn errors(change: impl FnOnce(&mut Plan)) -> Vec<PlanError> {
     let mut plan = sound();
@@ -51,7 +53,7 @@ fn ids_must_exist() {
     rejects!(|p| operands(p, 0).0[0] = BufId(99), PlanError::Unknown { entity, .. } if entity == "b99");
     rejects!(|p| p.inputs[0].buf = BufId(99), PlanError::Unknown { entity, .. } if entity == "b99");
     rejects!(
-        |p| p.commands[3] = Command::Copy { stream: StreamId(7), src: BufId(2), dst: BufId(3) },
+        |p| p.commands[3] = Command::Copy { stream: StreamId(7), form: CopyForm::Plain, src: BufId(2), dst: BufId(3) },
         PlanError::Unknown { entity, .. } if entity == "s7"
     );
     rejects!(
@@ -99,10 +101,64 @@ fn commands_run_on_their_kind_of_stream() {
 #[test]
 fn copies_join_equal_buffers_of_two_arenas() {
     rejects!(
-        |p| p.commands[3] = Command::Copy { stream: StreamId(1), src: BufId(2), dst: BufId(7) },
+        |p| p.commands[3] =
+            Command::Copy { stream: StreamId(1), form: CopyForm::Plain, src: BufId(2), dst: BufId(7) },
         PlanError::CopyInPlace { at: CmdId(3) }
     );
     rejects!(|p| p.buffers[BufId(3)].ty = TensorType::f32([8, 8]), PlanError::CopyTypes { at: CmdId(3), .. });
+}
+
+/// The sound plan, with `a` packed on the host.
+fn packed() -> Plan {
+    let mut plan = sound();
+    plan.buffers[BufId(3)].ty = vdnn_ir::packed::packed_type(&TensorType::f32([64]));
+    plan.host.bytes = Bytes(8448);
+    set_form(&mut plan, 3, CopyForm::Pack);
+    set_form(&mut plan, 10, CopyForm::Unpack);
+    plan
+}
+
+fn set_form(plan: &mut Plan, i: usize, to: CopyForm) {
+    match &mut plan.commands[i] {
+        Command::Copy { form, .. } => *form = to,
+        _ => panic!("c{i} is a copy"),
+    }
+}
+
+fn packed_with(change: impl FnOnce(&mut Plan)) -> Vec<PlanError> {
+    let mut plan = packed();
+    change(&mut plan);
+    check(&plan).err().map(|e| e.errors).unwrap_or_default()
+}
+
+#[test]
+fn packed_tensors_come_back_as_they_were() {
+    let stats = check(&packed()).unwrap();
+    assert_eq!((stats.bytes_copied_d2h, stats.bytes_copied_h2d), (Bytes(256), Bytes(256)));
+    let text = packed().to_string();
+    assert!(text.contains("c3 s1 pack b2 -> b3") && text.contains("c10 s2 unpack b3 -> b6"), "{text}");
+    assert_eq!(parse_plan(&text).unwrap(), packed());
+
+    // The two forms do not mix, and both have the one packed type.
+    for i in [3, 10] {
+        let errors = packed_with(|p| set_form(p, i, CopyForm::Plain));
+        assert!(matches!(errors[..], [PlanError::CopyTypes { .. }, ..]), "{errors:?}");
+    }
+    let errors = packed_with(|p| p.buffers[BufId(3)].ty.dims[0] -= 1);
+    assert!(errors.iter().filter(|e| matches!(e, PlanError::CopyTypes { .. })).count() == 2, "{errors:?}");
+    // Packed is only what the host holds.
+    let errors = packed_with(|p| set_form(p, 3, CopyForm::Unpack));
+    assert!(errors.contains(&PlanError::CopyInPlace { at: CmdId(3) }), "{errors:?}");
+    // What was never packed, or packed as elements of another type, does not come back.
+    let errors = packed_with(|p| {
+        p.commands.remove(3);
+        let bytes = p.buffers[BufId(3)].clone();
+        p.inputs.push(Binding { name: "z".into(), buf: p.buffers.push(bytes) });
+    });
+    assert!(errors.iter().any(|e| matches!(e, PlanError::NotPacked { at: CmdId(9), .. })), "{errors:?}");
+    let term = Sig::input("x");
+    assert_ne!(term.packed(DType::F32), term.packed(DType::BF16));
+    assert_ne!(term.packed(DType::F32), term);
 }
 
 #[test]
@@ -378,7 +434,8 @@ fn part_of_a_value_is_not_a_value() {
         ty: big,
         name: "shifted".into(),
     });
-    plan.commands[10] = Command::Copy { stream: StreamId(2), src: late, dst: BufId(6) };
+    plan.commands[10] =
+        Command::Copy { stream: StreamId(2), form: CopyForm::Plain, src: late, dst: BufId(6) };
     let found = check(&plan).unwrap_err().errors;
     assert!(
         found.iter().any(|e| matches!(e, PlanError::BadRead { at: CmdId(10), found: Found::Nothing, .. })),

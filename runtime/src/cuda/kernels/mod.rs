@@ -15,6 +15,7 @@ mod loss;
 mod lrn;
 mod modules;
 mod movement;
+mod pack;
 mod pieces;
 mod pointwise;
 mod pool;
@@ -30,6 +31,7 @@ mod tests;
 mod update;
 
 pub(crate) use modules::Modules;
+pub(crate) use pack::copy_packed;
 pub(crate) use proof::{count_different, delay_by, trap};
 
 use super::error::CudaError;

@@ -23,6 +23,7 @@ pub(super) enum Source {
     Pyramid,
     Dropout,
     Cast,
+    Pack,
 }
 
 /// The files that sources include, with their names.
@@ -67,6 +68,7 @@ impl Source {
             Self::Pyramid => ("pyramid.cu", ""),
             Self::Dropout => ("dropout.cu", include_str!("source/dropout.cu")),
             Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
+            Self::Pack => ("pack.cu", include_str!("source/pack.cu")),
         }
     }
 }

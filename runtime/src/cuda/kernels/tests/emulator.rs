@@ -33,6 +33,9 @@ impl Drop for Emulator {
 }
 
 impl Emulator {
+    /// Where the first byte of an image lies.
+    pub(super) const ADDRESS: u64 = BASE;
+
     /// Builds the kernels with a C++ compiler and starts the process.
     pub(super) fn build(compiler: &OsStr, kernels: &BTreeMap<Source, Vec<Kernel>>) -> Self {
         let folder =
@@ -145,7 +148,14 @@ impl Emulator {
         }
     }
 
-    fn launch(&mut self, what: &str, image: &[u8], steps: &[super::Step], backwards: bool) -> Vec<u8> {
+    /// Runs launches on an image of memory; returns the image after them.
+    pub(super) fn launch(
+        &mut self,
+        what: &str,
+        image: &[u8],
+        steps: &[super::Step],
+        backwards: bool,
+    ) -> Vec<u8> {
         let mut message = Vec::new();
         message.extend_from_slice(&BASE.to_le_bytes());
         message.extend_from_slice(&(image.len() as u64).to_le_bytes());

@@ -1,0 +1,23 @@
+//! Which offloaded tensors are worth packing.
+
+use vdnn_cost::{CopyDir, CostModel};
+use vdnn_ir::Op;
+use vdnn_ir::graph::{Graph, ValueId};
+use vdnn_ir::op::UnaryKind;
+use vdnn_ir::packed::can_pack;
+
+/// True for a tensor that a ReLU made, if both its copies are predicted to be shorter packed.
+pub(super) fn pays(graph: &Graph, value: ValueId, cost: &CostModel) -> bool {
+    let ty = graph.ty(value);
+    let rectified = graph.def_node(value).is_some_and(|id| {
+        matches!(
+            graph.node(id).op,
+            Op::Unary(UnaryKind::Relu) | Op::ConvEpilogue { relu: true, .. } | Op::BatchNormTrainRelu { .. }
+        )
+    });
+    rectified
+        && can_pack(ty)
+        && [CopyDir::D2h, CopyDir::H2d]
+            .into_iter()
+            .all(|dir| cost.packed_copy(dir, ty) < cost.copy(dir, ty.bytes()))
+}
