@@ -22,6 +22,9 @@ fn residual(mut layer: Layer) -> Layer {
     layer
 }
 
+/// Most ways per chain.
+const WAYS: usize = 14;
+
 /// ResNet's first layers, VGG's first two blocks, ResNet-50's blocks of the first stage.
 fn chains() -> Vec<(&'static str, u64, u64, Vec<Layer>)> {
     let bottleneck = || vec![conv(64, 1, 1, 0), conv(64, 3, 1, 1), residual(conv(256, 1, 1, 0))];
@@ -49,7 +52,22 @@ fn main() -> Result<(), String> {
             let wanted: Vec<Config> = match args.get(3) {
                 Some(config) if args.get(2).is_some_and(|n| n == name) => vec![config.parse()?],
                 Some(_) => vec![],
-                None => configs(&chain, precision, Layout::ChannelsLast, batch, &machine),
+                // The best tiles of every other way.
+                None => {
+                    let mut all = vdnn_pyramid::tensor::configs(&chain, precision, batch, &machine);
+                    all.sort();
+                    let mut ways = Vec::new();
+                    all.retain(|(_, t)| {
+                        let way = (t.workers, t.groups, t.slots, t.slice, t.streamed);
+                        let new = ways.iter().filter(|w| **w == way).count() < 1;
+                        ways.push(way);
+                        new
+                    });
+                    let all = all.into_iter().take(WAYS).map(|(_, t)| Config::Tensor(t)).collect::<Vec<_>>();
+                    let first = configs(&chain, precision, Layout::ChannelsLast, batch, &machine);
+                    let rest = first.into_iter().filter(|c| !all.contains(c)).take(4).collect::<Vec<_>>();
+                    all.into_iter().chain(rest).collect()
+                }
             };
             for (i, config) in wanted.iter().enumerate() {
                 let k = kernel(&chain, config, precision, Layout::ChannelsLast, batch)

@@ -15,6 +15,15 @@ use std::str::FromStr;
 use vdnn_ir::types::Layout;
 use vdnn_ir::{Nanos, Precision};
 
+/// Which matrix instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Units {
+    /// Those of a warp group, `wgmma`: Hopper's alone, and the fast ones there.
+    WarpGroup,
+    /// Those of a warp, `mma.sync`: every GPU since Ampere. They read the weights once per warp.
+    Warp,
+}
+
 /// How the blocks of a kernel go through tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tensor {
@@ -33,17 +42,23 @@ pub struct Tensor {
     /// The weights of the first and the last convolution are brought to the slots for every tile
     /// again; else all are kept for as long as a block lives.
     pub streamed: bool,
+    /// The matrix instructions.
+    pub units: Units,
     /// Blocks; each goes on with further tiles when it is done with one.
     pub blocks: u32,
 }
 
 impl fmt::Display for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rows, cols, workers, groups, slots, slice, streamed, blocks } = self;
+        let Self { rows, cols, workers, groups, slots, slice, streamed, units, blocks } = self;
+        let units = match units {
+            Units::WarpGroup => "group",
+            Units::Warp => "warp",
+        };
         let weights = if *streamed { "streamed" } else { "kept" };
         write!(
             f,
-            "{rows}x{cols} workers {workers} groups {groups} slots {slots} slice {slice} weights {weights} blocks {blocks}"
+            "{rows}x{cols} workers {workers} groups {groups} slots {slots} slice {slice} weights {weights} units {units} blocks {blocks}"
         )
     }
 }
@@ -51,11 +66,11 @@ impl fmt::Display for Tensor {
 impl FromStr for Tensor {
     type Err = String;
 
-    /// Reads `8x8 workers 2 groups 1 slots 2 slice 8 weights kept blocks 132`.
+    /// Reads `8x8 workers 2 groups 1 slots 2 slice 8 weights kept units group blocks 132`.
     fn from_str(text: &str) -> Result<Self, String> {
         let error = || {
             format!(
-                "`{text}` is not such as `8x8 workers 2 groups 1 slots 2 slice 8 weights kept blocks 132`"
+                "`{text}` is not such as `8x8 workers 2 groups 1 slots 2 slice 8 weights kept units group blocks 132`"
             )
         };
         let words: Vec<&str> = text.split_whitespace().collect();
@@ -70,6 +85,8 @@ impl FromStr for Tensor {
             slice,
             "weights",
             weights,
+            "units",
+            units,
             "blocks",
             blocks,
         ] = words.get(1..).ok_or_else(error)?
@@ -88,6 +105,11 @@ impl FromStr for Tensor {
             streamed: match *weights {
                 "kept" => false,
                 "streamed" => true,
+                _ => return Err(error()),
+            },
+            units: match *units {
+                "group" => Units::WarpGroup,
+                "warp" => Units::Warp,
                 _ => return Err(error()),
             },
             blocks: number(blocks)?,
@@ -133,7 +155,17 @@ pub fn configs(chain: &Chain, precision: Precision, batch: u64, machine: &Machin
             for (workers, groups) in [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (1, 3), (1, 4)] {
                 for (slots, slice) in (1..=6).flat_map(|s| [(s, 8), (s, 4)]) {
                     for streamed in [false, true] {
-                        let tensor = Tensor { rows, cols, workers, groups, slots, slice, streamed, blocks };
+                        let tensor = Tensor {
+                            rows,
+                            cols,
+                            workers,
+                            groups,
+                            slots,
+                            slice,
+                            streamed,
+                            units: Units::WarpGroup,
+                            blocks,
+                        };
                         if let Ok(plan) = Plan::new(chain, &tensor, precision, batch) {
                             all.push((price::time(&plan), tensor));
                         }

@@ -11,8 +11,9 @@ use std::fmt::Write;
 use std::process::Command;
 use vdnn_ir::types::{Layout, Real};
 use vdnn_ir::{Precision, bf16};
-use vdnn_pyramid::kernel::{Config, Kernel, kernel};
-use vdnn_pyramid::tensor::Tensor;
+use vdnn_pyramid::kernel::{Config, Kernel, configs, kernel};
+use vdnn_pyramid::machine::Machine;
+use vdnn_pyramid::tensor::{Tensor, Units};
 use vdnn_pyramid::{Chain, Kind, Layer, OperandUse, Pointwise, Shape, Window, reference};
 
 /// Random chains.
@@ -165,6 +166,7 @@ fn random(seed: u64) -> Case {
             slots: s.within(1, 4) as u32,
             slice: [2, 4, 8][s.within(0, 2) as usize],
             streamed,
+            units: if s.once_in(4) { Units::Warp } else { Units::WarpGroup },
             blocks: s.within(1, 3) as u32,
         });
         let exact = !s.once_in(4);
@@ -220,7 +222,7 @@ fn source(cases: &[Case]) -> String {
             .source
             .replace("extern \"C\" ", "")
             .replace("extern __shared__ __align__(128) unsigned char shared[];", "");
-        let _ = writeln!(text, "namespace k{k} {{\n{kernel}}}");
+        let _ = writeln!(text, "namespace k{k} {{\n{kernel}}}\n#undef VDNN_WARP_TF32\n#undef VDNN_WARP_BF16");
         let element = if case.precision == Precision::Bf16 { "bf16" } else { "float" };
         let n = case.chain.operands().len();
         let args: Vec<String> = case
@@ -330,4 +332,69 @@ fn skipped() {
 #[test]
 fn random_kernels_equal_layers() {
     check("random", &(0..CASES).map(random).collect::<Vec<_>>());
+}
+
+/// ResNet's stem, VGG's first pair, ResNet's first blocks, over small images.
+#[test]
+fn kernels_of_known_networks_equal_layers() {
+    let conv = |out, kernel, stride, padding, then: &[Pointwise]| {
+        let window = Window::square(kernel, stride, padding);
+        Layer { kind: Kind::Conv { window, groups: 1, out, bias: true }, then: then.to_vec() }
+    };
+    let pool = |kernel, stride, padding| Layer {
+        kind: Kind::MaxPool { window: Window::square(kernel, stride, padding) },
+        then: vec![],
+    };
+    let relu = &[Pointwise::Relu][..];
+    let block = || {
+        let last = &[Pointwise::Add, Pointwise::Relu][..];
+        vec![conv(64, 1, 1, 0, relu), conv(64, 3, 1, 1, relu), conv(256, 1, 1, 0, last)]
+    };
+    let machine = Machine::named("h200").expect("a profile");
+    let mut cases = Vec::new();
+    for (channels, extent, layers) in [
+        (3, 40, vec![conv(64, 7, 2, 3, relu), pool(3, 2, 1)]),
+        (3, 22, vec![conv(64, 3, 1, 1, relu), conv(64, 3, 1, 1, relu), pool(2, 2, 0)]),
+        (64, 18, vec![conv(64, 3, 1, 1, relu), pool(2, 2, 0)]),
+        (64, 15, block()),
+        (256, 15, block()),
+    ] {
+        let input = Shape { channels, height: extent, width: extent + 1 };
+        let chain = Chain::new(input, vec![], layers).expect("a chain");
+        for precision in [Precision::Tf32, Precision::Bf16] {
+            let mut s = Source::new(600_000 + channels);
+            let ways = configs(&chain, precision, Layout::ChannelsLast, 1, &machine);
+            assert!(!ways.is_empty(), "{chain:?} {precision}");
+            for config in ways.into_iter().take(2) {
+                let Config::Tensor(tensor) = config else { unreachable!() };
+                // So that blocks go on with further tiles.
+                let config = Config::Tensor(Tensor { blocks: 2, ..tensor });
+                cases.push(case(chain.clone(), config, precision, &mut s, true, 1).expect("a kernel"));
+            }
+        }
+    }
+    check("known", &cases);
+}
+
+#[test]
+fn what_has_no_kernel_is_refused() {
+    let machine = Machine::named("h200").expect("a profile");
+    let chain = |groups, then| {
+        let kind = Kind::Conv { window: Window::square(3, 1, 1), groups, out: 16, bias: false };
+        let pool = Layer { kind: Kind::MaxPool { window: Window::square(2, 2, 0) }, then };
+        let input = Shape { channels: 16, height: 9, width: 9 };
+        Chain::new(input, vec![], vec![Layer { kind, then: vec![] }, pool]).expect("a chain")
+    };
+    let some =
+        |chain: &Chain, precision, layout| configs(chain, precision, layout, 1, &machine).first().copied();
+    let plain = chain(1, vec![]);
+    let config = some(&plain, Precision::Tf32, Layout::ChannelsLast).expect("a way");
+    assert_eq!(config.to_string().parse(), Ok(config));
+    let made = kernel(&plain, &config, Precision::Tf32, Layout::ChannelsLast, 1).expect("a kernel");
+    assert_eq!(made.target, Some("sm_90a"));
+    assert!(kernel(&plain, &config, Precision::Tf32, Layout::RowMajor, 1).is_err());
+    assert!(kernel(&plain, &config, Precision::F32, Layout::ChannelsLast, 1).is_err());
+    assert_eq!(some(&chain(4, vec![]), Precision::Bf16, Layout::ChannelsLast), None);
+    assert_eq!(some(&chain(1, vec![Pointwise::Scale]), Precision::Bf16, Layout::ChannelsLast), None);
+    assert_eq!(some(&plain, Precision::Tf32, Layout::RowMajor), None);
 }

@@ -26,8 +26,14 @@ pub(super) const ROWS: u64 = 64;
 /// Most shared memory of a block.
 pub(super) const MOST_SHARED: u64 = 227 << 10;
 
-/// Most accumulators of a thread.
-const MOST_SUMS: u64 = 160;
+/// Registers of a multiprocessor, and most of a thread.
+const REGISTERS: u64 = 1 << 16;
+const MOST_REGISTERS: u64 = 255;
+
+/// Registers of a thread for addresses and what is on the way, more than compilers took for
+/// dozens of kernels; fewer where one warp group copies the few channels of an input itself.
+const OTHER: u64 = 104;
+const OTHER_NARROW: u64 = 72;
 
 /// The positions of a tensor that a tile holds, along one axis: `first + tile * step` and so many.
 #[derive(Clone, Copy, Debug)]
@@ -323,7 +329,19 @@ impl Plan {
             (Deal::Line { pitch: buffer.pitch }, line)
         };
         let each = tiles.div_ceil(u64::from(self.tensor.groups));
-        let most = (2 * MOST_SUMS / each).min(256);
+        // Outputs that a thread has sums for, and what is added to each is on the way.
+        let threads = u64::from(self.tensor.workers) * u64::from(self.tensor.groups) * GROUP;
+        let registers = (REGISTERS / threads / 8 * 8).min(MOST_REGISTERS);
+        let fetched = if l == 0 && self.narrow {
+            let [y, x] = self.spans[0];
+            let other = if self.tensor.groups == 1 { OTHER_NARROW } else { OTHER };
+            (y.len * x.len).div_ceil(u64::from(self.tensor.groups) * GROUP) * channels + other
+        } else {
+            OTHER
+        };
+        let room = registers.saturating_sub(fetched);
+        let adds = then.iter().filter(|s| matches!(s, Step::Add(_))).count() as u64 * self.element;
+        let most = (8 * room / each / (4 + adds)).min(256);
         // Several passes read the input again after the first has ended.
         let last = l + 1 + 1 == self.spans.len();
         let width = if last && self.slices_of(l) == 1 {
@@ -333,7 +351,11 @@ impl Plan {
             Some(out).filter(|&w| w <= most)
         };
         let Some(width) = width else {
-            return Err(CudaError::Room { what: "accumulators", need: out / 2 * each, most: MOST_SUMS });
+            return Err(CudaError::Room {
+                what: "a thread's accumulators",
+                need: out / 2 * each,
+                most: room,
+            });
         };
         let streamed = self.tensor.streamed && (l == 0 || last);
         if streamed

@@ -46,15 +46,65 @@ __device__ __forceinline__ u32 max_bf16x2(u32 a, u32 b) {
 // What was written to shared memory becomes visible to matrix instructions.
 __device__ __forceinline__ void written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void meet(int id) { asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(N) : "memory"); }
+#if defined(VDNN_WARP_TF32) || defined(VDNN_WARP_BF16)
+__device__ __forceinline__ void products_fence() {}
+__device__ __forceinline__ void products_commit() {}
+__device__ __forceinline__ void products_wait() {}
+__device__ __forceinline__ void read4(u32 (&r)[4], u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+}
+__device__ __forceinline__ void multiply(float* d, const u32 (&a)[4], u32 x, u32 y) {
+#ifdef VDNN_WARP_BF16
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+#else
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+#endif
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(x), "r"(y));
+}
+#else
 __device__ __forceinline__ void products_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+// A product of 64 rows, N columns and 32 bytes of terms, by the width.
+template <int N, int ROWS> struct Product;
+template <int N, int ROWS> __device__ __forceinline__ void product(float (&d)[N / 2], u32 a, u32 b, int more) {
+  Product<N, ROWS>::of(d, a, b, more);
+}
+#endif
 template <int N> __device__ __forceinline__ void settled(float (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+// Keeps what is computed from a number from being computed once for all and held in registers.
+__device__ __forceinline__ int again(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 __device__ __forceinline__ u32 swap(u32 x, int with) { return __shfl_xor_sync(0xffffffffu, x, with); }
-template <int N> __device__ __forceinline__ void product(float (&d)[N / 2], u64 a, u64 b, int more);
+#endif
+#if defined(VDNN_WARP_TF32) || defined(VDNN_WARP_BF16)
+// The same product by a warp's instructions. `a` and `b` are the lower halves of the descriptors
+// that a warp group's instruction takes: where the matrix begins and how far its second 16 bytes
+// of terms are, in 16 bytes; eight rows of `a` are ROWS from the next eight.
+template <int N, int ROWS> __device__ __forceinline__ void product(float (&d)[N / 2], u32 a, u32 b, int more) {
+  const u32 lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+  if (!more) {
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) d[i] = 0.0f;
+  }
+  u32 x[4], y[4];
+  read4(x, ((a & 0x3fffu) + row / 8 * ROWS + row % 8 + lane / 16 * (a >> 16)) * 16);
+#pragma unroll
+  for (int j = 0; j < N / 8; j += 2) {
+    const u32 column = (j + 1 < N / 8 ? j + lane / 16 : j) * 8 + lane % 8;
+    read4(y, ((b & 0x3fffu) + column + lane / 8 % 2 * (b >> 16)) * 16);
+    multiply(d + 4 * j, x, y[0], y[1]);
+    if (j + 1 < N / 8) multiply(d + 4 * j + 4, x, y[2], y[3]);
+  }
+}
 #endif
 __device__ __forceinline__ u32 bits(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ float real(u32 x) { return __uint_as_float(x); }

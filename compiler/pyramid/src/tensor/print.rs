@@ -1,5 +1,6 @@
 //! A plan as CUDA C++.
 
+use super::Units;
 use super::plan::{Conv, GROUP, Plan, Step};
 use crate::kernel::Kernel;
 use std::fmt::Write;
@@ -10,8 +11,11 @@ pub(super) const PRELUDE: &str = include_str!("prelude.cuh");
 
 /// The whole kernel.
 pub(super) fn kernel(plan: &Plan, name: &str) -> Kernel {
-    let mut source = PRELUDE.to_owned();
-    source.push_str(&products(plan));
+    let mut source = match plan.tensor.units {
+        Units::WarpGroup => PRELUDE.to_owned() + &products(plan),
+        Units::Warp if plan.precision == Precision::Bf16 => format!("#define VDNN_WARP_BF16\n{PRELUDE}"),
+        Units::Warp => format!("#define VDNN_WARP_TF32\n{PRELUDE}"),
+    };
     source.push_str(&body(plan, name));
     Kernel {
         source,
@@ -19,7 +23,7 @@ pub(super) fn kernel(plan: &Plan, name: &str) -> Kernel {
         grid: [plan.tensor.blocks, 1, 1],
         threads: plan.tensor.workers * plan.tensor.groups * GROUP as u32,
         shared: Bytes(plan.shared),
-        target: Some("sm_90a"),
+        target: (plan.tensor.units == Units::WarpGroup).then_some("sm_90a"),
     }
 }
 
@@ -38,12 +42,15 @@ pub(super) fn products(plan: &Plan) -> String {
         let list = |f: &dyn Fn(u64) -> String| (0..sums).map(f).collect::<Vec<_>>().join(", ");
         let _ = writeln!(
             out,
-            "template <> __device__ __forceinline__ void product<{n}>(float (&d)[{sums}], u64 a, u64 b, int more) {{\n  \
-             asm volatile(\"{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{}, 0;\\nwgmma.mma_async.sync.aligned.{kind} {{{}}}, %{sums}, %{}, p{flags};\\n}}\\n\"\n    \
-             : {}\n    : \"l\"(a), \"l\"(b), \"r\"(more));\n}}",
-            sums + 2,
-            list(&|i| format!("%{i}")),
+            "template <int ROWS> struct Product<{n}, ROWS> {{ static __device__ __forceinline__ void of(float (&d)[{sums}], u32 a, u32 b, int more) {{\n  \
+             asm volatile(\"{{\\n.reg .pred p;\\n.reg .b64 x, y;\\nsetp.ne.b32 p, %{}, 0;\\nmov.b64 x, {{%{sums}, %{}}};\\nmov.b64 y, {{%{}, %{}}};\\n\"\n    \
+             \"wgmma.mma_async.sync.aligned.{kind} {{{}}}, x, y, p{flags};\\n}}\\n\"\n    \
+             : {}\n    : \"r\"(a), \"n\"(ROWS), \"r\"(b), \"n\"(8), \"r\"(more));\n}} }};",
+            sums + 4,
             sums + 1,
+            sums + 2,
+            sums + 3,
+            list(&|i| format!("%{i}")),
             list(&|i| format!("\"+f\"(d[{i}])")),
         );
     }
@@ -125,11 +132,11 @@ impl Printer<'_> {
         );
         line!(self, 1, "extern __shared__ __align__(128) unsigned char shared[];");
         line!(self, 1, "const u32 base = address(shared);");
-        line!(self, 1, "const int worker = threadIdx.x / {wide}, thread = threadIdx.x % {wide};");
+        line!(self, 1, "const int worker = uniform(threadIdx.x / {wide}), thread = threadIdx.x % {wide};");
         line!(
             self,
             1,
-            "const int group = thread / {GROUP}, warp = thread % {GROUP} / 32, row = threadIdx.x % 32 / 4, lane = threadIdx.x % 4;"
+            "const int group = uniform(thread / {GROUP}), warp = thread % {GROUP} / 32, row = threadIdx.x % 32 / 4, lane = threadIdx.x % 4;"
         );
         line!(
             self,

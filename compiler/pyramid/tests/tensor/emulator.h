@@ -50,7 +50,7 @@ struct Thread {
   std::vector<std::vector<Copy>> groups;
   std::vector<Copy> copies;
   std::vector<Work> work;
-  u32 sent;
+  u32 sent, fragments[6];
 };
 static std::vector<Thread*> crew;
 static Thread* self;
@@ -85,6 +85,8 @@ static u32 swap(u32 x, int with) {
   return got;
 }
 
+static int uniform(int x) { return x; }
+static int again(int x) { return x; }
 static u32 address(const void* p) { return (const unsigned char*)p - shared; }
 static void store(const Copy& c) { memcpy(shared + c.to, &c.value, 16); }
 static void copy16(u32 to, const void* from, bool in) {
@@ -156,9 +158,38 @@ static void run(const Work& w) {
       }
   }
 }
-template <int N> static void product(float (&d)[N / 2], u64 a, u64 b, int more) {
-  const Work w{d, N, a, b, more != 0};
+// As a warp group does it.
+template <int N, int ROWS> static void product(float (&d)[N / 2], u32 a, u32 b, int more) {
+  const Work w{d, N, (u64)ROWS << 32 | a, (u64)8 << 32 | b, more != 0};
   if (late) self->work.push_back(w); else run(w);
+}
+// As the lanes of a warp do it: matrices of 8 rows of 16 bytes, each lane has the address of a row.
+static void read4(u32 (&r)[4], u32 at) {
+  check(at, 16);
+  const int t = self->index.x, warp = t / 32;
+  self->sent = at;
+  wait_at(1000 + warp, 32);
+  for (int i = 0; i < 4; ++i) r[i] = word(crew[warp * 32 + i * 8 + t % 32 / 4]->sent + t % 4 * 4);
+  wait_at(1000 + warp, 32);
+}
+// D[16,8] += A[16,k] B[k,8], by the fragments of mma.m16n8k8 for tf32 and mma.m16n8k16 for bf16.
+static void multiply(float* d, const u32 (&a)[4], u32 x, u32 y) {
+  const int t = self->index.x, warp = t / 32, row = t % 32 / 4, lane = t % 4;
+  memcpy(self->fragments, a, 16);
+  self->fragments[4] = x;
+  self->fragments[5] = y;
+  wait_at(1000 + warp, 32);
+  const int per = is_bf16 ? 2 : 1;
+  auto value = [&](u32 w, int k) { return is_bf16 ? real_of(k % 2 ? w & 0xffff0000u : w << 16) : real_of(w & ~0x1fffu); };
+  for (int h = 0; h < 2; ++h)
+    for (int e = 0; e < 2; ++e)
+      for (int k = 0; k < 8 * per; ++k) {
+        const int half = k / (4 * per), from = k / per % 4;
+        const u32 p = crew[warp * 32 + row * 4 + from]->fragments[2 * half + h];
+        const u32 q = crew[warp * 32 + (2 * lane + e) * 4 + from]->fragments[4 + half];
+        d[2 * h + e] += value(p, k) * value(q, k);
+      }
+  wait_at(1000 + warp, 32);
 }
 static void products_wait() {
   for (const Work& w : self->work) run(w);

@@ -33,7 +33,7 @@ impl Printer<'_> {
         let from =
             format!("o0 + (size_t)(t / {}) * {}", p.grid[0] * p.grid[1], y.extent * x.extent * channels);
         let item = format!(
-            "const int i = thread + k * {wide}, c = i % {chunks}, v = i / {chunks} / {}, u = i / {chunks} % {};",
+            "const int i = id + k * {wide}, c = i % {chunks}, v = i / {chunks} / {}, u = i / {chunks} % {};",
             x.len, x.len
         );
         let inside = format!("(u32)(top + v) < {}u && (u32)(left + u) < {}u", y.extent, x.extent);
@@ -41,6 +41,7 @@ impl Printer<'_> {
             let element = if p.element == 2 { "bf16" } else { "float" };
             line!(self, 1, "{element} fetched[{each}][{channels}];");
             line!(self, 1, "auto fetch = [&](int t) {{");
+            line!(self, 2, "const int id = thread;");
             corner(self);
             line!(self, 2, "const {element}* from = {from};");
             line!(self, 0, "#pragma unroll");
@@ -58,6 +59,7 @@ impl Printer<'_> {
             line!(self, 2, "}}");
             line!(self, 1, "}};");
             line!(self, 1, "auto put = [&] {{");
+            line!(self, 2, "const int id = thread;");
             line!(self, 0, "#pragma unroll");
             line!(self, 2, "for (int k = 0; k < {each}; ++k) {{");
             line!(self, 3, "{item}");
@@ -73,6 +75,7 @@ impl Printer<'_> {
             return;
         }
         line!(self, 1, "auto load = [&](u32 to, int t, int item) {{");
+        line!(self, 2, "const int id = again(thread);");
         self.streams("load");
         corner(self);
         line!(self, 2, "const auto* from = {from} + item * {};", chunks * p.per_chunk);
@@ -93,6 +96,7 @@ impl Printer<'_> {
         line!(self, 1, "}};");
         if self.rounds() {
             line!(self, 1, "auto round = [&](u32 at, int item) {{");
+            line!(self, 2, "const int id = again(thread);");
             self.streams("round");
             line!(self, 0, "#pragma unroll 4");
             line!(self, 2, "for (int k = 0; k < {each}; ++k) {{");
@@ -120,7 +124,7 @@ impl Printer<'_> {
             };
             line!(self, 2, "if (item {} {}) {{", if l == 0 { "<" } else { ">=" }, p.slices);
             line!(self, 0, "#pragma unroll 4");
-            line!(self, 3, "for (int i = thread; i < {}; i += {wide}) {{", rows * depth);
+            line!(self, 3, "for (int i = id; i < {}; i += {wide}) {{", rows * depth);
             line!(self, 4, "const int n = i / {depth}, k = i % {depth};");
             if what == "load" {
                 line!(

@@ -17,8 +17,7 @@ impl Printer<'_> {
         line!(self, depth, "products_fence();");
         for (k, pair) in conv.factors.chunks(2).enumerate() {
             let lead = pair[1].at - pair[0].at;
-            let b = (conv.pitch << 16) | (8 << 32);
-            let b = b + 2 * k as u64 * conv.pitch;
+            let b = (conv.pitch << 16) + 2 * k as u64 * conv.pitch;
             for m in 0..conv.each {
                 let tile = match (conv.deal, groups) {
                     (Deal::Line { .. }, _) => m * ROWS,
@@ -26,7 +25,7 @@ impl Printer<'_> {
                     // Added to `a` at run time.
                     _ => 0,
                 };
-                let a = (lead << 16) | (rows << 32);
+                let a = lead << 16;
                 let at = pair[0].at + tile;
                 let from = if groups > 1 && matches!(conv.deal, Deal::Squares { .. }) {
                     format!("a{m}")
@@ -37,7 +36,7 @@ impl Printer<'_> {
                 line!(
                     self,
                     depth,
-                    "product<{}>(sums[{m}], {from} + 0x{:x}ull, b + 0x{b:x}ull, {more});",
+                    "product<{}, {rows}>(sums[{m}], {from} + 0x{:x}u, b + 0x{b:x}u, {more});",
                     conv.width,
                     a + at
                 );
@@ -51,18 +50,18 @@ impl Printer<'_> {
         let conv = &self.plan.convs[l];
         let (each, deal) = (conv.each, conv.deal);
         if self.plan.tensor.groups == 1 {
-            line!(self, depth, "const u64 a = {from} >> 4;");
+            line!(self, depth, "const u32 a = {from} >> 4;");
             return;
         }
         match deal {
-            Deal::Line { .. } => line!(self, depth, "const u64 a = ({from} >> 4) + group * {};", each * ROWS),
+            Deal::Line { .. } => line!(self, depth, "const u32 a = ({from} >> 4) + group * {};", each * ROWS),
             Deal::Squares { across, pitch } => {
                 for m in 0..each {
                     line!(self, depth, "const int square{m} = group * {each} + {m};");
                     line!(
                         self,
                         depth,
-                        "const u64 a{m} = ({from} >> 4) + square{m} / {across} * {} + square{m} % {across} * 8;",
+                        "const u32 a{m} = ({from} >> 4) + square{m} / {across} * {} + square{m} % {across} * 8;",
                         8 * pitch
                     );
                 }
@@ -85,10 +84,10 @@ impl Printer<'_> {
             line!(self, 4, "const u32 slot = arrived(tile, s);");
             self.rows_of(l, 4, "slot");
             if conv.streamed {
-                line!(self, 4, "const u64 b = (slot + {}) >> 4;", p.input());
+                line!(self, 4, "const u32 b = (slot + {}) >> 4;", p.input());
             } else {
                 let slice = conv.factors.len() as u64 * conv.pitch;
-                line!(self, 4, "const u64 b = ((base + {}) >> 4) + s * {slice};", conv.weights);
+                line!(self, 4, "const u32 b = ((base + {}) >> 4) + s * {slice};", conv.weights);
             }
             self.products(l, 4, "s > 0");
             line!(self, 3, "}}");
@@ -110,9 +109,9 @@ impl Printer<'_> {
         line!(self, 4, "float sums[{}][{}];", conv.each, conv.width / 2);
         self.rows_of(l, 4, if l == 0 { "slots" } else { "between" });
         if conv.streamed {
-            line!(self, 4, "const u64 b = arrived(tile, {} + pass) >> 4;", p.slices);
+            line!(self, 4, "const u32 b = arrived(tile, {} + pass) >> 4;", p.slices);
         } else {
-            line!(self, 4, "const u64 b = ((base + {}) >> 4) + pass * {};", conv.weights, conv.width);
+            line!(self, 4, "const u32 b = ((base + {}) >> 4) + pass * {};", conv.weights, conv.width);
         }
         self.products(l, 4, "0");
         if l == 0 {
