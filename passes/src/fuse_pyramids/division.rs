@@ -1,13 +1,14 @@
 //! Which layers of a chain become one kernel: the division into groups with the least time, by
 //! dynamic programming over where groups end.
 
-use super::chains::Found;
+use super::chains::{Found, FoundOperand};
 use super::{FusePyramids, Rule};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use vdnn_cost::{CostModel, PyramidOption};
+use vdnn_ir::op::pyramid::MAX_LAYERS;
 use vdnn_ir::op::{PyramidAttrs, PyramidUse};
-use vdnn_ir::{Bytes, Graph, Nanos, TensorType};
+use vdnn_ir::{Bytes, Graph, Nanos, TensorType, ValueId};
 
 /// A prediction must be so many percent of the fused time: what predictions may be wrong by.
 const GAIN: u64 = 115;
@@ -55,10 +56,11 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    /// `None` if they are too few, or too many convolutions.
+    /// `None` if they are too few or too many, or too many of them convolutions.
     pub(super) fn of(graph: &Graph, found: &Found, layers: Range<usize>, depth: usize) -> Option<Self> {
         let convolutions = found.layers[layers.clone()].iter().filter(|l| l.layer.is_conv()).count();
-        if layers.len() < 2 || convolutions == 0 || convolutions > depth {
+        let count = layers.len();
+        if !(2..=MAX_LAYERS).contains(&count) || convolutions == 0 || convolutions > depth {
             return None;
         }
         let output = graph.ty(found.layers[layers.end - 1].result).clone();
@@ -75,13 +77,6 @@ impl Problem {
         cost.measured_pyramid(&self.pyramid, &self.refs(), &[&self.output])
     }
 
-    /// Bytes that live while it runs: images that it reads and its result.
-    fn footprint(&self) -> Bytes {
-        let uses = self.pyramid.uses();
-        let images = self.inputs.iter().zip(uses).filter(|(_, u)| *u == PyramidUse::Image);
-        images.map(|(ty, _)| ty.bytes()).sum::<Bytes>().saturating_add(self.output.bytes())
-    }
-
     /// The fastest way by measurements, where there are any, else by prediction.
     fn fastest(&self, rule: Rule, cost: &CostModel) -> Option<Fused> {
         let measured = self.measured(cost);
@@ -94,10 +89,18 @@ impl Problem {
     }
 }
 
-/// Bytes that live while a layer runs by itself.
-pub(super) fn footprint(graph: &Graph, found: &Found, layer: usize) -> Bytes {
-    let layer = &found.layers[layer];
-    graph.ty(layer.input).bytes().saturating_add(graph.ty(layer.result).bytes())
+/// Bytes that live while some layers run as one kernel: the images that it reads, and its result.
+pub(super) fn footprint(graph: &Graph, found: &Found, layers: Range<usize>) -> Bytes {
+    let result = found.layers[layers.end - 1].result;
+    let (pyramid, operands) = found.pyramid(layers);
+    let uses = operands.into_iter().zip(pyramid.uses());
+    let images: BTreeSet<ValueId> = uses
+        .filter_map(|(operand, of)| match (operand, of) {
+            (FoundOperand::Other(v), PyramidUse::Image) => Some(v),
+            _ => None,
+        })
+        .collect();
+    images.into_iter().chain([result]).map(|v| graph.ty(v).bytes()).sum()
 }
 
 /// The division of a chain that leaves the fewest bytes over the pass's footprint, of those the
@@ -117,12 +120,12 @@ pub(super) fn divide(
     };
     for end in 1..=found.layers.len() {
         let alone = found.alone(end - 1..end).0;
-        let price = (over(footprint(graph, found, end - 1)), alone);
+        let price = (over(footprint(graph, found, end - 1..end)), alone);
         let single = Group { layers: end - 1..end, fused: None, unfused: alone };
         let mut least = (after(best[end - 1].0, price), Some(single));
         for start in (0..end.saturating_sub(1)).rev() {
             let Some(problem) = Problem::of(graph, found, start..end, pass.depth) else { continue };
-            let bytes = problem.footprint();
+            let bytes = footprint(graph, found, start..end);
             let key = (problem.pyramid.clone(), problem.inputs.clone());
             let fused = known.entry(key).or_insert_with(|| problem.fastest(pass.rule, cost)).clone();
             let Some(fused) = fused else { continue };

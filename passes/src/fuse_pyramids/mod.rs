@@ -196,7 +196,7 @@ pub fn candidates(graph: &Graph, cost: &CostModel, depth: usize) -> Vec<Candidat
 pub fn footprints(graph: &Graph, cost: &CostModel) -> Vec<Bytes> {
     let found = chains(graph, cost);
     let mut all: Vec<Bytes> =
-        found.iter().flat_map(|f| (0..f.layers.len()).map(|l| footprint(graph, f, l))).collect();
+        found.iter().flat_map(|f| (0..f.layers.len()).map(|l| footprint(graph, f, l..l + 1))).collect();
     all.sort_unstable();
     all.dedup();
     all.pop();

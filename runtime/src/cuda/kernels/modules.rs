@@ -2,7 +2,7 @@
 
 use super::compile::Compiler;
 use super::source::{Kernel, Source};
-use super::step::{Args, Step};
+use super::step::{Args, Step, THREADS};
 use crate::cuda::device::DeviceFacts;
 use crate::cuda::error::CudaError;
 use crate::cuda::launch::Prepared;
@@ -55,8 +55,8 @@ impl Modules {
         }
         let module = self.module(&kernel)?;
         let function = module.function(&kernel.name)?;
-        if shared > USUAL_SHARED {
-            allow_shared(function, shared)
+        if (block, shared) != (THREADS, 0) {
+            has_room(function, block, shared)
                 .map_err(|why| CudaError::Unsupported { op: kernel.name.clone(), why })?;
         }
         Ok(Launch { function, grid, block, shared, args, name: kernel.name, _module: module })
@@ -110,13 +110,26 @@ impl Drop for Module {
     }
 }
 
-/// Lets a function have more dynamic shared memory than usual; says why if it cannot.
+/// Whether a multiprocessor has room for a block of so many threads with so much dynamic shared memory,
+/// which the function is allowed; says why if it has not.
 #[expect(unsafe_code, reason = "calls the driver")]
-fn allow_shared(function: CUfunction, bytes: u32) -> Result<(), String> {
-    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-    let why = || format!("{bytes} bytes of shared memory are more than a block has here");
-    let value = i32::try_from(bytes).map_err(|_| why())?;
-    // SAFETY: the function is of a loaded module; the call changes a limit of it and no more.
+fn has_room(function: CUfunction, threads: u32, shared: u32) -> Result<(), String> {
+    use sys::CUfunction_attribute as Attribute;
+    let mut most = 0;
+    let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
+    // SAFETY: the function is of a loaded module; `most` is writable.
+    let status = unsafe { sys::cuFuncGetAttribute(&raw mut most, attribute, function) };
+    CudaError::check("cuFuncGetAttribute", status).map_err(|e| e.to_string())?;
+    if i64::from(threads) > i64::from(most) {
+        return Err(format!("a block of {threads} threads, and its registers leave room for {most}"));
+    }
+    if shared <= USUAL_SHARED {
+        return Ok(());
+    }
+    let why = || format!("{shared} bytes of shared memory are more than a block has here");
+    let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let value = i32::try_from(shared).map_err(|_| why())?;
+    // SAFETY: as above; the call changes a limit of the function and no more.
     let status = unsafe { sys::cuFuncSetAttribute(function, attribute, value) };
     CudaError::check("cuFuncSetAttribute", status).map_err(|_| why())
 }
