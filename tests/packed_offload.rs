@@ -2,10 +2,12 @@
 //! reads a packed tensor as another is refused.
 
 use std::collections::BTreeMap;
-use vdnn_ir::{Graph, Mode, Tensor};
+use vdnn_ir::parse::parse_graph;
+use vdnn_ir::{Bytes, Graph, Mode, Tensor};
 use vdnn_passes::{AlgoMode, Fuse, Packing, Policy, SyncMode};
 use vdnn_plan::{Command, CopyForm, Plan, check, parse_plan, stats};
 use vdnn_runtime::cpu::CpuOptions;
+use vdnn_runtime::packed::Packed;
 use vdnn_tests::arbitrary::{random_cnn_of, random_inputs, random_params};
 use vdnn_tests::harness;
 use vdnnc::options::CompileOptions;
@@ -58,6 +60,41 @@ fn packed_offloads_change_no_byte_of_a_step() {
         }
     }
     assert!(packed > 100, "only {packed} tensors were packed");
+}
+
+/// Two ReLUs in front of convolutions, on 4 x 3 x 64 x 64 numbers.
+const NET: &str = r#"graph "net" phase=imported mode=infer {
+  input %0 "x" : f32[4,3,64,64]
+  param %1 "w1" trainable : f32[3,3,1,1]
+  param %2 "w2" trainable : f32[3,3,1,1]
+  n0: %3 : f32[4,3,64,64] = conv(kernel:[1,1],strides:[1,1],before:[0,0],after:[0,0],dilations:[1,1],groups:1) (%0, %1) forward "c1"
+  n1: %4 : f32[4,3,64,64] = unary(relu) (%3) forward "r1"
+  n2: %5 : f32[4,3,64,64] = conv(kernel:[1,1],strides:[1,1],before:[0,0],after:[0,0],dilations:[1,1],groups:1) (%4, %2) forward "c2"
+  n3: %6 : f32[4,3,64,64] = unary(relu) (%5) forward "r2"
+  n4: %7 : f32[4,3] = reduce(kind:mean,axes:[2,3],keepdims:false) (%6) forward "mean"
+  output "y" = %7
+}
+"#;
+
+#[test]
+fn what_crossed_the_link_is_counted() {
+    let graph = parse_graph(NET).expect("the network parses");
+    let mut options = harness::options(Mode::Train, Policy::Conv, AlgoMode::Memory);
+    options.packing = Packing::Auto;
+    let plan = harness::compile(&graph, 4, &options).plan;
+    assert_eq!(packs(&plan), 1, "the X of c2; that of c1 is the input");
+    // As many negative numbers as others: half of what the ReLU makes is zeros.
+    let ones = |sign: f32| [sign, 0.0, 0.0, 0.0, sign, 0.0, 0.0, 0.0, sign];
+    let w = |sign| Tensor::from_f32([3, 3, 1, 1], &ones(sign));
+    let params = BTreeMap::from([("w1".to_owned(), w(1.0)), ("w2".to_owned(), w(-1.0))]);
+    let x: Vec<f32> = (0..4 * 3 * 64 * 64).map(|i| if i % 4 == 0 { 1.5 } else { -0.5 }).collect();
+    let given = BTreeMap::from([("x".to_owned(), Tensor::from_f32([4, 3, 64, 64], &x))]);
+    let inputs = harness::step_inputs(&plan, given);
+    let mut executor = harness::executor(plan, &params, CpuOptions::default());
+    executor.step(&inputs).expect("the plan runs");
+    let (elements, kept) = (4 * 3 * 64 * 64, 3 * 64 * 64);
+    let wanted = Packed { tensors: Bytes(4 * elements), on_link: Bytes(elements / 8 + 4 * kept) };
+    assert_eq!(executor.packed().expect("idle"), wanted);
 }
 
 #[test]

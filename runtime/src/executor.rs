@@ -3,6 +3,7 @@
 
 use crate::backend::Backend;
 pub use crate::error::{LoadParamError, RunError};
+use crate::packed::{self, Packed};
 use crate::program::{Program, Span};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -126,6 +127,14 @@ impl<B: Backend> Executor<B> {
     /// The backend.
     pub fn backend(&self) -> &B {
         &self.backend
+    }
+
+    /// What the packed copies of the last step put on the link.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn packed(&self) -> Result<Packed, RunError> {
+        packed::look(&self.program, &self.backend)
     }
 
     /// The backend, to be used between steps.

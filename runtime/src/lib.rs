@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod error;
 pub mod executor;
+pub mod packed;
 pub mod program;
 mod ranges;
 pub mod sim;

@@ -3,6 +3,7 @@
 usage: checks.py line|within|same FILE ...          one line of figures; memory kept; same bytes
        checks.py between NONE CONV                  a --memory that conv fits and none does not
        checks.py pair ALONE-A ALONE-B BOTH          two processes at once
+       checks.py packed OFF AUTO                    offloads as they are and packed
        checks.py losses A B LIMIT                   two courses of training
        checks.py mnist FOLDER X.npy Y.npy           1,600 images as arrays
 """
@@ -64,7 +65,7 @@ def within(path):
 
 
 def same(chains, *paths):
-    wanted = 5 * int(chains)
+    wanted = 6 * int(chains)
     hashes, good = {}, len(paths) == wanted
     if not good:
         print(f"{len(paths)} results, not {wanted}")
@@ -77,11 +78,12 @@ def same(chains, *paths):
                 good = False
                 continue
             hashes.setdefault(net, {})[policy] = result["checksum"]
-            if policy in ("all", "conv", "dyn") and result["offload_bytes"] == 0:
+            moved = "offload_packed_bytes" if policy == "packed" else "offload_bytes"
+            if policy in ("all", "conv", "dyn", "packed") and result[moved] == 0:
                 print(f"{name}: nothing moves")
                 good = False
     for net, by_policy in sorted(hashes.items()):
-        one = len(set(by_policy.values())) == 1 and len(by_policy) == 5
+        one = len(set(by_policy.values())) == 1 and len(by_policy) == 6
         good &= one
         print(f"{net:20} {'the same' if one else by_policy}  {sorted(by_policy)}")
     return good
@@ -108,6 +110,19 @@ def pair(a, b, both):
         good &= seen_y["per_process"] and max(seen_x["peak_bytes"], seen_y["peak_bytes"]) <= x["memory_limit_bytes"]
         good &= x["loss"] == y["loss"] and x["checksum"] == y["checksum"]
     return good
+
+
+def packed(off, auto):
+    (x, _), (y, _) = read(off)[0], read(auto)[0]
+    if "error" in (x["kind"], y["kind"]):
+        print("no result")
+        return False
+    tensors, link = y["offload_packed_bytes"], y["offload_packed_on_link_bytes"]
+    share = y["step_ms"]["median"] / x["step_ms"]["median"]
+    print(f"{tensors} bytes as {link} ({tensors / max(link, 1):.2f} times fewer), a step takes {share:.3f} of the time")
+    same = x["checksum"] == y["checksum"]
+    print("the same parameters" if same else "OTHER PARAMETERS")
+    return same and share <= 0.8 and tensors >= 1.6 * link
 
 
 def losses(a, b, limit):
@@ -138,7 +153,7 @@ def main():
     elif what == "same":
         good = same(*args)
     else:
-        good = {"between": between, "pair": pair, "losses": losses, "mnist": mnist}[what](*args)
+        good = {"between": between, "pair": pair, "packed": packed, "losses": losses, "mnist": mnist}[what](*args)
     sys.exit(0 if good else 1)
 
 

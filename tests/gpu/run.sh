@@ -19,13 +19,13 @@ export PYTHONUNBUFFERED=1
 
 checks="devices ops nets golden control same dropped pair errors lenet"
 sanitizers="memcheck racecheck initcheck"
-times="profile train infer capped f32"
+times="profile train infer capped packed f32"
 peers="peers-vgg16 peers-resnet50 peers-densenet121 peers-googlenet peers-infer peers-f32 peers-offload peers-densenet121-compile"
 limit() { # of a part, in seconds
   case $1 in
   devices) echo 20 ;; ops | lenet | errors | dropped | f32 | peers-f32) echo 60 ;;
   nets | golden | control | pair | train | infer | initcheck) echo 90 ;;
-  memcheck | capped | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-googlenet | peers-offload) echo 120 ;;
+  memcheck | capped | packed | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-googlenet | peers-offload) echo 120 ;;
   profile | peers-infer | racecheck) echo 200 ;; peers-densenet121-compile) echo 300 ;; same) echo 500 ;; *) echo 60 ;;
   esac
 }
@@ -76,6 +76,7 @@ chain() { # net, precision: every policy after the same steps, and under delays
   for p in baseline all conv; do
     kept "same-$name-$p" "${fixed[@]}" --policy $p --kernels-from "$plan"
   done
+  kept "same-$name-packed" "${fixed[@]}" --policy all --pack-offload auto --kernels-from "$plan"
   # A budget that no offloading would break.
   local memory
   memory=$(python3 "$here/checks.py" between "$out/same-$name-none.json" "$out/same-$name-conv.json") || return 1
@@ -190,6 +191,13 @@ run() { # a part
     bench capped-resnet50-conv resnet50 --batch 256 --policy conv --memory 16GiB "${table[@]}"
     bench capped-resnet50-all resnet50 --batch 256 --policy all --memory 10GiB "${table[@]}"
     python3 "$here/checks.py" within "$out"/capped-*.json
+    ;;
+  packed) # the same steps with fewer bytes on the link
+    local fixed="vgg16 --batch 256 --policy conv --memory 13GiB --deterministic --checksum"
+    bench packed-off $fixed "${table[@]}" -o "$out/packed.vplan"
+    bench packed-auto $fixed --pack-offload auto --kernels-from "$out/packed.vplan" "${table[@]}"
+    python3 "$here/checks.py" packed "$out/packed-off.json" "$out/packed-auto.json" &&
+      python3 "$here/checks.py" within "$out"/packed-*.json
     ;;
   f32)
     for m in vgg16 resnet50; do bench f32-$m $m --batch 64 --policy none --precision f32 "${table[@]}"; done

@@ -208,7 +208,8 @@ fn on_host(
         finite(&outputs, args.warmup + step)?;
     }
     let checksum = args.checksum.then(|| checksum(&executor)).transpose()?;
-    Ok(Measured { steps, loss, checksum, gpu: None })
+    let packed = executor.packed().map_err(Failure::user)?;
+    Ok(Measured { steps, loss, checksum, packed, gpu: None })
 }
 
 fn on_gpu(
@@ -244,6 +245,7 @@ fn on_gpu(
     look(backend)?;
     let checksum = args.checksum.then(|| checksum(&executor)).transpose()?;
     let delayed = repeated.map(|r| r.compare(&mut executor, inputs, args)).transpose()?;
+    let packed = executor.packed().map_err(Failure::user)?;
     let (backend, bound) = executor.bind(inputs).map_err(Failure::user)?;
     let profile = backend.profile_step(&bound).map_err(Failure::user)?;
     let gpu = Gpu {
@@ -255,7 +257,7 @@ fn on_gpu(
         profile,
         delayed,
     };
-    Ok(Measured { steps, loss, checksum, gpu: Some(gpu) })
+    Ok(Measured { steps, loss, checksum, packed, gpu: Some(gpu) })
 }
 
 /// Every parameter, in the order of their names: plans of other policies may list them in

@@ -4,6 +4,7 @@ use crate::cli::BenchArgs;
 use serde_json::{Value, json};
 use vdnn_ir::{Bytes, Mode, Nanos};
 use vdnn_plan::PlanStats;
+use vdnn_runtime::packed::Packed;
 use vdnn_runtime::trace::{Overlap, Trace};
 
 /// What one target's steps were like.
@@ -15,6 +16,7 @@ pub(super) struct Measured {
     pub loss: Option<f32>,
     /// SHA-256 over the parameters after the last step, if asked for.
     pub checksum: Option<String>,
+    pub packed: Packed,
     pub gpu: Option<Gpu>,
 }
 
@@ -113,6 +115,8 @@ impl Report<'_> {
         set("predicted_error", json!(self.predicted.as_f64() / middle.as_f64().max(1.0) - 1.0));
         set("loss", json!(m.loss));
         set("checksum", json!(m.checksum));
+        set("offload_packed_bytes", json!(m.packed.tensors.0));
+        set("offload_packed_on_link_bytes", json!(m.packed.on_link.0));
         if let Some(gpu) = &m.gpu {
             let overlap = gpu.profile.overlap();
             set("device", json!(gpu.name));
@@ -165,6 +169,9 @@ impl Report<'_> {
                 format!("{} out, {} in per step", self.stats.offload_bytes, self.stats.prefetch_bytes),
             ),
         ];
+        if m.packed != Packed::default() {
+            rows.push(("packed", format!("{} out as {}", m.packed.tensors, m.packed.on_link)));
+        }
         if let Some(gpu) = &m.gpu {
             let overlap = gpu.profile.overlap();
             rows.push((
