@@ -1,11 +1,13 @@
-//! Writes the kernels of four pyramids on the matrix units to a folder, each with a line that says
-//! how to run it: `cargo run -p vdnn-pyramid --example tensor -- FOLDER [BATCH]`.
+//! Writes kernels of some pyramids on the matrix units to a folder, many ways of each, and a list of
+//! how to run them, for tests/gpu/pyramids.py:
+//! `cargo run -p vdnn-pyramid --example tensor -- FOLDER [BATCH [NAME CONFIG]]`.
 
 use std::fmt::Write;
 use vdnn_ir::Precision;
 use vdnn_ir::types::Layout;
 use vdnn_pyramid::kernel::{Config, configs, kernel};
 use vdnn_pyramid::machine::Machine;
+use vdnn_pyramid::tensor::{Tensor, Units};
 use vdnn_pyramid::{Chain, Kind, Layer, Pointwise, Shape, Window};
 
 fn conv(out: u64, kernel: u64, stride: u64, padding: u64) -> Layer {
@@ -25,14 +27,13 @@ fn residual(mut layer: Layer) -> Layer {
 /// Most ways per chain.
 const WAYS: usize = 14;
 
-/// ResNet's first layers, VGG's first two blocks, ResNet-50's blocks of the first stage.
+/// ResNet's first layers, VGG's, ResNet-50's blocks of the first stage.
 fn chains() -> Vec<(&'static str, u64, u64, Vec<Layer>)> {
     let bottleneck = || vec![conv(64, 1, 1, 0), conv(64, 3, 1, 1), residual(conv(256, 1, 1, 0))];
     vec![
         ("stem", 3, 224, vec![conv(64, 7, 2, 3), pool(3, 2, 1)]),
         ("vgg1", 3, 224, vec![conv(64, 3, 1, 1), conv(64, 3, 1, 1), pool(2, 2, 0)]),
         ("vgg1b", 64, 224, vec![conv(64, 3, 1, 1), pool(2, 2, 0)]),
-        ("vgg2b", 128, 112, vec![conv(128, 3, 1, 1), pool(2, 2, 0)]),
         ("block1", 64, 56, bottleneck()),
         ("block2", 256, 56, bottleneck()),
         ("tail2", 64, 56, vec![conv(64, 3, 1, 1), residual(conv(256, 1, 1, 0))]),
@@ -66,7 +67,12 @@ fn main() -> Result<(), String> {
                     let all = all.into_iter().take(WAYS).map(|(_, t)| Config::Tensor(t)).collect::<Vec<_>>();
                     let first = configs(&chain, precision, Layout::ChannelsLast, batch, &machine);
                     let rest = first.into_iter().filter(|c| !all.contains(c)).take(4).collect::<Vec<_>>();
-                    all.into_iter().chain(rest).collect()
+                    let mut ways: Vec<Config> = all.into_iter().chain(rest).collect();
+                    // The same by the instructions of a warp, to tell faults of one from the other's.
+                    if let Some(&Config::Tensor(first)) = ways.first() {
+                        ways.push(Config::Tensor(Tensor { units: Units::Warp, ..first }));
+                    }
+                    ways
                 }
             };
             for (i, config) in wanted.iter().enumerate() {
@@ -76,7 +82,7 @@ fn main() -> Result<(), String> {
                 std::fs::write(folder.join(&file), &k.source).map_err(|e| e.to_string())?;
                 let _ = writeln!(
                     list,
-                    "{name} {precision} {file} {} {} {} {config}",
+                    "{name} {precision} {file} {} {} {} {batch} {config}",
                     k.grid[0], k.threads, k.shared.0
                 );
             }

@@ -17,7 +17,7 @@ use vdnn_pyramid::tensor::{Tensor, Units};
 use vdnn_pyramid::{Chain, Kind, Layer, OperandUse, Pointwise, Shape, Window, reference};
 
 /// Random chains.
-const CASES: u64 = 80;
+const CASES: u64 = 60;
 
 /// A chain with its kernel and tensors.
 struct Case {
@@ -353,11 +353,11 @@ fn kernels_of_known_networks_equal_layers() {
     let machine = Machine::named("h200").expect("a profile");
     let mut cases = Vec::new();
     for (channels, extent, layers) in [
-        (3, 40, vec![conv(64, 7, 2, 3, relu), pool(3, 2, 1)]),
+        (3, 34, vec![conv(64, 7, 2, 3, relu), pool(3, 2, 1)]),
         (3, 22, vec![conv(64, 3, 1, 1, relu), conv(64, 3, 1, 1, relu), pool(2, 2, 0)]),
-        (64, 18, vec![conv(64, 3, 1, 1, relu), pool(2, 2, 0)]),
-        (64, 15, block()),
-        (256, 15, block()),
+        (64, 14, vec![conv(64, 3, 1, 1, relu), pool(2, 2, 0)]),
+        (64, 11, block()),
+        (256, 11, block()),
     ] {
         let input = Shape { channels, height: extent, width: extent + 1 };
         let chain = Chain::new(input, vec![], layers).expect("a chain");
@@ -365,7 +365,7 @@ fn kernels_of_known_networks_equal_layers() {
             let mut s = Source::new(600_000 + channels);
             let ways = configs(&chain, precision, Layout::ChannelsLast, 1, &machine);
             assert!(!ways.is_empty(), "{chain:?} {precision}");
-            for config in ways.into_iter().take(2) {
+            for config in ways.into_iter().take(1) {
                 let Config::Tensor(tensor) = config else { unreachable!() };
                 // So that blocks go on with further tiles.
                 let config = Config::Tensor(Tensor { blocks: 2, ..tensor });

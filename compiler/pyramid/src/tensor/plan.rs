@@ -35,6 +35,9 @@ const MOST_REGISTERS: u64 = 255;
 const OTHER: u64 = 104;
 const OTHER_NARROW: u64 = 72;
 
+/// The same for each tile of 64 positions of a warp group above three.
+const OTHER_TILE: u64 = 32;
+
 /// The positions of a tensor that a tile holds, along one axis: `first + tile * step` and so many.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
@@ -337,7 +340,7 @@ impl Plan {
             let other = if self.tensor.groups == 1 { OTHER_NARROW } else { OTHER };
             (y.len * x.len).div_ceil(u64::from(self.tensor.groups) * GROUP) * channels + other
         } else {
-            OTHER
+            OTHER + OTHER_TILE * each.saturating_sub(3)
         };
         let room = registers.saturating_sub(fetched);
         let adds = then.iter().filter(|s| matches!(s, Step::Add(_))).count() as u64 * self.element;

@@ -12,7 +12,7 @@ const MEMORY: f64 = 4000.0;
 const CACHE: f64 = 5500.0;
 
 /// Nanoseconds of a worker for one step of its tile: barriers and latencies.
-const STEP: f64 = 250.0;
+const STEP: f64 = 200.0;
 
 /// Nanoseconds of a worker for 64 positions of 8 outputs behind a product.
 const EPILOGUE: f64 = 14.0;
@@ -51,7 +51,9 @@ pub(super) fn time(plan: &Plan) -> Nanos {
     let results = bytes(&last, out) * (1 + adds.count()) as f64;
     let whole = (first[0].extent * first[1].extent * channels * plan.element) as f64 * images;
     let memory = (whole + results * tiles) / MEMORY;
-    let cache = (bytes(&first, channels) + results) * tiles / CACHE;
+    let streamed = plan.convs.iter().enumerate().filter(|(_, c)| c.streamed);
+    let streamed = streamed.map(|(l, c)| plan.depth(l) * c.out * 16).sum::<u64>() as f64;
+    let cache = (bytes(&first, channels) + results + streamed) * tiles / CACHE;
     // Without a slice ahead the input's latency is a step of its own.
     let wait = if plan.tensor.slots > 1 || plan.narrow { 0.0 } else { 2.0 * STEP * plan.slices as f64 };
     let busy = rounds * (products * f64::from(tensor.workers)).max(products + alone + wait);

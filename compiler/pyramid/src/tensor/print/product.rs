@@ -90,6 +90,7 @@ impl Printer<'_> {
                 line!(self, 4, "const u32 b = ((base + {}) >> 4) + s * {slice};", conv.weights);
             }
             self.products(l, 4, "s > 0");
+            line!(self, 4, "ahead(tile, s);");
             line!(self, 3, "}}");
             self.epilogue(l, 3, last);
             line!(self, 2, "}}");
@@ -114,6 +115,9 @@ impl Printer<'_> {
             line!(self, 4, "const u32 b = ((base + {}) >> 4) + pass * {};", conv.weights, conv.width);
         }
         self.products(l, 4, "0");
+        if conv.streamed {
+            line!(self, 4, "ahead(tile, {} + pass);", p.slices);
+        }
         if l == 0 {
             line!(self, 4, "if (pass == 0 && tile + all < tiles) fetch(tile + all);");
         }
@@ -122,7 +126,8 @@ impl Printer<'_> {
         line!(self, 2, "}}");
     }
 
-    /// The function that waits for the next slot and orders what comes so many slots later.
+    /// The functions that wait for the next slot, and that order what comes so many slots later:
+    /// behind the products, which run meanwhile.
     pub(super) fn arrival(&mut self) {
         let p = self.plan;
         let slots = u64::from(p.tensor.slots);
@@ -145,22 +150,24 @@ impl Printer<'_> {
         line!(self, 2, "written();");
         line!(self, 2, "products_wait();");
         self.meet(2);
+        line!(self, 2, "at = at + 1 == {slots} ? 0 : at + 1;");
+        line!(self, 2, "return slot;");
+        line!(self, 1, "}};");
+        line!(self, 1, "auto ahead = [&](int tile, int item) {{");
         if slots > 1 {
             let ahead = slots - 1;
             // Never more than one tile ahead. What was in that slot was read before all met.
             line!(self, 2, "const int next = item + {ahead} < {} ? tile : tile + all;", p.items);
-            line!(self, 2, "const int before = at == 0 ? {ahead} : at - 1;");
+            line!(self, 2, "const int free = (at + {}) % {slots};", slots - 2);
             line!(
                 self,
                 2,
-                "if (next < tiles) load(slots + before * {}, next, (item + {ahead}) % {});",
+                "if (next < tiles) load(slots + free * {}, next, (item + {ahead}) % {});",
                 p.slot,
                 p.items
             );
             line!(self, 2, "copies_commit();");
-            line!(self, 2, "at = at + 1 == {slots} ? 0 : at + 1;");
         }
-        line!(self, 2, "return slot;");
         line!(self, 1, "}};");
     }
 }
