@@ -18,7 +18,10 @@ const LOOPS: f64 = 0.15;
 /// What was searched for, by layers and operands. A search depends on nothing else of a model but its
 /// profile and precision, so models made of one another share what they found.
 #[derive(Debug, Default)]
-pub(crate) struct Searched(Mutex<BTreeMap<(PyramidAttrs, Vec<TensorType>), Vec<PyramidOption>>>);
+pub(crate) struct Searched(Mutex<BTreeMap<Key, Vec<PyramidOption>>>);
+
+/// Layers without a configuration, and the types of their operands.
+type Key = (PyramidAttrs, Vec<TensorType>);
 
 /// A way to run a pyramid.
 #[derive(Clone, Debug, PartialEq, Eq)]
