@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
+use vdnn_passes::fuse_pyramids::DEPTH;
 use vdnn_passes::sparsify::Sparse;
 use vdnn_passes::{AlgoMode, Fuse, Packing, Policy, Recompute, SyncMode};
 use vdnn_runtime::cuda::DeviceSelector;
@@ -64,9 +65,6 @@ pub struct CompileCommand {
     /// of an inference that could be fused into pyramids, with the predicted gain.
     #[arg(long, value_name = "graph|plan|timeline|dot|pyramids", help_heading = "Output")]
     pub emit: Option<Emit>,
-    /// With --emit pyramids: most convolutions of a pyramid.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_depth, help_heading = "Output")]
-    pub fuse_depth: usize,
     /// With --emit pyramids: draw them, halos and all.
     #[arg(long, value_name = "FILE.svg", help_heading = "Output")]
     pub svg: Option<PathBuf>,
@@ -151,14 +149,19 @@ pub struct SharedArgs {
     #[arg(long, value_name = "FILE")]
     pub times: Option<PathBuf>,
     /// What is fused: epilogue puts sums and ReLUs into the convolution or batch norm in
-    /// front of them. Default: off, and epilogue where a GPU runs the plan.
-    #[arg(long, value_name = "off|epilogue")]
+    /// front of them; pyramid, in inference, chains of convolutions and pools into one kernel
+    /// where that is measured or predicted to be faster; all does both; auto both, but only
+    /// pyramids that were measured. Default: off, and auto where a GPU runs the plan.
+    #[arg(long, value_name = "off|auto|epilogue|pyramid|all")]
     pub fuse: Option<Fuse>,
     /// Feature maps that backward computes again instead of reading what was kept: cheap drops
     /// what passes over memory make (concats, ReLUs, batch norms, pools) where that lowers the
     /// peak, auto as little of it as lets the step fit --memory.
     #[arg(long, value_name = "off|cheap|auto", default_value = "off")]
     pub recompute: Recompute,
+    /// Most convolutions of a pyramid.
+    #[arg(long, value_name = "N", default_value_t = DEPTH, value_parser = parse_depth)]
+    pub fuse_depth: usize,
     /// Run chains of layers slice by slice of the batch: on takes the smallest plan that is
     /// predicted to be at most 5 % slower, auto the fastest that fits --memory; a number cuts
     /// everything into so many. Training steps with batch norm cannot be cut.
@@ -404,6 +407,8 @@ impl SharedArgs {
             fuse: self.fuse.unwrap_or(Fuse::Off),
             recompute: self.recompute,
             sparse: Sparse { on_host: self.device.to_string() == "cpu", ..self.sparse.sparse() },
+            fuse_depth: self.fuse_depth,
+            fuse_footprint: None,
             slices: self.micro_batch_regions,
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),
@@ -432,7 +437,7 @@ impl SharedArgs {
     pub fn options_on_gpu(&self, mode: Mode) -> CompileOptions {
         CompileOptions {
             precision: self.precision.unwrap_or(Precision::Tf32),
-            fuse: self.fuse.unwrap_or(Fuse::Epilogue),
+            fuse: self.fuse.unwrap_or(Fuse::Auto),
             ..self.options(mode)
         }
     }

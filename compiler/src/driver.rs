@@ -11,6 +11,7 @@ use std::time::Instant;
 use vdnn_cost::{CopyDir, CostModel};
 use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
 use vdnn_passes::elide::{ElideOptions, elide};
+use vdnn_passes::fuse_pyramids::{Rule, footprints};
 use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
 use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::{PassError, Policy, Recompute, Stats};
@@ -182,7 +183,9 @@ fn choose(
     }
 }
 
-/// Compiles an imported graph to a checked plan.
+/// Compiles an imported graph to a checked plan. Where no plan is within the budget and the
+/// options allow predicted pyramids, more and more of them are fused for their footprint, however
+/// slow, until one is.
 ///
 /// # Errors
 /// [`NoPlan`]: over budget with figures, or a failure.
@@ -199,24 +202,46 @@ pub fn compile(
         let joint = slicing::joint(&graph, options, slices, cost, &mut timings)?;
         plan_joint(&joint, batch, model.clone(), options, cost, start, timings)
     };
-    slicing::choose(&graph, batch, options, cost, &|slices| {
-        let first = plan(options, slices.clone());
-        let settled = match &first {
-            Ok(c) => options.policy != Policy::Dyn || c.summary.chosen_policy == Policy::None,
-            Err(NoPlan::TooLarge { .. }) => false,
-            Err(NoPlan::Failed(_)) => true,
-        };
-        if options.recompute != Recompute::Auto || settled {
-            return first;
+    let attempt = |options: &CompileOptions| {
+        slicing::choose(&graph, batch, options, cost, &|slices| {
+            let first = plan(options, slices.clone());
+            let settled = match &first {
+                Ok(c) => options.policy != Policy::Dyn || c.summary.chosen_policy == Policy::None,
+                Err(NoPlan::TooLarge { .. }) => false,
+                Err(NoPlan::Failed(_)) => true,
+            };
+            if options.recompute != Recompute::Auto || settled {
+                return first;
+            }
+            // What was to fit does not: gaps, or it would have to offload.
+            let second = plan(&CompileOptions { recompute: Recompute::Cheap, ..options.clone() }, slices);
+            match (&first, &second) {
+                (Ok(a), Ok(b)) if b.summary.step < a.summary.step => second,
+                (Err(_), Ok(_)) => second,
+                _ => first,
+            }
+        })
+    };
+    let mut found = attempt(options);
+    if options.mode != Mode::Infer || options.fuse.pyramids() != Some(Rule::Predicted) {
+        return found;
+    }
+    let Err(NoPlan::TooLarge { smallest, .. }) = &found else { return found };
+    let mut least = smallest.0;
+    let layers = CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
+    let layers = slicing::joint(&graph, &layers, None, cost, &mut Timings::default())?;
+    for footprint in footprints(&layers, cost) {
+        match attempt(&CompileOptions { fuse_footprint: Some(footprint), ..options.clone() }) {
+            Err(NoPlan::TooLarge { summary, smallest }) => {
+                if smallest.0 < least {
+                    least = smallest.0;
+                    found = Err(NoPlan::TooLarge { summary, smallest });
+                }
+            }
+            other => return other,
         }
-        // What was to fit does not: gaps, or it would have to offload.
-        let second = plan(&CompileOptions { recompute: Recompute::Cheap, ..options.clone() }, slices);
-        match (&first, &second) {
-            (Ok(a), Ok(b)) if b.summary.step < a.summary.step => second,
-            (Err(_), Ok(_)) => second,
-            _ => first,
-        }
-    })
+    }
+    found
 }
 
 /// The second half of [`compile`]: from the joint graph (any graph in that phase) to the

@@ -7,11 +7,16 @@ use crate::progress::Progress;
 use crate::slicing;
 use crate::timing::Timings;
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
-use vdnn_ir::{Graph, Op, Stage, TensorType, ValueId};
+use vdnn_ir::{Graph, Mode, Op, Stage, TensorType, ValueId};
+use vdnn_passes::fuse_pyramids::{Candidate, candidates};
 use vdnn_passes::sparsify::{Sparse, SparseMode};
 
 /// Share of weights other than zero up to which packed ones are worth timing.
 const PACKED_AT_MOST: f64 = 0.5;
+/// Configurations of a pyramid that are measured.
+pub const WAYS: usize = 8;
+/// The same where a plan is waiting for it.
+pub const FEW_WAYS: usize = 2;
 
 /// Operands of one kernel that are all shown.
 const MANY: usize = 8;
@@ -44,7 +49,13 @@ impl Kernel {
             }
             text.join(" ")
         };
-        format!("{} {} -> {}", self.op.name(), list(&self.inputs), list(&self.outputs))
+        let name = match &self.op {
+            Op::Pyramid(pyramid) => {
+                format!("pyramid of {} layers as {}", pyramid.layers.len(), pyramid.config)
+            }
+            op => op.name(),
+        };
+        format!("{name} {} -> {}", list(&self.inputs), list(&self.outputs))
     }
 }
 
@@ -65,8 +76,9 @@ pub fn kernels(graph: &Graph) -> Vec<Kernel> {
     all
 }
 
-/// Every kernel that compiling an imported graph with these options needs. They depend on the
-/// cost model only by the layout it wants.
+/// Every kernel that compiling an imported graph with these options needs, its layers by
+/// themselves: those of pyramids are [`pyramids_of`]. They depend on the cost model only by the
+/// layout it wants.
 ///
 /// # Errors
 /// Those of the passes.
@@ -75,6 +87,7 @@ pub fn kernels_of(
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Vec<Kernel>, Failure> {
+    let options = &CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
     let batch = slicing::batch_of(imported);
     let ways = slicing::candidates(imported, batch, options, cost)?;
     let mut all = Vec::new();
@@ -105,6 +118,53 @@ pub fn kernels_of(
         }
     }
     Ok(all)
+}
+
+/// The pyramids that these options let a plan choose among, without configurations; none if they
+/// allow none. Like the kernels of [`kernels_of`] they are those of the whole batch.
+///
+/// # Errors
+/// Those of the passes.
+pub fn pyramids_of(
+    imported: &Graph,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<Vec<Candidate>, Failure> {
+    if options.mode != Mode::Infer || options.fuse.pyramids().is_none() {
+        return Ok(Vec::new());
+    }
+    let layers = CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
+    let joint = slicing::joint(imported, &layers, None, cost, &mut Timings::default())?;
+    Ok(candidates(&joint, cost, options.fuse_depth))
+}
+
+/// The configurations of pyramids that are worth measuring, at most `most` of each.
+pub fn ways(pyramids: &[Candidate], most: usize, cost: &CostModel) -> Vec<Kernel> {
+    let of = |c: &Candidate| {
+        let kernel = |op| Kernel { op, inputs: c.inputs.clone(), outputs: vec![c.output.clone()] };
+        c.ways(most, cost).into_iter().map(kernel).collect::<Vec<_>>()
+    };
+    pyramids.iter().flat_map(of).collect()
+}
+
+/// What the tables have of pyramids, of all configurations; the first table that has a row wins.
+pub fn known(
+    pyramids: &[Candidate],
+    precision: Precision,
+    tables: &[&Measured],
+    on: &MeasuredOn,
+) -> Measured {
+    let mut found = Measured::new(on.clone());
+    for Candidate { pyramid, inputs, output, .. } in pyramids {
+        let inputs: Vec<&TensorType> = inputs.iter().collect();
+        for table in tables.iter().rev() {
+            for (config, row) in table.pyramids(pyramid, &inputs, &[output], precision) {
+                let op = Op::Pyramid(pyramid.with_config(config));
+                found.insert(&op, &inputs, &[output], precision, row.clone());
+            }
+        }
+    }
+    found
 }
 
 /// Why a kernel was not timed.

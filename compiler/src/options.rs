@@ -1,5 +1,6 @@
 //! What a compilation needs to know, as one typed value. No `Default`: the caller decides.
 
+use crate::pipeline::Fusion;
 use crate::slicing::Slices;
 use std::collections::BTreeMap;
 use vdnn_cost::Precision;
@@ -51,6 +52,11 @@ pub struct CompileOptions {
     pub recompute: Recompute,
     /// What is done about zeros, and where the weights have them.
     pub sparse: Sparse,
+    /// Most convolutions of a pyramid.
+    pub fuse_depth: usize,
+    /// Largest footprint of a kernel that pyramids are to leave, whatever they cost
+    /// ([`vdnn_passes::fuse_pyramids::FusePyramids::footprint`]).
+    pub fuse_footprint: Option<Bytes>,
     /// Whether the batch is cut into slices.
     pub slices: Slices,
     /// Keep every weight gradient to the end of the step, as outputs `grad:NAME`.
@@ -62,6 +68,11 @@ pub struct CompileOptions {
 }
 
 impl CompileOptions {
+    /// What is fused, as the pipeline takes it.
+    pub fn fusion(&self) -> Fusion {
+        Fusion { kinds: self.fuse, depth: self.fuse_depth, footprint: self.fuse_footprint }
+    }
+
     /// Limit of the device arena on a device of this capacity.
     pub fn budget(&self, capacity: Bytes) -> Bytes {
         self.memory.unwrap_or(capacity).saturating_sub(self.overhead)

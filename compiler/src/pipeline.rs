@@ -3,8 +3,8 @@
 //! ```text
 //! Imported --simplify--> Simplified --nest-concats, autodiff, [keep-zeros] | [sparsify],
 //!   fold-batch-norm, mark-setup-->
-//!   [mixed-precision, fuse-epilogues, join-batch-norms, pack-weights, channels-last, slice-batch,
-//!    recompute, group-updates] Joint
+//!   [mixed-precision, fuse-epilogues, join-batch-norms, pack-weights, channels-last,
+//!    fuse-pyramids, slice-batch, recompute, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -15,10 +15,11 @@ use crate::timing::Timings;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use vdnn_cost::CostModel;
-use vdnn_ir::{ConvSchedule, Graph, Layout, Mode, NodeId, Phase, Precision};
+use vdnn_ir::{Bytes, ConvSchedule, Graph, Layout, Mode, NodeId, Phase, Precision};
 use vdnn_passes::autodiff::Autodiff;
 use vdnn_passes::channels_last::ChannelsLast;
 use vdnn_passes::fuse::FuseEpilogues;
+use vdnn_passes::fuse_pyramids::{DEPTH, FusePyramids};
 use vdnn_passes::group_updates::GroupUpdates;
 use vdnn_passes::inplace::Inplace;
 use vdnn_passes::join_batch_norms::JoinBatchNorms;
@@ -34,6 +35,23 @@ use vdnn_passes::slice_batch::SliceBatch;
 use vdnn_passes::sparsify::{KeepZeros, PackWeights, Sparse, Sparsify};
 use vdnn_passes::{AlgoMode, Fuse, Packing, PassCtx, PassError, Policy, SyncMode, Workspace};
 
+/// What is fused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fusion {
+    /// The kinds.
+    pub kinds: Fuse,
+    /// Most convolutions of a pyramid.
+    pub depth: usize,
+    /// See [`FusePyramids::footprint`].
+    pub footprint: Option<Bytes>,
+}
+
+impl From<Fuse> for Fusion {
+    fn from(kinds: Fuse) -> Self {
+        Self { kinds, depth: DEPTH, footprint: None }
+    }
+}
+
 /// Passes up to the joint graph of the whole batch.
 ///
 /// # Errors
@@ -42,10 +60,11 @@ pub fn to_joint(
     graph: &mut Graph,
     mode: Mode,
     keep_gradients: bool,
-    fuse: Fuse,
+    fuse: impl Into<Fusion>,
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
+    let fuse = fuse.into();
     let options =
         Joint { mode, keep_gradients, fuse, slices: None, recompute: None, sparse: Sparse::default() };
     to_joint_by(graph, options, cost, timings)
@@ -59,7 +78,7 @@ pub struct Joint {
     /// Weight gradients are outputs.
     pub keep_gradients: bool,
     /// What is fused.
-    pub fuse: Fuse,
+    pub fuse: Fusion,
     /// How the batch is cut.
     pub slices: Option<SliceBatch>,
     /// What backward computes again.
@@ -113,7 +132,7 @@ pub fn to_joint_by(
     }
     // After autodiff, whose rules then need not know of fused ops, and after batch norms have
     // become weights, which makes more convolutions end in a ReLU.
-    if fuse == Fuse::Epilogue {
+    if fuse.kinds.epilogues() {
         timings.pass(&FuseEpilogues, graph, &cx)?;
         // After batch norms have got their ReLUs and sums of gradients their slices.
         if mode == Mode::Train {
@@ -130,6 +149,14 @@ pub fn to_joint_by(
     if cost.layout() == Layout::ChannelsLast {
         timings.pass(&ChannelsLast, graph, &cx)?;
     }
+    // Beside layers as fast as they get, in the layout that decides which kernels there are; before
+    // slices, which cut a pyramid like any other node.
+    if mode == Mode::Infer
+        && let Some(rule) = fuse.kinds.pyramids()
+    {
+        let Fusion { depth, footprint, .. } = fuse;
+        timings.pass(&FusePyramids { depth, rule, footprint }, graph, &cx)?;
+    }
     // After autodiff, which then differentiates every layer once, and after the fused ops and
     // conversions of layouts exist, which are part of a slice like any other.
     if let Some(slices) = slices {
@@ -144,7 +171,7 @@ pub fn to_joint_by(
     }
     // After weights have got their layouts, of which a group has one, and after slices have
     // become the sums that a step waits for.
-    if fuse == Fuse::Epilogue && mode == Mode::Train {
+    if fuse.kinds.epilogues() && mode == Mode::Train {
         timings.pass(&GroupUpdates, graph, &cx)?;
     }
     Ok(())

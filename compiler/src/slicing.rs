@@ -108,7 +108,8 @@ pub fn joint(
     timings: &mut Timings,
 ) -> Result<Graph, PassError> {
     let mut graph = imported.clone();
-    let &CompileOptions { mode, keep_gradients, fuse, ref sparse, .. } = options;
+    let &CompileOptions { mode, keep_gradients, ref sparse, .. } = options;
+    let fuse = options.fusion();
     let recompute = match options.recompute {
         // The network-wide allocation keeps everything.
         _ if options.policy == Policy::Baseline => None,

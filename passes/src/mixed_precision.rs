@@ -11,6 +11,7 @@
 use crate::conversion;
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use std::collections::{BTreeMap, BTreeSet};
+use vdnn_ir::op::PyramidUse;
 use vdnn_ir::op::infer::InferError;
 use vdnn_ir::{DType, Def, Graph, NodeId, Op, Phase, Stage, Tensor, ValueId};
 
@@ -79,6 +80,7 @@ fn want(op: &Op, i: usize) -> Want {
         | Op::Lrn(_)
         | Op::LrnGrad(_) => Want::Bf16,
         Op::BatchNormInfer { .. } | Op::BatchNormTrain { .. } => data(i == 0),
+        Op::Pyramid(pyramid) => data(pyramid.uses().get(i) != Some(&PyramidUse::Bias)),
         Op::BatchNormInferRelu { .. }
         | Op::BatchNormApplyRelu { .. }
         | Op::BatchNormTrainReluJoined { .. } => data(op.first_joined().is_some_and(|first| i >= first)),

@@ -1,5 +1,6 @@
 //! The choices a user makes, as closed types.
 
+use crate::fuse_pyramids::Rule;
 use std::fmt;
 use std::str::FromStr;
 use vdnn_ir::Bytes;
@@ -112,11 +113,40 @@ named_enum!(
     Fuse, "a degree of fusion" {
         /// Nothing.
         Off = "off",
+        /// Epilogues, and the pyramids of an inference that were measured to be faster.
+        Auto = "auto",
         /// Sums and ReLUs into the convolution or batch norm in front of them, and the optimizer
         /// steps of small weights into one.
         Epilogue = "epilogue",
+        /// Chains of convolutions and pools of an inference, where one kernel is measured or
+        /// predicted to be faster.
+        Pyramid = "pyramid",
+        /// Epilogues, then pyramids.
+        All = "all",
     }
 );
+
+impl Fuse {
+    /// Whether epilogues are fused.
+    pub fn epilogues(self) -> bool {
+        matches!(self, Self::Auto | Self::Epilogue | Self::All)
+    }
+
+    /// Which pyramids are fused, if any.
+    pub fn pyramids(self) -> Option<Rule> {
+        match self {
+            Self::Auto => Some(Rule::Measured),
+            Self::Pyramid | Self::All => Some(Rule::Predicted),
+            Self::Off | Self::Epilogue => None,
+        }
+    }
+
+    /// The same without pyramids.
+    #[must_use]
+    pub fn without_pyramids(self) -> Self {
+        if self.epilogues() { Self::Epilogue } else { Self::Off }
+    }
+}
 
 named_enum!(
     /// What backward computes again instead of reading what was kept.

@@ -6,6 +6,7 @@
 use crate::autodiff::Autodiff;
 use crate::channels_last::ChannelsLast;
 use crate::fuse::FuseEpilogues;
+use crate::fuse_pyramids::{DEPTH, FusePyramids, Rule};
 use crate::group_updates::GroupUpdates;
 use crate::inplace::Inplace;
 use crate::join_batch_norms::JoinBatchNorms;
@@ -52,6 +53,14 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
     Entry { name: "join-batch-norms", make: |_| Ok(Box::new(JoinBatchNorms)) },
     Entry { name: "channels-last", make: |_| Ok(Box::new(ChannelsLast)) },
+    Entry {
+        name: "fuse-pyramids",
+        make: |o| {
+            let rule = if o.or("measured", false)? { Rule::Measured } else { Rule::Predicted };
+            let (depth, footprint) = (o.or("depth", DEPTH)?, o.get("footprint")?);
+            Ok(Box::new(FusePyramids { depth, rule, footprint }))
+        },
+    },
     Entry {
         name: "slice-batch",
         make: |o| {

@@ -39,6 +39,9 @@ const CANCELLATION: f64 = 1e-5;
 /// On a GPU, every so many of the convolutions: each sets up engines of its own.
 const CONVOLUTIONS: usize = 3;
 
+/// Suite of the pyramids that have no kernel for matrix units.
+const LOOPS: &str = "pyramid-loops";
+
 /// The cases of one op, as one graph.
 struct Group {
     name: String,
@@ -64,6 +67,7 @@ pub fn run(device: Device, poison: bool, wanted: &dyn Fn(&str) -> bool, report: 
     for case in op_cases::all(5).into_iter().chain(op_cases::layers()) {
         let kind = match &case.op {
             Op::Unary(_) => "unary".to_owned(),
+            Op::Pyramid(pyramid) if !op_cases::is_plain(pyramid) => LOOPS.to_owned(),
             op => op.name(),
         };
         by_op.entry(kind).or_default().push(case);
@@ -88,6 +92,12 @@ fn applies(device: Device, op: &str, precision: Precision, layout: Layout) -> bo
     match device {
         Device::Cpu => {
             precision == Precision::Bf16 || precision == Precision::F32 && layout == Layout::RowMajor
+        }
+        // There is a kernel for each layout that a device wants.
+        Device::Cuda if op == LOOPS => (precision, layout) == (Precision::F32, Layout::RowMajor),
+        Device::Cuda if op == "pyramid" => {
+            let wanted = if precision == Precision::F32 { Layout::RowMajor } else { Layout::ChannelsLast };
+            layout == wanted
         }
         Device::Cuda => precision != Precision::Tf32 || product,
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_ir::{Bytes, Graph, Mode, Tensor};
+use vdnn_passes::fuse_pyramids::DEPTH;
 use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Packing, Policy, Recompute, SyncMode, Workspace};
 use vdnn_plan::Plan;
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
@@ -43,6 +44,8 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         sparse: vdnn_passes::sparsify::Sparse::default(),
         fuse: Fuse::Off,
         recompute: Recompute::Off,
+        fuse_depth: DEPTH,
+        fuse_footprint: None,
         slices: Slices::Off,
     }
 }

@@ -3,9 +3,11 @@
 
 mod layers;
 mod operands;
+mod pyramids;
 
 pub use layers::layers;
 pub use operands::Operand;
+pub use pyramids::is_plain;
 
 use crate::arbitrary::Rng;
 use operands::MARGIN;

@@ -9,6 +9,7 @@ mod conv;
 mod division;
 pub mod measured;
 mod profile;
+mod pyramid;
 mod rates;
 mod roofline;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod tests;
 pub use conv::ConvDir;
 pub use measured::{Measured, MeasuredError, MeasuredKernel, MeasuredOn, MeasuredRow};
 pub use profile::ProfileError;
+pub use pyramid::PyramidOption;
 pub use rates::DeviceRates;
 pub use vdnn_ir::Precision;
 
@@ -81,6 +83,8 @@ pub struct CostModel {
     /// Times that take precedence over the roofline.
     measured: Arc<Measured>,
     deterministic: bool,
+    /// Predictions of pyramids, which take a search each.
+    pyramids: Arc<pyramid::Searched>,
 }
 
 /// The shipped times: what `vdnnc profile` measured on an H200 for the networks of the
@@ -116,7 +120,16 @@ impl CostModel {
         };
         let roofline = Roofline::new(&profile, precision);
         let measured = Arc::default();
-        Ok(Self { profile, precision, capacity, overhead, roofline, measured, deterministic: false })
+        Ok(Self {
+            profile,
+            precision,
+            capacity,
+            overhead,
+            roofline,
+            measured,
+            deterministic: false,
+            pyramids: Arc::default(),
+        })
     }
 
     /// The same model with measured times, which it prefers to its own wherever it has them.
@@ -202,6 +215,11 @@ impl CostModel {
         algo: Option<ConvAlgo>,
     ) -> Nanos {
         if let Some(time) = self.measured.time(op, inputs, outputs, self.precision, algo) {
+            return time;
+        }
+        if let Op::Pyramid(pyramid) = op
+            && let Some(time) = self.pyramid(pyramid, inputs)
+        {
             return time;
         }
         let Some(shape) = ConvShape::of(op, inputs, outputs) else {

@@ -10,7 +10,7 @@
 //! flags. Lines are sorted by everything but the time, so that a new measurement changes
 //! lines in place.
 //!
-//! The precision counts for matrix products and convolutions; every other op runs the same
+//! The precision counts for matrix products, convolutions and pyramids; every other op runs the same
 //! kernel at all of them and is kept under f32. The seed of a dropout does not count.
 
 use crate::{ConvOption, Precision};
@@ -161,7 +161,7 @@ fn canonical(op: &Op) -> Cow<'_, Op> {
 
 /// The precision under which times are kept.
 fn kept_under(op: &Op, precision: Precision) -> Precision {
-    let products = op.is_conv() || matches!(op, Op::Gemm { .. } | Op::MatMul { .. });
+    let products = op.is_conv() || matches!(op, Op::Gemm { .. } | Op::MatMul { .. } | Op::Pyramid(_));
     if products { precision } else { Precision::F32 }
 }
 
@@ -287,6 +287,11 @@ impl Measured {
             .iter()
             .find(|e| e.precision == precision && same(&e.inputs, inputs) && same(&e.outputs, outputs))
             .map(|e| e.rows.as_slice())
+    }
+
+    /// The ops of the table from one on, in their order.
+    pub(crate) fn from(&self, op: &Op) -> impl Iterator<Item = &Op> {
+        self.entries.range(op..).map(|(op, _)| op)
     }
 
     /// Takes over every row of `other`, which wins where both have one.

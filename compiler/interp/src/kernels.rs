@@ -181,7 +181,8 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         | Op::AddSlice(_)
         | Op::PackSparse { .. }
         | Op::SparseConv { .. }
-        | Op::ConvEpilogue { .. } => {
+        | Op::ConvEpilogue { .. }
+        | Op::Pyramid(_) => {
             return Err(KernelError::Unsupported { op: op.to_string(), why: "it runs as its parts".into() });
         }
     }

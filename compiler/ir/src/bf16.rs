@@ -1,7 +1,8 @@
 //! bfloat16: conversion, and kernels for bf16 tensors by way of f32 ones.
 //!
 //! A bf16 is the upper half of an f32. An op on bf16 tensors means the same op on the same numbers
-//! in f32, its results rounded once; a fused op rounds nothing between its parts.
+//! in f32, its results rounded once; a fused op rounds nothing between its parts, but a pyramid
+//! rounds the result of every layer.
 
 use crate::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
 use crate::op::Op;

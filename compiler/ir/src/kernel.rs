@@ -69,14 +69,17 @@ pub trait Kernels {
 
 /// Executes what a kernel set needs no kernel of its own for: ops with channels-last operands
 /// on row-major copies, ops with bf16 operands on f32 copies, casts, and fused ops as their
-/// parts. `None` for all others.
+/// parts. The parts of a pyramid are its layers, each of which rounds to bf16; other fused ops
+/// round once. `None` for all others.
 pub fn through_plainer(
     kernels: &dyn Kernels,
     op: &Op,
     inputs: &[Operand<'_>],
     outputs: &mut [TensorMut<'_>],
 ) -> Option<Result<(), KernelError>> {
+    let layers = matches!(op, Op::Pyramid(_));
     through_row_major(kernels, op, inputs, outputs)
+        .or_else(|| if layers { through_parts(kernels, op, inputs, outputs) } else { None })
         .or_else(|| through_f32(kernels, op, inputs, outputs))
         .or_else(|| through_parts(kernels, op, inputs, outputs))
 }

@@ -6,6 +6,7 @@
 use crate::graph::NodeSpec;
 use crate::kernel::{KernelError, Kernels, Operand, TensorMut};
 use crate::op::infer::infer;
+use crate::op::pyramid::PartOperand;
 use crate::op::{BinaryKind, Op, SliceAttrs, UnaryKind};
 use crate::tensor::Tensor;
 use crate::types::{DType, TensorType};
@@ -39,6 +40,7 @@ pub fn is_fused(op: &Op) -> bool {
             | Op::BatchNormReluGrad { .. }
             | Op::AddSlice(_)
             | Op::ConvEpilogue { .. }
+            | Op::Pyramid(_)
     )
 }
 
@@ -76,6 +78,19 @@ impl Parts {
                     y = self.one(Op::Unary(UnaryKind::Relu), &[y])?;
                 }
                 Some(vec![y])
+            }
+            Op::Pyramid(pyramid) => {
+                let narrow = self.graph.ty(*x.first()?).dtype == DType::BF16;
+                let mut made = Vec::new();
+                for (op, operands) in pyramid.ops(narrow) {
+                    let of = |o: &PartOperand| match o {
+                        PartOperand::Input(i) => x.get(*i).copied(),
+                        PartOperand::Part(i) => made.get(*i).copied(),
+                    };
+                    let operands = operands.iter().map(of).collect::<Option<Vec<_>>>()?;
+                    made.push(self.one(op, &operands)?);
+                }
+                made.pop().map(|y| vec![y])
             }
             Op::BatchNormInferRelu { eps } => {
                 let &[scale, bias, mean, var, ref pieces @ ..] = x else { return None };

@@ -22,6 +22,7 @@ pub mod interpret;
 mod interval;
 pub mod kernel;
 pub mod machine;
+mod op;
 mod program;
 mod reference;
 mod rounding;
@@ -35,6 +36,7 @@ pub use chain::{Chain, ChainError, Kind, Layer, MAX_EXTENT, Operand, OperandUse,
 pub use cost::{Counts, count, count_tile};
 pub use geometry::{Geometry, Track};
 pub use interval::Interval;
+pub use op::{chain_of, pyramid_of};
 pub use program::{Body, Buffer, Instruction, Outside, PoolKind, Program, Space, Step};
 pub use reference::reference;
 pub use text::ParseError;

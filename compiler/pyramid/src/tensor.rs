@@ -134,6 +134,11 @@ pub fn kernel(
     Ok(print::kernel(&Plan::new(chain, config, precision, batch)?, crate::kernel::ENTRY))
 }
 
+/// The predicted time of a chain as a configuration runs it; `None` if there is no such kernel.
+pub fn predict(chain: &Chain, config: &Tensor, precision: Precision, batch: u64) -> Option<Nanos> {
+    Plan::new(chain, config, precision, batch).ok().map(|plan| price::time(&plan))
+}
+
 /// Tiles that are tried: sides of squares and of what images of 224 are cut into.
 const SIDES: [u32; 8] = [2, 4, 6, 7, 8, 12, 14, 16];
 

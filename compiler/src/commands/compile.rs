@@ -82,10 +82,11 @@ fn emit_pyramids(
             .hint("--emit pyramids is for inference: add --mode infer"));
     }
     // Beside layers as good as they get: sums and ReLUs in the convolutions.
-    let options = CompileOptions { fuse: args.shared.fuse.unwrap_or(Fuse::Epilogue), ..options.clone() };
+    let fuse = args.shared.fuse.unwrap_or(Fuse::Epilogue).without_pyramids();
+    let options = CompileOptions { fuse, ..options.clone() };
     let batch = slicing::batch_of(graph);
     let graph = driver::stop_after(graph.clone(), Phase::Joint, &options, cost)?;
-    let pyramids = pyramids::find(&graph, batch, args.fuse_depth, cost)?;
+    let pyramids = pyramids::find(&graph, batch, options.fuse_depth, cost)?;
     if let Some(path) = &args.svg {
         let text = pyramids::svg(&pyramids);
         write_atomic(path, |w| w.write_all(text.as_bytes()))

@@ -7,7 +7,7 @@ use super::target;
 use super::{load, print};
 use crate::cli::{DeviceName, ProfileArgs};
 use crate::error::Failure;
-use crate::measuring::{self, Filled, Kernel, KernelTimer, TimerError};
+use crate::measuring::{self, FEW_WAYS, Filled, Kernel, KernelTimer, TimerError, WAYS};
 use crate::micro;
 use crate::progress::Progress;
 use crate::several::{Work, fill_on_several};
@@ -17,6 +17,7 @@ use vdnn_benchdb::{BenchDb, looks_like_database};
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_frontends::safe_file::write_atomic;
 use vdnn_passes::Workspace;
+use vdnn_passes::fuse_pyramids::Candidate;
 
 /// Runs the command: import, then models, then export.
 ///
@@ -127,7 +128,9 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
     let precision = shared.options_on_gpu(args.mode).precision;
     let cost = target::gpu_profile(&facts, &shared.gpu.device_profile, precision)?;
     for name in &args.targets {
-        let kernels = kernels(args, name, &cost)?;
+        let (mut kernels, pyramids) = kernels(args, name, &cost)?;
+        let ways = if args.quick { FEW_WAYS } else { WAYS };
+        kernels.extend(measuring::ways(&pyramids, ways, &cost));
         let mut stored = db.times(&on).map_err(Failure::user)?;
         let before = [&table, &stored];
         let known: &[&Measured] = if args.again { &[] } else { &before };
@@ -190,11 +193,16 @@ fn measure(args: &ProfileArgs, path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The kernels of a model, in the layout that `cost` wants.
-fn kernels(args: &ProfileArgs, name: &str, cost: &CostModel) -> Result<Vec<Kernel>, Failure> {
+/// The kernels of a model, in the layout that `cost` wants, and the pyramids that there could be.
+fn kernels(
+    args: &ProfileArgs,
+    name: &str,
+    cost: &CostModel,
+) -> Result<(Vec<Kernel>, Vec<Candidate>), Failure> {
     let options = args.shared.options_on_gpu(args.mode);
     let model = open(name, args.mode, args.seed, &options)?;
-    measuring::kernels_of(&model.imported.graph, &options, cost)
+    let graph = &model.imported.graph;
+    Ok((measuring::kernels_of(graph, &options, cost)?, measuring::pyramids_of(graph, &options, cost)?))
 }
 
 /// The micro-batches that the options allow of these kernels.
@@ -265,7 +273,7 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
     let mut missing = 0;
     print(&format!("{}: {} rows of {}", source.display(), stored.len(), stored.on));
     for name in &args.targets {
-        let kernels = kernels(args, name, &cost)?;
+        let (kernels, pyramids) = kernels(args, name, &cost)?;
         let progress = Progress::new(kernels.len() as u64, name);
         let mut filled = measuring::fill(
             (&kernels, precision),
@@ -277,6 +285,8 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
         )?;
         progress.finish();
         let lacking = filled.skipped.len();
+        let fused = measuring::known(&pyramids, precision, &[&stored], &stored.on);
+        filled.table.merge(&fused);
         // A size that is missing is an option less, and no more.
         let mut source =
             micro::Source { known: &[&stored], on: &stored.on, timer: &mut Nobody, keep: &mut |_| Ok(()) };
@@ -284,6 +294,11 @@ fn replay(args: &ProfileArgs, source: &Path) -> Result<(), Failure> {
         print(&format!("{name}: {} kernels, {} rows, {lacking} missing", kernels.len(), filled.table.len()));
         for kernel in &kernels {
             print(&format!("  {}", line(kernel, precision, &filled.table)));
+        }
+        for pyramid in fused.kernels() {
+            let (op, inputs, outputs) =
+                (pyramid.op.clone(), pyramid.inputs.to_vec(), pyramid.outputs.to_vec());
+            print(&format!("  {}", line(&Kernel { op, inputs, outputs }, precision, &filled.table)));
         }
         under_limit(args, &kernels, &cost, &filled.table);
         missing += lacking;

@@ -4,7 +4,7 @@
 use super::{backend, load};
 use crate::cli::{DeviceName, SharedArgs};
 use crate::error::Failure;
-use crate::measuring::{self, Kernel, KernelTimer};
+use crate::measuring::{self, FEW_WAYS, Kernel, KernelTimer};
 use crate::micro;
 use crate::options::CompileOptions;
 use crate::progress::Progress;
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use vdnn_benchdb::BenchDb;
 use vdnn_cost::{CostModel, DeviceRates, Measured, MeasuredOn, Precision};
 use vdnn_ir::{Bytes, Graph};
+use vdnn_passes::fuse_pyramids::{Candidate, Rule};
 use vdnn_plan::Command;
 use vdnn_runtime::cuda::DeviceFacts;
 
@@ -106,18 +107,23 @@ impl Target {
         if self.gpu.is_none() {
             return Ok(self.cost.clone());
         }
-        let kernels = measuring::kernels_of(imported, options, &self.cost)?;
-        self.cost_of(&kernels, options, micro::enough(options.workspace))
+        let mut kernels = measuring::kernels_of(imported, options, &self.cost)?;
+        let pyramids = measuring::pyramids_of(imported, options, &self.cost)?;
+        if options.fuse.pyramids() == Some(Rule::Predicted) {
+            kernels.extend(measuring::ways(&pyramids, FEW_WAYS, &self.cost));
+        }
+        self.cost_of((&kernels, &pyramids), options, micro::enough(options.workspace))
     }
 
     /// The cost model for these kernels and the micro-batches that the options allow of them,
-    /// as [`Self::cost`]; `enough` as [`micro::fill_micro_batches`].
+    /// as [`Self::cost`], and with what is known already of the pyramids; `enough` as
+    /// [`micro::fill_micro_batches`].
     ///
     /// # Errors
     /// If the database cannot be used, or the GPU fails.
     pub fn cost_of(
         &mut self,
-        kernels: &[Kernel],
+        (kernels, pyramids): (&[Kernel], &[Candidate]),
         options: &CompileOptions,
         enough: Bytes,
     ) -> Result<CostModel, Failure> {
@@ -138,6 +144,7 @@ impl Target {
             &progress,
         )?;
         progress.finish();
+        filled.table.merge(&measuring::known(pyramids, options.precision, &tables, on));
         let mut source = micro::Source {
             known: &tables,
             on,

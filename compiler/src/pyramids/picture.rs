@@ -1,10 +1,9 @@
 //! The picture of pyramids: a row per group, a panel per layer, each panel the layer's image with
 //! the positions that a tile in the middle needs of it, its halo apart.
 
-use super::Pyramids;
+use super::{Pyramid, Pyramids};
 use std::fmt::Write;
-use vdnn_pyramid::search::Fused;
-use vdnn_pyramid::{Chain, Geometry, Interval, Kind, Track};
+use vdnn_pyramid::{Geometry, Interval, Kind, Track};
 
 const PANEL: f64 = 150.0;
 const GAP: f64 = 40.0;
@@ -18,9 +17,9 @@ const MOST: usize = 24;
 /// The picture of the fused groups, those with the most time saved first.
 pub fn svg(pyramids: &Pyramids) -> String {
     let mut groups: Vec<_> = pyramids.fused().collect();
-    groups.sort_by_key(|(_, g, _)| std::cmp::Reverse(g.unfused.saturating_sub(g.time())));
+    groups.sort_by_key(|p| std::cmp::Reverse(p.unfused.saturating_sub(p.time())));
     groups.truncate(MOST);
-    let panels = groups.iter().map(|(_, g, _)| g.layers.len() + 1).max().unwrap_or(1);
+    let panels = groups.iter().map(|p| p.names.len() + 1).max().unwrap_or(1);
     let (width, height) = (LEFT + panels as f64 * (PANEL + GAP), 44.0 + ROW * groups.len().max(1) as f64);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" \
@@ -30,30 +29,29 @@ pub fn svg(pyramids: &Pyramids) -> String {
          holds at one step</text>\n"
     );
     if groups.is_empty() {
-        let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"44\">No pyramid is predicted to pay.</text>");
+        let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"44\">No pyramid pays.</text>");
     }
-    for (i, (c, g, fused)) in groups.iter().enumerate() {
+    for (i, p) in groups.iter().enumerate() {
         let top = 44.0 + ROW * i as f64;
         let title = format!(
             "{}: {}, {:.2}x the operations, {} shared, {:.2}x faster",
-            c.found.names[g.layers.clone()].join(" + "),
-            fused.tiling,
-            fused.estimate.recompute,
-            fused.estimate.shared,
-            g.gain()
+            p.names.join(" + "),
+            p.config,
+            p.recompute,
+            p.shared,
+            p.gain()
         );
         let _ =
             writeln!(out, "<text x=\"{LEFT}\" y=\"{top:.0}\" font-weight=\"bold\">{}</text>", escape(&title));
-        if let Some(chain) = c.found.chain.part(g.layers.clone()) {
-            pyramid(&mut out, top + 8.0, &chain, fused);
-        }
+        pyramid(&mut out, top + 8.0, p);
     }
     out.push_str("</svg>\n");
     out
 }
 
-fn pyramid(out: &mut String, top: f64, chain: &Chain, fused: &Fused) {
-    let Ok(geometry) = Geometry::new(chain, fused.tiling) else { return };
+fn pyramid(out: &mut String, top: f64, pyramid: &Pyramid) {
+    let chain = &pyramid.chain;
+    let Ok(geometry) = Geometry::new(chain, pyramid.tiling) else { return };
     let tile = geometry.grid.map(|n| n / 2);
     for (b, [y, x]) in geometry.tracks.iter().enumerate() {
         let shape = chain.shapes()[b];

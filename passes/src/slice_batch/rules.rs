@@ -1,7 +1,7 @@
 //! Which ops can run on a part of the batch, and what their results then are.
 
 use smallvec::{SmallVec, smallvec};
-use vdnn_ir::op::{LossReduction, ReduceKind};
+use vdnn_ir::op::{LossReduction, PyramidUse, ReduceKind};
 use vdnn_ir::{Graph, Node, Op, ValueId};
 
 /// What a result made of some samples is to the whole result.
@@ -48,6 +48,10 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
         | Op::Dropout { .. } => leading(1, Part::Rows),
         Op::BatchNormInferRelu { .. } => {
             Rule { cut: (0..is.len()).map(|i| i >= 4).collect(), results: all(Part::Rows), scaled: None }
+        }
+        Op::Pyramid(pyramid) => {
+            let cut = pyramid.uses().iter().map(|u| *u == PyramidUse::Image).collect();
+            Rule { cut, results: all(Part::Rows), scaled: None }
         }
         Op::ConvEpilogue { .. } => {
             let mut rule = leading(1, Part::Rows);

@@ -145,7 +145,13 @@ impl Measurer {
         limits: &MeasureLimits,
     ) -> Result<Vec<MeasuredRow>, CudaError> {
         let kernel = Kernel { op, inputs, outputs, precision };
-        let rows = if op.is_conv() { self.engines(kernel, limits) } else { self.only(kernel, limits) };
+        let rows = match self.prepared_rows(kernel, limits) {
+            // One of many ways to run it: that it is none is worth keeping.
+            Err(CudaError::Unsupported { .. }) if matches!(op, Op::Pyramid(_)) => {
+                Ok(vec![MeasuredRow { algo: None, workspace: Bytes::ZERO, time: None, flags: Vec::new() }])
+            }
+            rows => rows,
+        };
         self.dnn.forget_unused();
         rows
     }
@@ -197,6 +203,14 @@ impl Measurer {
         drop(launch);
         self.dnn.forget_unused();
         Ok(timing.median())
+    }
+
+    fn prepared_rows(
+        &mut self,
+        kernel: Kernel<'_>,
+        limits: &MeasureLimits,
+    ) -> Result<Vec<MeasuredRow>, CudaError> {
+        if kernel.op.is_conv() { self.engines(kernel, limits) } else { self.only(kernel, limits) }
     }
 
     /// The row of an op with one kernel.

@@ -75,6 +75,10 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
         Op::BatchNormTrainRelu { .. } => nn::batch_norm_train_relu(cx),
         Op::BatchNormTrainReluJoined { known, .. } => nn::batch_norm_train_relu_joined(cx, *known),
         Op::ConvEpilogue { conv, .. } => nn::conv_epilogue(cx, conv),
+        Op::Pyramid(pyramid) => {
+            let parts = pyramid.typed(inputs)?;
+            parts.into_iter().next_back().map(|p| smallvec![p.result]).ok_or_else(|| cx.error("no layers"))
+        }
         Op::Lrn(lrn) => {
             cx.arity(1, 1)?;
             nn::lrn(cx, lrn)

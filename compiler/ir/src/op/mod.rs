@@ -13,12 +13,14 @@
 
 pub mod attrs;
 pub mod infer;
+pub mod pyramid;
 pub mod work;
 
 pub use attrs::{
     BinaryKind, ConvAttrs, LossReduction, LrnAttrs, PoolAttrs, ReduceKind, SavedOperand, SliceAttrs,
     UnaryKind,
 };
+pub use pyramid::{PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep, PyramidUse};
 
 use crate::phase::Phase;
 use crate::types::{DType, Dims, Layout, Real};
@@ -101,6 +103,9 @@ pub enum Op {
         /// Ends with a ReLU.
         relu: bool,
     },
+    /// `x[N,C,H,W], (w, [b], [r..]).. -> y`: convolutions and pools one after the other, each with
+    /// its operands, in one kernel that stores nothing in between ([`pyramid`]).
+    Pyramid(PyramidAttrs),
     /// `x[N,C,..] -> y`: across-channel local response normalisation (ONNX LRN).
     Lrn(LrnAttrs),
     /// `a[.,.], b[.,.], [c] -> y[M,N]`: `alpha * op(a) op(b) + beta * c`; c broadcasts to y.
@@ -458,6 +463,7 @@ impl Op {
             | Self::BatchNormReluGradJoined { .. }
             | Self::AddSlice(_)
             | Self::ConvEpilogue { .. }
+            | Self::Pyramid(_)
             | Self::BatchNormInferGrad { .. }
             | Self::LrnGrad(_)
             | Self::UnaryGrad(_)

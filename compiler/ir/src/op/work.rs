@@ -23,6 +23,12 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
             let bias = if inputs.len() > 2 { output(0) } else { 0 };
             product(&[2, output(0), inputs.get(1).map_or(0, |w| taps(w))]).saturating_add(bias)
         }
+        Op::Pyramid(pyramid) => pyramid.typed(inputs).map_or(0, |parts| {
+            let part = |p: &super::pyramid::TypedPart| {
+                flops(&p.op, &p.operands.iter().collect::<Vec<_>>(), &[&p.result]).0
+            };
+            parts.iter().fold(0u64, |n, p| n.saturating_add(part(p)))
+        }),
         Op::ConvDgrad { .. } => product(&[2, input(0), inputs.get(1).map_or(0, |w| taps(w))]),
         Op::ConvWgrad { .. } => product(&[2, input(1), outputs.first().map_or(0, |w| taps(w))]),
         Op::Gemm { trans_a, .. } => {

@@ -136,7 +136,7 @@ pub fn run(args: &BenchConvArgs) -> Result<(), Failure> {
         }
     }
     let least = limits.first().copied().unwrap_or(Bytes::ZERO);
-    let cost = target.cost_of(&different, &options, least)?;
+    let cost = target.cost_of((&different, &[]), &options, least)?;
     // Nothing is guessed beside what was measured.
     let known = |kernel: &Kernel| {
         let (inputs, outputs) = kernel.types();

@@ -80,7 +80,7 @@ pub(super) fn run(
             different.push(kernel.clone());
         }
     }
-    let cost = target.cost_of(&different, options, Bytes::ZERO)?;
+    let cost = target.cost_of((&different, &[]), options, Bytes::ZERO)?;
     let mut cells = Vec::new();
     for (layer, zeros, dense, packed) in &all {
         let dense = fastest(dense, &cost).ok_or_else(|| fail(layer, "no kernel runs it".to_owned()))?;

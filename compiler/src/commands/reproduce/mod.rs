@@ -23,6 +23,7 @@ use vdnn_cost::{CostModel, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{Graph, Mode, Phase};
+use vdnn_passes::fuse_pyramids::DEPTH;
 use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Packing, Policy, Recompute, SyncMode, Workspace};
 
@@ -146,6 +147,8 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         sparse: vdnn_passes::sparsify::Sparse::default(),
         fuse: Fuse::Off,
         recompute: Recompute::Off,
+        fuse_depth: DEPTH,
+        fuse_footprint: None,
         slices: Slices::Off,
     }
 }

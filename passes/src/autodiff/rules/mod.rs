@@ -66,6 +66,7 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::BatchNormTrainRelu { .. }
         | Op::BatchNormReluGrad { .. }
         | Op::ConvEpilogue { .. }
+        | Op::Pyramid(_)
         | Op::BatchNormInferGrad { .. }
         | Op::LrnGrad(_)
         | Op::UnaryGrad(_)

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What tells a cache file of this format from others.
 const MAGIC: &[u8; 8] = b"vdnncub1";
 
-/// The run-time compiler with its options and the folder of what it compiled.
+/// The run-time compiler for one kind of device, and the folder of what it compiled.
 #[derive(Debug)]
 pub(super) struct Compiler {
-    options: Vec<String>,
+    capability: (u32, u32),
     version: (i32, i32),
     cache: Option<PathBuf>,
 }
@@ -30,25 +30,41 @@ impl Compiler {
             let tried = vec!["the loader's path (libnvrtc.so)".to_owned()];
             return Err(CudaError::MissingLibrary { library: "NVRTC".to_owned(), tried });
         }
-        Ok(Self { options: options(capability), version: version()?, cache })
+        Ok(Self { capability, version: version()?, cache })
     }
 
     /// Machine code with the kernel, from the cache if it is there.
     pub(super) fn cubin(&self, kernel: &Kernel) -> Result<Vec<u8>, CudaError> {
+        let options = self.options_of(kernel)?;
         let Some(cache) = &self.cache else {
-            return Ok(compile(kernel, &self.options)?.0);
+            return Ok(compile(kernel, &options)?.0);
         };
-        let path = cache.join(self.file_name(kernel));
+        let path = cache.join(self.file_name(kernel, &options));
         if let Some(cubin) = read(&path) {
             return Ok(cubin);
         }
-        let (cubin, _) = compile(kernel, &self.options)?;
+        let (cubin, _) = compile(kernel, &options)?;
         write(cache, &path, &cubin)?;
         Ok(cubin)
     }
 
+    /// The options, for the kernel's own architecture if it has one.
+    fn options_of(&self, kernel: &Kernel) -> Result<Vec<String>, CudaError> {
+        let (major, minor) = self.capability;
+        match kernel.target {
+            None => Ok(options(&format!("sm_{major}{minor}"))),
+            Some(target) if target.strip_suffix('a') == Some(&format!("sm_{major}{minor}")) => {
+                Ok(options(target))
+            }
+            Some(target) => Err(CudaError::Unsupported {
+                op: kernel.source.name().to_owned(),
+                why: format!("its instructions are those of {target}, and this is sm_{major}{minor}"),
+            }),
+        }
+    }
+
     /// The cache file of a kernel: everything that decides its code is in the name.
-    fn file_name(&self, kernel: &Kernel) -> String {
+    fn file_name(&self, kernel: &Kernel, options: &[String]) -> String {
         let mut hash = Sha256::new();
         // Every part with its length, so that no two lists of parts look alike.
         let mut part = |bytes: &[u8]| {
@@ -60,7 +76,7 @@ impl Compiler {
             part(name.as_bytes());
             part(text.as_bytes());
         }
-        for option in &self.options {
+        for option in options {
             part(option.as_bytes());
         }
         part(&self.version.0.to_le_bytes());
@@ -73,8 +89,8 @@ impl Compiler {
 
 /// Strict arithmetic: correctly rounded division and square root, no flush to zero; a product
 /// and a sum may become one fused operation.
-pub(super) fn options((major, minor): (u32, u32)) -> Vec<String> {
-    let arch = format!("--gpu-architecture=sm_{major}{minor}");
+pub(super) fn options(architecture: &str) -> Vec<String> {
+    let arch = format!("--gpu-architecture={architecture}");
     [
         &arch,
         "-default-device",

@@ -1,4 +1,5 @@
-//! Kernels of our own, compiled by NVRTC, for every op but convolutions and matrix products.
+//! Kernels of our own, compiled by NVRTC, for every op but convolutions and matrix products by
+//! themselves; pyramids, which have some inside, are printed by `vdnn-pyramid`.
 //!
 //! Planning turns an op into launches of kernels ([`step::Step`]), pure data that tests can
 //! look at without a device; binding compiles and loads what they need. Reductions are in f64,
@@ -19,6 +20,7 @@ mod pieces;
 mod pointwise;
 mod pool;
 mod proof;
+mod pyramid;
 mod reduce;
 mod shape;
 mod softmax;
@@ -65,7 +67,7 @@ pub(crate) fn epilogue(spec: &LaunchSpec<'_>, modules: &mut Modules) -> Result<B
 /// A kernel of one thread that spins for `nanos` and touches no memory.
 pub(crate) fn delay(nanos: u64, modules: &mut Modules) -> Result<Box<dyn Prepared>, CudaError> {
     let kernel = Kernel::fixed(Source::Update, "spin");
-    let step = Step { kernel, grid: [1; 3], block: 1, args: Args::new().u64(nanos) };
+    let step = Step { kernel, grid: [1; 3], block: 1, shared: 0, args: Args::new().u64(nanos) };
     Ok(Box::new(modules.bind(vec![step])?))
 }
 
@@ -104,6 +106,7 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::BatchNormInferRelu { eps } => batchnorm::infer(cx, eps.0, true),
         Op::BatchNormApplyRelu { .. } if spec.inputs.len() > 5 => pieces::batch_norm_relu(cx, None),
         Op::BatchNormApplyRelu { .. } => batchnorm::apply_relu(cx),
+        Op::Pyramid(attrs) => pyramid::pyramid(cx, attrs),
         Op::BatchNormTrain { eps, momentum } => batchnorm::train(cx, eps.0, momentum.0, false),
         Op::BatchNormTrainRelu { eps, momentum } => batchnorm::train(cx, eps.0, momentum.0, true),
         Op::BatchNormTrainReluJoined { eps, momentum, known } => {

@@ -2,7 +2,7 @@
 
 use super::compile::Compiler;
 use super::source::{Kernel, Source};
-use super::step::{Args, Step};
+use super::step::{Args, Step, THREADS};
 use crate::cuda::device::DeviceFacts;
 use crate::cuda::error::CudaError;
 use crate::cuda::launch::Prepared;
@@ -15,6 +15,9 @@ use std::rc::Rc;
 
 /// Most arguments of a kernel.
 const MAX_ARGS: usize = 24;
+
+/// Dynamic shared memory that every function may have.
+const USUAL_SHARED: u32 = 48 << 10;
 
 /// Compiled kernels of the current context, compiled and loaded when first asked for.
 #[derive(Debug)]
@@ -45,10 +48,18 @@ impl Modules {
     }
 
     fn bind_one(&mut self, step: Step) -> Result<Launch, CudaError> {
-        let Step { kernel, grid, block, args } = step;
+        let Step { kernel, grid, block, shared, args } = step;
+        if args.all().count() > MAX_ARGS {
+            let why = format!("more than {MAX_ARGS} arguments");
+            return Err(CudaError::Unsupported { op: kernel.name, why });
+        }
         let module = self.module(&kernel)?;
         let function = module.function(&kernel.name)?;
-        Ok(Launch { function, grid, block, args, name: kernel.name, _module: module })
+        if (block, shared) != (THREADS, 0) {
+            has_room(function, block, shared)
+                .map_err(|why| CudaError::Unsupported { op: kernel.name.clone(), why })?;
+        }
+        Ok(Launch { function, grid, block, shared, args, name: kernel.name, _module: module })
     }
 
     fn module(&mut self, kernel: &Kernel) -> Result<Rc<Module>, CudaError> {
@@ -99,6 +110,30 @@ impl Drop for Module {
     }
 }
 
+/// Whether a multiprocessor has room for a block of so many threads with so much dynamic shared memory,
+/// which the function is allowed; says why if it has not.
+#[expect(unsafe_code, reason = "calls the driver")]
+fn has_room(function: CUfunction, threads: u32, shared: u32) -> Result<(), String> {
+    use sys::CUfunction_attribute as Attribute;
+    let mut most = 0;
+    let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
+    // SAFETY: the function is of a loaded module; `most` is writable.
+    let status = unsafe { sys::cuFuncGetAttribute(&raw mut most, attribute, function) };
+    CudaError::check("cuFuncGetAttribute", status).map_err(|e| e.to_string())?;
+    if i64::from(threads) > i64::from(most) {
+        return Err(format!("a block of {threads} threads, and its registers leave room for {most}"));
+    }
+    if shared <= USUAL_SHARED {
+        return Ok(());
+    }
+    let why = || format!("{shared} bytes of shared memory are more than a block has here");
+    let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let value = i32::try_from(shared).map_err(|_| why())?;
+    // SAFETY: as above; the call changes a limit of the function and no more.
+    let status = unsafe { sys::cuFuncSetAttribute(function, attribute, value) };
+    CudaError::check("cuFuncSetAttribute", status).map_err(|_| why())
+}
+
 /// Launches in order.
 #[derive(Debug)]
 pub(super) struct Launches(Vec<Launch>);
@@ -114,6 +149,7 @@ struct Launch {
     function: CUfunction,
     grid: [u32; 3],
     block: u32,
+    shared: u32,
     args: Args,
     name: String,
     _module: Rc<Module>,
@@ -146,7 +182,7 @@ impl Launch {
                 self.block,
                 1,
                 1,
-                0,
+                self.shared,
                 stream,
                 pointers.as_mut_ptr(),
                 std::ptr::null_mut(),

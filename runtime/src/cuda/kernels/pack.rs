@@ -36,7 +36,7 @@ pub(super) fn step(
     let blocks = tensor.elements().div_ceil(CHUNK * GROUPS).min(BLOCKS) as u32;
     let args = Args::new().ptr(from).u64(tensor.elements()).ptr(to);
     let kernel = Kernel::instance(Source::Pack, instance, element);
-    Ok(Step { kernel, grid: [blocks, 1, 1], block: THREADS, args })
+    Ok(Step { kernel, grid: [blocks, 1, 1], block: THREADS, shared: 0, args })
 }
 
 /// Prepares a copy of a tensor of this type that packs or unpacks it.

@@ -14,14 +14,19 @@ const BLOCKS: u64 = 1024;
 /// says when it runs.
 pub(crate) fn delay_by(length: CUdeviceptr, modules: &mut Modules) -> Result<Box<dyn Prepared>, CudaError> {
     let kernel = Kernel::fixed(Source::Proof, "spin_for");
-    let step = Step { kernel, grid: [1; 3], block: 1, args: Args::new().ptr(length) };
+    let step = Step { kernel, grid: [1; 3], block: 1, shared: 0, args: Args::new().ptr(length) };
     Ok(Box::new(modules.bind(vec![step])?))
 }
 
 /// A kernel that fails when it runs; the context is lost with it.
 pub(crate) fn trap(modules: &mut Modules) -> Result<Box<dyn Prepared>, CudaError> {
-    let step =
-        Step { kernel: Kernel::fixed(Source::Proof, "trap"), grid: [1; 3], block: 1, args: Args::new() };
+    let step = Step {
+        kernel: Kernel::fixed(Source::Proof, "trap"),
+        grid: [1; 3],
+        block: 1,
+        shared: 0,
+        args: Args::new(),
+    };
     Ok(Box::new(modules.bind(vec![step])?))
 }
 

@@ -19,6 +19,8 @@ pub(super) enum Source {
     BatchNormApply,
     Lrn,
     Proof,
+    /// All of it is in the line.
+    Pyramid,
     Dropout,
     Cast,
     Pack,
@@ -65,6 +67,7 @@ impl Source {
             Self::BatchNormApply => ("batchnorm_apply.cu", include_str!("source/batchnorm_apply.cu")),
             Self::Lrn => ("lrn.cu", include_str!("source/lrn.cu")),
             Self::Proof => ("proof.cu", include_str!("source/proof.cu")),
+            Self::Pyramid => ("pyramid.cu", ""),
             Self::Dropout => ("dropout.cu", include_str!("source/dropout.cu")),
             Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
             Self::Pack => ("pack.cu", include_str!("source/pack.cu")),
@@ -81,12 +84,14 @@ pub(super) struct Kernel {
     pub(super) line: String,
     /// Name of the function.
     pub(super) name: String,
+    /// The one architecture that it is for, such as `sm_90a`; else any will do.
+    pub(super) target: Option<&'static str>,
 }
 
 impl Kernel {
     /// A kernel that the text holds.
     pub(super) fn fixed(source: Source, name: &str) -> Self {
-        Self { source, line: String::new(), name: name.to_owned() }
+        Self { source, line: String::new(), name: name.to_owned(), target: None }
     }
 
     /// The kernel that `MACRO(name, arguments)` makes. The name is the macro's and the
@@ -98,7 +103,7 @@ impl Kernel {
             name.push_str(&word.to_lowercase());
         }
         let comma = if arguments.is_empty() { "" } else { ", " };
-        Self { source, line: format!("{macro}({name}{comma}{arguments})\n"), name }
+        Self { source, line: format!("{macro}({name}{comma}{arguments})\n"), name, target: None }
     }
 
     /// The complete text to compile.

@@ -105,7 +105,7 @@ pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, w_dims: &Dims) -> Result<(
         let [x, y] = [(x.ptr, &from), (y.ptr, &to)].map(|(at, i)| at + 4 * image * i.channels * i.plane);
         let args = weights.args(x, y).pod(&extents);
         let grid = [grid[0], grid[1], images as u32];
-        cx.push(Step { kernel: kernel.clone(), grid, block: THREADS, args });
+        cx.push(Step { kernel: kernel.clone(), grid, block: THREADS, shared: 0, args });
         image += images;
     }
     Ok(())
@@ -125,7 +125,7 @@ fn rows(
     let kernel = Kernel::instance(Source::Sparse, "SPARSE_ROWS", &each.to_string());
     let args = weights.args(x, y).u32(cx.count(images)?).u32(columns).u32(rows);
     let grid = [u64::from(rows).div_ceil(WARPS) as u32, cx.count(images.div_ceil(each))?, 1];
-    cx.push(Step { kernel, grid, block: THREADS, args });
+    cx.push(Step { kernel, grid, block: THREADS, shared: 0, args });
     Ok(())
 }
 

@@ -71,18 +71,20 @@ impl Args {
     }
 }
 
-/// A launch of one kernel with blocks of [`THREADS`] threads.
+/// A launch of one kernel, with blocks of [`THREADS`] threads where nothing else is said.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
     pub(super) kernel: Kernel,
     pub(super) grid: [u32; 3],
     pub(super) block: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub(super) shared: u32,
     pub(super) args: Args,
 }
 
 impl Step {
     /// A launch on a one-dimensional grid.
     pub(super) fn new(kernel: Kernel, blocks: u32, args: Args) -> Self {
-        Self { kernel, grid: [blocks, 1, 1], block: THREADS, args }
+        Self { kernel, grid: [blocks, 1, 1], block: THREADS, shared: 0, args }
     }
 }

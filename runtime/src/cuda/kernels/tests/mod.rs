@@ -5,10 +5,12 @@
 mod cases;
 mod emulator;
 mod pack;
+mod pyramids;
 
 use super::compile::{compile, options};
 use super::source::{Kernel, Source};
 use super::step::Step;
+use crate::cuda::error::CudaError;
 use crate::cuda::launch::{DeviceRange, LaunchSpec, Operand, SCRATCH};
 use cases::Case;
 use emulator::Emulator;
@@ -83,6 +85,10 @@ struct Placed {
 
 impl Placed {
     fn plan(&self, op: &Op, processors: u32) -> Vec<Step> {
+        self.plan_at(op, processors, Precision::F32).unwrap_or_else(|e| panic!("{op}: {e}"))
+    }
+
+    fn plan_at(&self, op: &Op, processors: u32, precision: Precision) -> Result<Vec<Step>, CudaError> {
         let operands =
             |list: &[(TensorType, u64)]| list.iter().map(|(t, p)| (t.clone(), *p)).collect::<Vec<_>>();
         let (inputs, outputs) = (operands(&self.inputs), operands(&self.outputs));
@@ -96,10 +102,10 @@ impl Placed {
             scratch: DeviceRange { ptr: self.scratch, bytes: Bytes(self.scratch_bytes) },
             algo: None,
             accumulate: false,
-            precision: Precision::F32,
+            precision,
             name: "test",
         };
-        super::plan(&spec, processors).unwrap_or_else(|e| panic!("{op}: {e}"))
+        super::plan(&spec, processors)
     }
 }
 
@@ -130,7 +136,7 @@ fn all_kernels(cases: &[Case]) -> BTreeMap<Source, Vec<Kernel>> {
 /// All kernels of a source in one text.
 fn together(source: Source, kernels: &[Kernel]) -> Kernel {
     let line = kernels.iter().map(|k| k.line.as_str()).collect();
-    Kernel { source, line, name: source.name().to_owned() }
+    Kernel { source, line, name: source.name().to_owned(), target: None }
 }
 
 /// Loads NVRTC from `VDNNC_CUDA_LIBS` or the loader's path; false if it is nowhere.
@@ -147,7 +153,7 @@ fn every_kernel_compiles_without_spills() {
         eprintln!("skipped: needs libnvrtc (folder in VDNNC_CUDA_LIBS)");
         return;
     }
-    let mut options = options((9, 0));
+    let mut options = options("sm_90");
     options.push("--ptxas-options=-v".to_owned());
     let mut all = all_kernels(&all_cases());
     all.extend(pack::kernels());
