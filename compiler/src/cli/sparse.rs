@@ -77,6 +77,9 @@ pub struct PruneArgs {
     /// Options of that training, such as "--epochs 3 --lr 0.02".
     #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
     pub with: Vec<String>,
+    /// Write weights as sparse initializers (SparseTensorProto) where that makes them smaller.
+    #[arg(long)]
+    pub sparse_initializers: bool,
     /// Print one JSON object (two with --finetune).
     #[arg(long)]
     pub json: bool,

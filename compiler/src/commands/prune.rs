@@ -62,7 +62,9 @@ pub fn run(args: &PruneArgs) -> Result<(), Failure> {
         let names: Vec<&str> = all.iter().map(|l| l.name.as_str()).collect();
         return Err(Failure::user("no layer is chosen").hint(format!("layers are {}", names.join(", "))));
     }
-    onnx::write_with_weights(&args.model, &changed, &args.output)
+    let write =
+        if args.sparse_initializers { onnx::write_with_sparse_weights } else { onnx::write_with_weights };
+    write(&args.model, &changed, &args.output)
         .map_err(|e| Failure::user(format!("{}: {e}", args.output.display())))?;
     report(args, method, &rows);
     match &args.finetune {

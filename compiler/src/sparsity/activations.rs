@@ -57,7 +57,15 @@ pub fn measure(
     let ty = graph.ty(x).clone();
     let name = graph.value(x).name.clone();
     let size = ty.bytes().0 as usize;
-    if input.ty().dtype != ty.dtype || size == 0 || !input.bytes().len().is_multiple_of(size) {
+    // Whole batches of images of the model's shape.
+    let (given, wanted) = (&input.ty().dims, &ty.dims);
+    let fits = given.len() == wanted.len()
+        && given
+            .iter()
+            .zip(wanted)
+            .enumerate()
+            .all(|(i, (g, w))| if i == 0 { g % w.max(&1) == 0 } else { g == w });
+    if input.ty().dtype != ty.dtype || size == 0 || input.bytes().is_empty() || !fits {
         return Err(Failure::user(format!("the input is {}, the model's `{name}` is {ty}", input.ty())));
     }
     graph.remove_dead_nodes();

@@ -5,6 +5,7 @@ use super::mmap;
 use super::model::Model;
 use super::proto::tensor_proto::{DataLocation, DataType};
 use super::proto::{GraphProto, TensorProto};
+use super::sparse::{self, Room};
 use super::tensor;
 use crate::zoo::{self, ZooError};
 use bytes::Bytes as Buf;
@@ -45,7 +46,8 @@ pub enum ExportError {
 /// New weights are f32 tensors of the initializer's shape and are stored in its element type.
 /// A name that belongs to an Identity over an initializer becomes an initializer of its own
 /// in place of that node: exporters merge equal tensors so, and training makes them differ.
-/// External data becomes part of the file unless it is too large for one.
+/// External data becomes part of the file unless it is too large for one. Initializers that
+/// were sparse stay so where that is smaller.
 ///
 /// Returns the names in `new` that the model does not have; these are left out.
 ///
@@ -56,6 +58,33 @@ pub fn write_with_weights(
     new: &BTreeMap<String, Tensor>,
     out: &Path,
 ) -> Result<Vec<String>, ExportError> {
+    write(original, new, out, false)
+}
+
+/// As [`write_with_weights`], with every initializer of floats of rank 2 or more whose zeros
+/// make it worth it as a `sparse_initializer`: values and i64 offsets in row-major order take
+/// fewer bytes than all elements do (f32: less than a third is not zero). A model of an older IR
+/// version is written as version 6, the first to have them.
+///
+/// # Errors
+/// As [`write_with_weights`].
+pub fn write_with_sparse_weights(
+    original: &Path,
+    new: &BTreeMap<String, Tensor>,
+    out: &Path,
+) -> Result<Vec<String>, ExportError> {
+    write(original, new, out, true)
+}
+
+/// First version of the format with sparse initializers.
+const SPARSE_IR_VERSION: i64 = 6;
+
+fn write(
+    original: &Path,
+    new: &BTreeMap<String, Tensor>,
+    out: &Path,
+    make_sparse: bool,
+) -> Result<Vec<String>, ExportError> {
     let read = |reason: String| ExportError::Read { path: original.to_owned(), reason };
     let bytes = mmap::map(original).map_err(|e| read(e.to_string()))?;
     let mut model = Model::decode(bytes).map_err(|e| read(e.to_string()))?.proto;
@@ -63,6 +92,7 @@ pub fn write_with_weights(
     let ir_version = model.ir_version();
     let mut left: BTreeSet<&str> = new.keys().map(String::as_str).collect();
     if let Some(graph) = &mut model.graph {
+        let were_sparse = densify(graph, &mut external).map_err(read)?;
         // Before IR version 4 initializers had to be inputs as well.
         if ir_version >= 4 {
             separate(graph, &left);
@@ -74,9 +104,44 @@ pub fn write_with_weights(
             }
         }
         embed(graph, &mut external).map_err(read)?;
+        sparsify(graph, |name| make_sparse || were_sparse.contains(name), &mut external).map_err(read)?;
+        if !graph.sparse_initializer.is_empty() {
+            model.ir_version = Some(ir_version.max(SPARSE_IR_VERSION));
+        }
     }
     zoo::write(&model, out)?;
     Ok(left.into_iter().map(str::to_owned).collect())
+}
+
+/// Makes the sparse initializers dense; returns their names.
+fn densify(graph: &mut GraphProto, external: &mut ExternalFiles) -> Result<BTreeSet<String>, String> {
+    let mut room = Room::new();
+    let mut names = BTreeSet::new();
+    for s in std::mem::take(&mut graph.sparse_initializer) {
+        let name = sparse::name(&s).to_owned();
+        let dense = sparse::to_dense(&s, external, &mut room);
+        graph.initializer.push(dense.map_err(|reason| format!("initializer `{name}`: {reason}"))?);
+        names.insert(name);
+    }
+    Ok(names)
+}
+
+/// Makes the wanted initializers sparse where that is smaller.
+fn sparsify(
+    graph: &mut GraphProto,
+    wanted: impl Fn(&str) -> bool,
+    external: &mut ExternalFiles,
+) -> Result<(), String> {
+    let mut dense = Vec::new();
+    for t in std::mem::take(&mut graph.initializer) {
+        let made = if wanted(t.name()) { sparse::from_dense(&t, external) } else { Ok(None) };
+        match made.map_err(|reason| format!("initializer `{}`: {reason}", t.name()))? {
+            Some(s) => graph.sparse_initializer.push(s),
+            None => dense.push(t),
+        }
+    }
+    graph.initializer = dense;
+    Ok(())
 }
 
 /// Turns Identity nodes over initializers into initializers, for the wanted names.
@@ -134,11 +199,14 @@ fn store(t: &mut TensorProto, raw: Buf) {
 /// Makes every external tensor refer to its data directly; recursion is as deep as subgraphs
 /// nest, which the protobuf decoder bounds.
 fn embed(graph: &mut GraphProto, external: &mut ExternalFiles) -> Result<(), String> {
-    for t in &mut graph.initializer {
+    let sparse = graph.sparse_initializer.iter_mut().flat_map(|s| s.values.iter_mut().chain(&mut s.indices));
+    for t in graph.initializer.iter_mut().chain(sparse) {
         embed_tensor(t, external)?;
     }
     for attribute in graph.node.iter_mut().flat_map(|n| &mut n.attribute) {
-        for t in attribute.t.iter_mut().chain(&mut attribute.tensors) {
+        let sparse = attribute.sparse_tensor.iter_mut().chain(&mut attribute.sparse_tensors);
+        let sparse = sparse.flat_map(|s| s.values.iter_mut().chain(&mut s.indices));
+        for t in attribute.t.iter_mut().chain(&mut attribute.tensors).chain(sparse) {
             embed_tensor(t, external)?;
         }
         for g in attribute.g.iter_mut().chain(&mut attribute.graphs) {

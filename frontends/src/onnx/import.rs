@@ -11,7 +11,8 @@ use super::external::ExternalFiles;
 use super::model::{self, Model};
 use super::node::{Node, domain_name, site};
 use super::params::Made;
-use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
+use super::proto::{GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto};
+use super::sparse::{self, Room};
 use super::{inputs, mmap, ops, tensor};
 use bytes::Bytes as Buf;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -129,7 +130,14 @@ pub(super) enum Item {
 #[derive(Debug, Default)]
 struct Scope<'m> {
     items: HashMap<&'m str, Item>,
-    initializers: HashMap<&'m str, &'m TensorProto>,
+    initializers: HashMap<&'m str, Initializer<'m>>,
+}
+
+/// An initializer that nobody has read yet.
+#[derive(Clone, Copy, Debug)]
+enum Initializer<'m> {
+    Dense(&'m TensorProto),
+    Sparse(&'m SparseTensorProto),
 }
 
 /// The state of one import.
@@ -138,6 +146,8 @@ pub(super) struct Importer<'m> {
     pub budget: Budget,
     pub options: &'m ImportOptions,
     pub external: ExternalFiles,
+    /// What sparse tensors may still take.
+    pub room: Room,
     pub warnings: Vec<String>,
     model: &'m Model,
     scopes: Vec<Scope<'m>>,
@@ -159,6 +169,7 @@ impl<'m> Importer<'m> {
             budget: Budget::new(),
             options,
             external: ExternalFiles::new(base_dir),
+            room: Room::new(),
             warnings: Vec::new(),
             model,
             scopes: Vec::new(),
@@ -175,7 +186,7 @@ impl<'m> Importer<'m> {
         if !self.model.proto.training_info.is_empty() {
             self.warnings.push("the file's own training information is ignored".into());
         }
-        let names = graph.input.iter().map(|i| i.name()).chain(graph.initializer.iter().map(|t| t.name()));
+        let names = graph.input.iter().map(|i| i.name()).chain(sparse::initializer_names(graph));
         if let Some(name) = names.into_iter().find(|n| n.starts_with("vdnnc.")) {
             return Err(ImportError::Graph(format!(
                 "`{name}`: names that start with `vdnnc.` are reserved; rename it"
@@ -224,11 +235,10 @@ impl<'m> Importer<'m> {
 
     /// Imports the needed nodes of a graph and returns what its outputs stand for.
     fn import_body(&mut self, graph: &'m GraphProto, mut scope: Scope<'m>) -> Result<Vec<Item>, ImportError> {
-        if !graph.sparse_initializer.is_empty() {
-            return Err(ImportError::Graph("sparse initializers are not supported".into()));
-        }
         let body = model::analyse(graph)?;
-        scope.initializers = graph.initializer.iter().map(|t| (t.name(), t)).collect();
+        let dense = graph.initializer.iter().map(|t| (t.name(), Initializer::Dense(t)));
+        let sparse = graph.sparse_initializer.iter().map(|s| (sparse::name(s), Initializer::Sparse(s)));
+        scope.initializers = dense.chain(sparse).collect();
         self.scopes.push(scope);
         for node in &body.order {
             let results = self.import_node(node, &body.read);
@@ -271,7 +281,10 @@ impl<'m> Importer<'m> {
                 return Ok(item.clone());
             }
             let Some((&key, &proto)) = self.scopes[depth].initializers.get_key_value(name) else { continue };
-            let loaded = tensor::decode(proto, &mut self.external);
+            let loaded = match proto {
+                Initializer::Dense(t) => tensor::decode(t, &mut self.external),
+                Initializer::Sparse(s) => self.decode_sparse(s),
+            };
             let item = match &loaded {
                 Ok(c) => Item::Const(with_origin(c.clone(), name, depth)),
                 Err(_) => Item::Failed,
@@ -283,6 +296,12 @@ impl<'m> Importer<'m> {
             };
         }
         Err(ImportError::Graph(format!("`{name}` is used but nothing defines it")))
+    }
+
+    /// Reads a sparse tensor as a dense one.
+    pub(super) fn decode_sparse(&mut self, sparse: &SparseTensorProto) -> Result<Constant, String> {
+        let dense = sparse::to_dense(sparse, &mut self.external, &mut self.room)?;
+        tensor::decode(&dense, &mut self.external)
     }
 
     /// Imports one node; results that could not be made are `Failed`.

@@ -5,6 +5,7 @@ use super::import::ImportOptions;
 use super::proto::tensor_proto::DataType;
 use super::proto::tensor_shape_proto::dimension;
 use super::proto::{GraphProto, TensorShapeProto, ValueInfoProto, type_proto};
+use super::sparse;
 use super::tensor::data_type;
 use std::collections::{BTreeSet, HashSet};
 use vdnn_ir::op::infer::check_size;
@@ -50,7 +51,7 @@ pub(super) fn bind<'m>(
         return Err(vec![error("the batch and every bound dimension must be at least 1".into())]);
     }
     // Files of IR version 3 and older list every initializer among the inputs.
-    let initializers: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+    let initializers: HashSet<&str> = sparse::initializer_names(graph).collect();
     let mut shapes = Vec::new();
     for info in graph.input.iter().filter(|i| !initializers.contains(i.name())) {
         match input_type(info) {

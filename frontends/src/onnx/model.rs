@@ -4,6 +4,7 @@ use super::error::ImportError;
 use super::node::{display_name, domain_name};
 use super::prescan;
 use super::proto::{GraphProto, ModelProto, NodeProto};
+use super::sparse;
 use bytes::Bytes as Buf;
 use prost::Message;
 use std::cmp::Reverse;
@@ -126,7 +127,7 @@ pub(super) fn analyse(graph: &GraphProto) -> Result<Body<'_>, ImportError> {
     // An empty name stands for an operand that is left out, so nothing can be called so.
     let inputs = graph.input.iter().map(|i| ("input", i.name()));
     let outputs = graph.output.iter().map(|o| ("output", o.name()));
-    let initializers = graph.initializer.iter().map(|t| ("initializer", t.name()));
+    let initializers = sparse::initializer_names(graph).map(|name| ("initializer", name));
     if let Some((what, _)) = inputs.chain(outputs).chain(initializers).find(|(_, name)| name.is_empty()) {
         return Err(ImportError::Graph(format!("an {what} has no name")));
     }
@@ -137,12 +138,12 @@ pub(super) fn analyse(graph: &GraphProto) -> Result<Body<'_>, ImportError> {
         }
     }
     let mut initializers = HashSet::new();
-    for tensor in &graph.initializer {
+    for name in sparse::initializer_names(graph) {
         // An initializer of the same name gives an input its default value.
-        if !initializers.insert(tensor.name()) {
-            return Err(ImportError::Graph(format!("two initializers are named `{}`", tensor.name())));
+        if !initializers.insert(name) {
+            return Err(ImportError::Graph(format!("two initializers are named `{name}`")));
         }
-        defined.insert(tensor.name(), None);
+        defined.insert(name, None);
     }
     for (i, node) in graph.node.iter().enumerate() {
         for output in node.output.iter().filter(|o| !o.is_empty()) {

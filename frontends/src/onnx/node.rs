@@ -3,7 +3,7 @@
 use super::error::{Fail, Site, invalid};
 use super::import::Item;
 use super::proto::attribute_proto::AttributeType;
-use super::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
+use super::proto::{AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto};
 use std::cell::RefCell;
 use vdnn_ir::Dims;
 
@@ -129,6 +129,9 @@ impl<'m> Node<'m> {
     }
     pub(super) fn tensor(&self, name: &'static str) -> Result<Option<&'m TensorProto>, Fail> {
         Ok(self.find(name, AttributeType::Tensor)?.and_then(|a| a.t.as_ref()))
+    }
+    pub(super) fn sparse_tensor(&self, name: &'static str) -> Result<Option<&'m SparseTensorProto>, Fail> {
+        Ok(self.find(name, AttributeType::SparseTensor)?.and_then(|a| a.sparse_tensor.as_ref()))
     }
     pub(super) fn graph(&self, name: &'static str) -> Result<&'m GraphProto, Fail> {
         match self.find(name, AttributeType::Graph)?.and_then(|a| a.g.as_ref()) {

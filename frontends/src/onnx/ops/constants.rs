@@ -22,6 +22,8 @@ fn constant(cx: &mut Importer<'_>, node: &Node<'_>) -> Result<Vec<Item>, Fail> {
     node.arity(0, 0)?;
     let value = if let Some(t) = node.tensor("value")? {
         tensor::decode(t, &mut cx.external).map_err(Fail::Invalid)?
+    } else if let Some(s) = node.sparse_tensor("sparse_value")? {
+        cx.decode_sparse(s).map_err(Fail::Invalid)?
     } else if let Some(x) = node.float("value_float")? {
         Constant::scalar(Scalar::F32(x))
     } else if let Some(x) = node.int("value_int")? {
