@@ -13,7 +13,7 @@ use vdnn_frontends::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, SparseTensorProto, StringStringEntryProto, TensorProto,
 };
 use vdnn_frontends::onnx::{
-    ImportOptions, Imported, import_file, write_with_sparse_weights, write_with_weights,
+    ImportOptions, Imported, import_bytes, import_file, write_with_sparse_weights, write_with_weights,
 };
 use vdnn_ir::Tensor;
 
@@ -248,4 +248,24 @@ fn parts_may_be_external_and_stay_in_the_folder() {
     write_with_weights(&path, &BTreeMap::new(), &out).unwrap();
     std::fs::remove_file(dir.path().join("w")).unwrap();
     assert_eq!(weight(&imported(&out), "w")[5], -7.0);
+}
+
+#[test]
+fn every_single_byte_change_is_survived() {
+    let mut g = add(two(ints("", &[2], &[1, 11])));
+    g.node.push(node("Add", &["y", "v"], &["z"]));
+    g.sparse_initializer.push(sparse(&[3, 4], floats("v", &[1], &[2.0]), ints("", &[1, 2], &[2, 2])));
+    g.output[0].name = Some("z".into());
+    let bytes = model(17, g).encode_to_vec();
+    let options = ImportOptions::default();
+    assert!(import_bytes(bytes.clone().into(), None, &options).is_ok());
+    let mut refused = 0;
+    for i in 0..bytes.len() {
+        for value in [0, 1, 0x7f, 0x80, 0xff, bytes[i] ^ 1, bytes[i] ^ 8] {
+            let mut changed = bytes.clone();
+            changed[i] = value;
+            refused += usize::from(import_bytes(changed.into(), None, &options).is_err());
+        }
+    }
+    assert!(refused > bytes.len(), "{refused} changes of {} bytes refused", bytes.len());
 }
