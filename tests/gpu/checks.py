@@ -4,6 +4,8 @@ usage: checks.py line|within|same FILE ...          one line of figures; memory 
        checks.py between NONE CONV                  a --memory that conv fits and none does not
        checks.py pair ALONE-A ALONE-B BOTH          two processes at once
        checks.py packed OFF AUTO                    offloads as they are and packed
+       checks.py recompute OFF CHEAP                a step that keeps less
+       checks.py faster A B                         B takes at most 1/0.99 of A's time
        checks.py sparse PRECISION FILE              packed weights against dense kernels
        checks.py losses A B LIMIT                   two courses of training
        checks.py mnist FOLDER X.npy Y.npy           1,600 images as arrays
@@ -14,6 +16,8 @@ import sys
 
 # Device memory that a process is planned to take besides its arena.
 OVERHEAD = 700_000_000
+# PyTorch's peak in a training step of DenseNet-121 at batch 256.
+PYTORCH_DENSENET = 33_700_000_000
 
 
 def rows(path):
@@ -127,6 +131,29 @@ def packed(off, auto):
     return same and share <= 0.8 and tensors >= 1.6 * link
 
 
+def recompute(off, cheap):
+    (x, seen_x), (y, seen_y) = read(off)[0], read(cheap)[0]
+    if "error" in (x["kind"], y["kind"]):
+        print("no result")
+        return False
+    same = x["checksum"] == y["checksum"]
+    print(
+        f"{x['step_ms']['median']:.2f} ms in {seen_x['peak_bytes']}, {y['step_ms']['median']:.2f} ms in "
+        f"{seen_y['peak_bytes']}; {'the same parameters' if same else 'OTHER PARAMETERS'}"
+    )
+    return same and seen_y["peak_bytes"] <= 0.45 * PYTORCH_DENSENET
+
+
+def faster(a, b):
+    (x, _), (y, _) = read(a)[0], read(b)[0]
+    if "error" in (x["kind"], y["kind"]):
+        print("no result")
+        return False
+    share = y["step_ms"]["median"] / x["step_ms"]["median"]
+    print(f"{x['model']} {x['precision']}: {share:.3f} of the time, {y['device_arena_bytes']} bytes of {x['device_arena_bytes']}")
+    return share <= 1 / 0.99
+
+
 def sparse(precision, path):
     cells = json.load(open(path))["cells"]
     good = True
@@ -182,7 +209,7 @@ def main():
     elif what == "same":
         good = same(*args)
     else:
-        good = {"between": between, "pair": pair, "packed": packed, "sparse": sparse, "losses": losses, "mnist": mnist}[what](*args)
+        good = {"between": between, "pair": pair, "packed": packed, "recompute": recompute, "faster": faster, "sparse": sparse, "losses": losses, "mnist": mnist}[what](*args)
     sys.exit(0 if good else 1)
 
 

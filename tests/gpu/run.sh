@@ -19,14 +19,14 @@ export PYTHONUNBUFFERED=1
 
 checks="devices ops nets golden control same dropped pair errors lenet"
 sanitizers="memcheck racecheck initcheck"
-times="profile train infer capped packed f32 sparse"
+times="profile train infer capped packed recompute f32 sparse pyramids"
 peers="peers-vgg16 peers-resnet50 peers-densenet121 peers-googlenet peers-infer peers-f32 peers-offload peers-densenet121-compile"
 limit() { # of a part, in seconds
   case $1 in
   devices) echo 20 ;; ops | lenet | errors | dropped | f32 | peers-f32) echo 60 ;;
   nets | golden | control | pair | train | infer | initcheck) echo 90 ;;
   memcheck | capped | packed | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-googlenet | peers-offload) echo 120 ;;
-  profile | peers-infer | racecheck | sparse) echo 200 ;; peers-densenet121-compile) echo 300 ;; same) echo 500 ;; *) echo 60 ;;
+  profile | peers-infer | racecheck | sparse | pyramids) echo 200 ;; peers-densenet121-compile) echo 300 ;; same) echo 500 ;; *) echo 60 ;;
   esac
 }
 
@@ -198,6 +198,26 @@ run() { # a part
     bench packed-auto $fixed --pack-offload auto --kernels-from "$out/packed.vplan" "${table[@]}"
     python3 "$here/checks.py" packed "$out/packed-off.json" "$out/packed-auto.json" &&
       python3 "$here/checks.py" within "$out"/packed-*.json
+    ;;
+  recompute) # the same step with a smaller peak
+    local fixed="densenet121 --batch 256 --deterministic --checksum --policy none"
+    bench recompute-off $fixed "${table[@]}" -o "$out/recompute.vplan"
+    bench recompute-cheap $fixed --recompute cheap --kernels-from "$out/recompute.vplan" "${table[@]}"
+    python3 "$here/checks.py" recompute "$out/recompute-off.json" "$out/recompute-cheap.json" &&
+      python3 "$here/checks.py" within "$out"/recompute-*.json
+    ;;
+  pyramids) # whole networks with the pyramids that were measured to be faster, and without
+    local db=(--db "$out/pyramids.sqlite")
+    for p in tf32 bf16; do
+      profile --quick resnet50 vgg16 densenet121 --batch 64 --mode infer --precision $p "${db[@]}" || return 1
+      for m in resnet50 vgg16 densenet121; do
+        for n in epilogue auto; do
+          bench "pyramids-$p-$m-$n" $m --batch 64 --mode infer --precision $p --steps 50 --fuse $n --device cuda:0 "${db[@]}"
+        done
+        python3 "$here/checks.py" faster "$out/pyramids-$p-$m-epilogue.json" "$out/pyramids-$p-$m-auto.json" || status=1
+      done
+    done
+    return ${status:-0}
     ;;
   sparse) # packed weights against the fastest dense kernels
     for p in f32 tf32; do
