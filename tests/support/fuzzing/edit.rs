@@ -2,8 +2,8 @@
 //! at once, a valid model with one wrong number gets much further.
 
 use vdnn_frontends::onnx::proto::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, tensor_shape_proto,
-    type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto,
+    tensor_shape_proto, type_proto,
 };
 
 /// Numbers at which arithmetic and limits break.
@@ -239,7 +239,8 @@ pub fn edit_model(model: &mut ModelProto, choices: &mut Choices<'_>) {
 }
 
 fn edit_graph(graph: &mut GraphProto, choices: &mut Choices<'_>) {
-    let names: Vec<String> = (graph.initializer.iter().map(|t| t.name().to_owned()))
+    let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
+    let names: Vec<String> = (graph.initializer.iter().chain(sparse).map(|t| t.name().to_owned()))
         .chain(graph.input.iter().map(|i| i.name().to_owned()))
         .chain(graph.node.iter().flat_map(|n| n.output.iter().cloned()))
         .chain([String::new()])
@@ -247,9 +248,12 @@ fn edit_graph(graph: &mut GraphProto, choices: &mut Choices<'_>) {
     let name = names[choices.below(names.len())].clone();
     match choices.byte() % 8 {
         0 => {
-            let i = choices.below(graph.initializer.len());
+            let dense = graph.initializer.len();
+            let i = choices.below(dense + graph.sparse_initializer.len());
             if let Some(t) = graph.initializer.get_mut(i) {
                 edit_tensor(t, choices);
+            } else if let Some(s) = graph.sparse_initializer.get_mut(i - dense) {
+                edit_sparse(s, choices);
             }
         }
         1 => {
@@ -278,6 +282,26 @@ fn edit_graph(graph: &mut GraphProto, choices: &mut Choices<'_>) {
             let i = choices.below(graph.node.len());
             if let Some(node) = graph.node.get_mut(i) {
                 edit_node(node, name, choices);
+            }
+        }
+    }
+}
+
+fn edit_sparse(s: &mut SparseTensorProto, choices: &mut Choices<'_>) {
+    match choices.byte() % 4 {
+        0 => s.values.iter_mut().for_each(|t| edit_tensor(t, choices)),
+        1 => s.indices.iter_mut().for_each(|t| edit_tensor(t, choices)),
+        2 => {
+            let data = s.indices.iter_mut().flat_map(|t| &mut t.int64_data);
+            let numbers: Vec<&mut i64> = data.collect();
+            let i = choices.below(numbers.len());
+            numbers.into_iter().skip(i).take(1).for_each(|x| *x = choices.number());
+        }
+        _ => {
+            let i = choices.below(s.dims.len());
+            match s.dims.get_mut(i) {
+                Some(d) => *d = choices.number(),
+                None => s.dims.push(choices.number()),
             }
         }
     }

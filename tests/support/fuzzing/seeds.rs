@@ -5,7 +5,7 @@ use crate::build::{Attr, Dim, attr, floats, graph, ints, model, node};
 use crate::harness;
 use std::sync::OnceLock;
 use vdnn_cost::Precision;
-use vdnn_frontends::onnx::proto::ModelProto;
+use vdnn_frontends::onnx::proto::{ModelProto, SparseTensorProto};
 use vdnn_ir::{Mode, Phase};
 use vdnn_passes::{AlgoMode, Fuse, Policy};
 use vdnn_plan::Plan;
@@ -144,10 +144,26 @@ fn one_dimensional() -> ModelProto {
     model(14, graph(&dims, vec![floats("w", &[2, 2, 3], &ramp(12))], nodes, "y"))
 }
 
+/// A product and a sum with sparse weights, by offsets and by coordinates.
+fn sparse_weights() -> ModelProto {
+    let sparse = |dims: &[i64], values, indices| SparseTensorProto {
+        values: Some(values),
+        indices: Some(indices),
+        dims: dims.to_vec(),
+    };
+    let nodes = vec![node("MatMul", &["x", "w"], &["m"]), node("Add", &["m", "v"], &["y"])];
+    let mut g = graph(&[Dim::Name("N"), Dim::N(4)], vec![], nodes, "y");
+    g.sparse_initializer = vec![
+        sparse(&[4, 3], floats("w", &[3], &ramp(3)), ints("", &[3], &[1, 4, 11])),
+        sparse(&[1, 3], floats("v", &[2], &ramp(2)), ints("", &[2, 2], &[0, 0, 0, 2])),
+    ];
+    model(17, g)
+}
+
 /// Small models with most of the supported operators.
 pub fn models() -> &'static [ModelProto] {
     static SEEDS: OnceLock<Vec<ModelProto>> = OnceLock::new();
-    SEEDS.get_or_init(|| vec![classifier(), movement(), activations(), one_dimensional()])
+    SEEDS.get_or_init(|| vec![classifier(), movement(), activations(), one_dimensional(), sparse_weights()])
 }
 
 /// Texts of graphs in every phase.
