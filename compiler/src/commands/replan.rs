@@ -89,6 +89,7 @@ pub fn again(
     // The plan states its arena's limit, the options that of the whole process.
     let whole = plan.device.budget.map(|arena| arena.saturating_add(options.overhead));
     options.memory = options.memory.or(whole);
+    model.note_zeros(&mut options);
     let cost = target.cost(&model.imported.graph, &options)?;
     let compiled = model.compile(Some(reference.clone()), &options, &cost).map_err(load::over_budget)?;
     super::note(&format!("{}: planned anew for {}", path.display(), cost.device_name()));
