@@ -57,8 +57,10 @@ pub fn measure(
     let ty = graph.ty(x).clone();
     let name = graph.value(x).name.clone();
     let size = ty.bytes().0 as usize;
-    if input.ty().dtype != ty.dtype || size == 0 || !input.bytes().len().is_multiple_of(size) {
-        return Err(Failure::user(format!("the input is {}, the model's `{name}` is {ty}", input.ty())));
+    let given = input.ty();
+    let images = given.rank() == ty.rank() && given.dims.get(1..) == ty.dims.get(1..);
+    if given.dtype != ty.dtype || !images || size == 0 || !input.bytes().len().is_multiple_of(size) {
+        return Err(Failure::user(format!("the input is {given}, the model's `{name}` is {ty}")));
     }
     graph.remove_dead_nodes();
     let plan = driver::compile(graph, imported.batch, None, options, cost).map_err(load::over_budget)?.plan;
