@@ -3,7 +3,7 @@
 use super::super::naive;
 use super::{Case, Rng, list};
 use vdnn_ir::op::ConvAttrs;
-use vdnn_ir::{Dims, Op, Tensor};
+use vdnn_ir::{Op, Tensor};
 
 /// Weights of which so many percent are zero, packed, with room for three more.
 fn packed(rng: &mut Rng, dims: &[u64], zeros: u64) -> Tensor {
