@@ -292,6 +292,21 @@ fn pruning_leaves_its_pattern_and_plans_use_it() {
         assert_eq!(out.status.code(), Some(1), "{arguments:?}");
         assert!(String::from_utf8_lossy(&out.stderr).contains(message), "{arguments:?}");
     }
+    // As many bytes as an image, and none.
+    let turned = dir.path().join("turned.npy");
+    let zeros = vdnn_ir::Tensor::from_f32([1, 224, 224, 3], &vec![0.0; 224 * 224 * 3]);
+    vdnn_frontends::tensors::npy::write(&turned, &zeros).expect("a file");
+    let out =
+        vdnnc().arg("inspect").arg(&model).args(["--sparsity", "--input"]).arg(&turned).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("1,224,224,3"));
+    for tolerance in ["nan", "-1"] {
+        let mut c = vdnnc();
+        c.arg("inspect").arg(&model).args(["--sparsity", &format!("--dead-tolerance={tolerance}")]);
+        let out = c.output().unwrap();
+        assert_eq!(out.status.code(), Some(1), "{tolerance}");
+        assert!(String::from_utf8_lossy(&out.stderr).contains("not a number from 0 on"), "{tolerance}");
+    }
     let out = vdnnc().arg(&model).args(["--sparse", "force=magic"]).output().unwrap();
     assert!(String::from_utf8_lossy(&out.stderr).contains("force=csr"));
 }

@@ -246,6 +246,31 @@ fn a_plan_of_another_cudnn_is_refused_or_made_anew() {
 }
 
 #[test]
+fn a_plan_made_anew_leaves_out_the_channels_that_its_weights_leave_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dense, path) = (dir.path().join("dense.onnx"), dir.path().join("lenet.onnx"));
+    works(&["zoo", "lenet", "-o", text(&dense)]);
+    works(&["prune", text(&dense), "--method", "channel", "--sparsity", "0.5", "-o", text(&path)]);
+    let plan = |zeros: bool| {
+        let mut options = CompileOptions { mode: Mode::Infer, ..options(Precision::Tf32) };
+        let model = load::model(&path, Some(4), &options.dims, false).expect("the model");
+        if zeros {
+            model.note_zeros(&mut options);
+        }
+        let cost = made_up(dir.path(), "9.19.0").cost(&model.imported.graph, &options).expect("times");
+        let reference = model.reference().expect("its hash");
+        model.compile(Some(reference), &options, &cost).expect("a plan").plan
+    };
+    let weights = |plan: &vdnn_plan::Plan| vdnn_plan::stats::stats(plan).weights_bytes;
+    let (whole, small) = (plan(false), plan(true));
+    assert!(weights(&small) < weights(&whole));
+    let options = replan::options(&small, &shared(&[])).expect("options");
+    let mut target = made_up(dir.path(), "9.20.0");
+    let (anew, _) = replan::again(&small, &path, options, &mut target).expect("a plan");
+    assert_eq!(weights(&anew), weights(&small));
+}
+
+#[test]
 fn plans_without_engines_are_nobodys() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("lenet.onnx");

@@ -8,9 +8,10 @@ use vdnn_passes::sparsify::{Sparse, SparseMode};
 /// What is done about zeros in the weights.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct SparseArgs {
-    /// Zeros in the weights of an inference: auto leaves out channels that are not needed and,
-    /// where the CPU runs the plan, packs weights that are sparse enough; force=channels leaves
-    /// out every channel it can, gathering the rest; force=csr packs all weights.
+    /// Zeros in the weights of an inference: auto leaves out channels that are not needed and packs
+    /// weights that are sparse enough: where the CPU runs the plan, or, on a GPU, where packed ones
+    /// were measured to be faster; force=channels leaves out every channel it can, gathering the
+    /// rest; force=csr packs all weights.
     #[arg(long, value_name = "off|auto|force=KIND", default_value = "auto")]
     pub sparse: SparseMode,
     /// Batch norms whose factor is smaller than this and whose shift is not larger count as dead
@@ -99,7 +100,7 @@ fn parse_block(text: &str) -> Result<[usize; 2], String> {
     block.ok_or_else(|| format!("`{text}` is not a block such as 16x16"))
 }
 
-fn parse_tolerance(text: &str) -> Result<f32, String> {
+pub(super) fn parse_tolerance(text: &str) -> Result<f32, String> {
     let value = text.parse().ok().filter(|t: &f32| t.is_finite() && *t >= 0.0);
     value.ok_or_else(|| format!("`{text}` is not a number from 0 on"))
 }

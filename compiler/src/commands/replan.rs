@@ -8,8 +8,8 @@ use crate::error::Failure;
 use crate::options::CompileOptions;
 use std::path::Path;
 use vdnn_ir::Weights;
-use vdnn_passes::{AlgoMode, Policy};
-use vdnn_plan::{EngineOrigin, Plan};
+use vdnn_passes::{AlgoMode, Packing, Policy};
+use vdnn_plan::{Command, CopyForm, EngineOrigin, Plan};
 
 /// The plan as the GPU at hand can run it: itself, or one made anew if `anew` permits that.
 ///
@@ -59,12 +59,14 @@ pub fn options(plan: &Plan, shared: &SharedArgs) -> Result<CompileOptions, Failu
     let header = &plan.header;
     let policy: Policy = header.policy.parse().map_err(Failure::user)?;
     let algo: AlgoMode = header.algo.parse().map_err(Failure::user)?;
+    let packs = plan.commands.iter().any(|c| matches!(c, Command::Copy { form: CopyForm::Pack, .. }));
     Ok(CompileOptions {
         policy,
         algo,
         batch: Some(header.batch),
         precision: header.precision,
         host_memory: shared.host_memory.or(plan.host.budget),
+        packing: if packs { Packing::Auto } else { shared.pack_offload },
         keep_gradients: shared.keep_gradients || plan.outputs.iter().any(|o| o.name.starts_with("grad:")),
         ..shared.options_on_gpu(header.mode)
     })
@@ -89,6 +91,7 @@ pub fn again(
     // The plan states its arena's limit, the options that of the whole process.
     let whole = plan.device.budget.map(|arena| arena.saturating_add(options.overhead));
     options.memory = options.memory.or(whole);
+    model.note_zeros(&mut options);
     let cost = target.cost(&model.imported.graph, &options)?;
     let compiled = model.compile(Some(reference.clone()), &options, &cost).map_err(load::over_budget)?;
     super::note(&format!("{}: planned anew for {}", path.display(), cost.device_name()));

@@ -58,15 +58,11 @@ pub fn measure(
     let name = graph.value(x).name.clone();
     let size = ty.bytes().0 as usize;
     // Whole batches of images of the model's shape.
-    let (given, wanted) = (&input.ty().dims, &ty.dims);
-    let fits = given.len() == wanted.len()
-        && given
-            .iter()
-            .zip(wanted)
-            .enumerate()
-            .all(|(i, (g, w))| if i == 0 { g % w.max(&1) == 0 } else { g == w });
-    if input.ty().dtype != ty.dtype || size == 0 || input.bytes().is_empty() || !fits {
-        return Err(Failure::user(format!("the input is {}, the model's `{name}` is {ty}", input.ty())));
+    let given = input.ty();
+    let images = given.rank() == ty.rank() && given.dims.get(1..) == ty.dims.get(1..);
+    let whole = size > 0 && !input.bytes().is_empty() && input.bytes().len().is_multiple_of(size);
+    if given.dtype != ty.dtype || !images || !whole {
+        return Err(Failure::user(format!("the input is {given}, the model's `{name}` is {ty}")));
     }
     graph.remove_dead_nodes();
     let plan = driver::compile(graph, imported.batch, None, options, cost).map_err(load::over_budget)?.plan;

@@ -108,11 +108,11 @@ pub fn prune(layer: &Layer, data: &mut [f32], method: Method, sparsity: f64) -> 
             let mut scores = vec![0.0; filters];
             each(layer, |m, _, i| scores[m] += f64::from(data[i].abs()));
             let gone = smallest(&scores, share(filters));
-            each(layer, |m, _, i| {
-                if gone.contains(&m) {
-                    data[i] = 0.0;
+            for &m in &gone {
+                for c in 0..channels {
+                    (0..taps).for_each(|t| data[layer.index(m, c, t)] = 0.0);
                 }
-            });
+            }
             return gone;
         }
     }

@@ -2,8 +2,8 @@
 
 use super::price::{Prices, concat_of};
 use super::{PASS, is_backward};
+use crate::offload::policy::view_root;
 use crate::pass::PassError;
-use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::op::MAX_JOINED;
@@ -28,6 +28,7 @@ pub(super) fn remake(
         prices,
         dropped,
         again: BTreeMap::new(),
+        made: BTreeSet::new(),
         places: BTreeMap::new(),
         before: vec![Vec::new(); graph.order().len()],
         place: 0,
@@ -64,6 +65,8 @@ struct Remaking<'a> {
     prices: &'a Prices,
     dropped: &'a BTreeSet<ValueId>,
     again: BTreeMap<ValueId, ValueId>,
+    /// The nodes that are computed again.
+    made: BTreeSet<NodeId>,
     /// In front of which old position each new node goes.
     places: BTreeMap<NodeId, usize>,
     before: Vec<Vec<NodeId>>,
@@ -72,78 +75,86 @@ struct Remaking<'a> {
 }
 
 impl Remaking<'_> {
-    /// What backward reads as a value.
+    /// What backward reads as a value, made again with all that it takes. A list of what is open
+    /// instead of recursion: a chain may be as long as the graph.
     fn value(&mut self, v: ValueId) -> Result<ValueId, PassError> {
-        if let Some(&again) = self.again.get(&v) {
-            return Ok(again);
+        let mut open = vec![v];
+        while let Some(&v) = open.last() {
+            if !self.is_missing(v) {
+                open.pop();
+                continue;
+            }
+            match self.reads(v).into_iter().find(|&r| self.is_missing(r)) {
+                Some(first) => open.push(first),
+                None => self.make(v)?,
+            }
         }
-        let Some(def) = self.source.def_node(v).filter(|&n| self.source.node(n).stage == Stage::Forward)
-        else {
-            return Ok(v);
-        };
-        let node = self.source.node(def);
-        if matches!(node.op, Op::Reshape { .. }) {
-            let (of, op) = (node.inputs[0], node.op.clone());
-            let now = self.value(of)?;
-            return if now == of { Ok(v) } else { self.add(def, op, &[now], 1) };
-        }
-        if !self.dropped.contains(&v) && !self.prices.is_between(self.source, v) {
-            return Ok(v);
-        }
-        self.node(def)?;
-        Ok(self.again.get(&v).copied().unwrap_or(v))
+        Ok(self.now(v))
     }
 
-    /// Computes a node again.
-    fn node(&mut self, id: NodeId) -> Result<ValueId, PassError> {
-        let node = self.source.node(id);
+    /// What is read as a value now.
+    fn now(&self, v: ValueId) -> ValueId {
+        self.again.get(&v).copied().unwrap_or(v)
+    }
+
+    /// The node that made a value in forward.
+    fn maker(&self, v: ValueId) -> Option<NodeId> {
+        self.source.def_node(v).filter(|&n| self.source.node(n).stage == Stage::Forward)
+    }
+
+    /// True for a value that is to be made again and is not yet: dropped, between what is kept and
+    /// what is dropped, or a view of one that is made again.
+    fn is_missing(&self, v: ValueId) -> bool {
+        let to_make = |v: ValueId| {
+            self.maker(v).is_some_and(|n| !self.made.contains(&n))
+                && (self.dropped.contains(&v) || self.prices.is_between(self.source, v))
+        };
+        let root = view_root(self.source, v);
+        !self.again.contains_key(&v)
+            && self.maker(v).is_some()
+            && (to_make(root) || root != v && self.again.contains_key(&root))
+    }
+
+    /// What a value is made of again.
+    fn reads(&self, v: ValueId) -> Vec<ValueId> {
+        let Some(node) = self.maker(v).map(|n| self.source.node(n)) else { return Vec::new() };
         match node.op {
-            Op::BatchNormTrainRelu { eps, .. } => {
+            Op::BatchNormTrainRelu { .. } => {
                 let x = node.inputs[0];
-                let mut pieces = Vec::new();
-                match concat_of(self.source, x, 1) {
-                    Some(concat) if self.is_open(x) => self.pieces(concat, 1, &mut pieces)?,
-                    _ => pieces.push(self.value(x)?),
-                }
+                let concat = concat_of(self.source, x, 1).filter(|_| self.is_open(x));
+                let mut pieces = concat.map_or_else(|| vec![x], |concat| self.pieces(concat, 1));
                 if pieces.len() > MAX_JOINED {
-                    pieces = vec![self.value(x)?];
+                    pieces = vec![x];
                 }
-                let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::new();
-                for v in [node.inputs[1], node.inputs[2], node.outputs[3], node.outputs[4]] {
-                    inputs.push(self.value(v)?);
-                }
-                inputs.extend(pieces);
-                self.add(id, Op::BatchNormApplyRelu { eps }, &inputs, 1)
+                let known = [node.inputs[1], node.inputs[2], node.outputs[3], node.outputs[4]];
+                known.into_iter().chain(pieces).collect()
             }
-            Op::BatchNormTrainReluJoined { eps, .. } => {
-                let first = node.op.first_joined().unwrap_or(node.inputs.len());
-                let (scale, bias, pieces) = (node.inputs[0], node.inputs[1], &node.inputs[first..]);
-                let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::new();
-                for &v in [scale, bias, node.outputs[3], node.outputs[4]].iter().chain(pieces) {
-                    inputs.push(self.value(v)?);
-                }
-                self.add(id, Op::BatchNormApplyRelu { eps }, &inputs, 1)
+            Op::BatchNormTrainReluJoined { .. } => {
+                let pieces = &node.inputs[node.op.first_joined().unwrap_or(node.inputs.len())..];
+                let known = [node.inputs[0], node.inputs[1], node.outputs[3], node.outputs[4]];
+                known.iter().chain(pieces).copied().collect()
             }
-            Op::Concat { axis } => {
-                let mut pieces = Vec::new();
-                self.pieces(id, axis, &mut pieces)?;
-                self.add(id, node.op.clone(), &pieces, 1)
-            }
-            _ => {
-                let mut inputs: SmallVec<[ValueId; 8]> = SmallVec::new();
-                for &v in &node.inputs {
-                    inputs.push(self.value(v)?);
-                }
-                // The indices of a pool only where they, too, are made again.
-                let wanted = |v: &ValueId| self.dropped.contains(v);
-                let n = if matches!(node.op, Op::MaxPool(_)) && !node.outputs[1..].iter().any(wanted) {
-                    1
-                } else {
-                    node.outputs.len()
-                };
-                self.add(id, node.op.clone(), &inputs, n)
-            }
+            Op::Concat { axis } => self.maker(v).map(|concat| self.pieces(concat, axis)).unwrap_or_default(),
+            _ => node.inputs.to_vec(),
         }
+    }
+
+    /// Computes a value's node again, of what is there.
+    fn make(&mut self, v: ValueId) -> Result<(), PassError> {
+        let Some(id) = self.maker(v) else { return Ok(()) };
+        let node = self.source.node(id);
+        let inputs: Vec<ValueId> = self.reads(v).into_iter().map(|r| self.now(r)).collect();
+        let wanted = |v: &ValueId| self.dropped.contains(v);
+        let (op, n) = match &node.op {
+            Op::BatchNormTrainRelu { eps, .. } | Op::BatchNormTrainReluJoined { eps, .. } => {
+                (Op::BatchNormApplyRelu { eps: *eps }, 1)
+            }
+            // The indices of a pool only where they, too, are made again.
+            op @ Op::MaxPool(_) if !node.outputs[1..].iter().any(wanted) => (op.clone(), 1),
+            op => (op.clone(), node.outputs.len()),
+        };
+        self.made.insert(id);
+        self.add(id, op, &inputs, n)
     }
 
     /// True if a value is dropped and not made again yet.
@@ -152,18 +163,20 @@ impl Remaking<'_> {
     }
 
     /// The operands of a concat; of those that are dropped concats themselves, their operands.
-    fn pieces(&mut self, concat: NodeId, axis: u64, out: &mut Vec<ValueId>) -> Result<(), PassError> {
-        for &v in &self.source.node(concat).inputs {
-            match concat_of(self.source, v, axis) {
-                Some(inner) if self.is_open(v) => self.pieces(inner, axis, out)?,
-                _ => out.push(self.value(v)?),
+    fn pieces(&self, concat: NodeId, axis: u64) -> Vec<ValueId> {
+        let mut found = Vec::new();
+        let mut open: Vec<ValueId> = self.source.node(concat).inputs.iter().rev().copied().collect();
+        while let Some(v) = open.pop() {
+            match concat_of(self.source, v, axis).filter(|_| self.is_open(v)) {
+                Some(inner) => open.extend(self.source.node(inner).inputs.iter().rev()),
+                None => found.push(v),
             }
         }
-        Ok(())
+        found
     }
 
     /// Adds a node that computes the first `n` results of `id` again.
-    fn add(&mut self, id: NodeId, op: Op, inputs: &[ValueId], n: usize) -> Result<ValueId, PassError> {
+    fn add(&mut self, id: NodeId, op: Op, inputs: &[ValueId], n: usize) -> Result<(), PassError> {
         let layer = self.source.node(id);
         let spec = NodeSpec::backward(format!("{}/again", layer.name), id).outputs(n);
         let new = self.graph.add(op, inputs, spec).map_err(|error| PassError::Infer { pass: PASS, error })?;
@@ -172,7 +185,7 @@ impl Remaking<'_> {
         self.places.insert(new, place);
         self.before[place].push(new);
         let results = self.graph.node(new).outputs.clone();
-        self.again.extend(layer.outputs.iter().copied().zip(results.iter().copied()));
-        Ok(results[0])
+        self.again.extend(layer.outputs.iter().copied().zip(results));
+        Ok(())
     }
 }

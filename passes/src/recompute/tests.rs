@@ -122,3 +122,25 @@ fn inference_and_steps_at_whose_peak_nothing_is_dropped_stay() {
     assert!(!outcome.changed, "{:?}", outcome.stats);
     assert_eq!(after.to_string(), graph.to_string());
 }
+
+#[test]
+fn what_is_made_again_may_be_a_long_chain() {
+    let long = 20_000;
+    let mut g = Graph::new("chain");
+    let mut x = g.add_input("x", TensorType::f32([2, 4]));
+    let w = g.add_param("w", TensorType::f32([4, 4]), ParamRole::Trainable);
+    let gemm = Op::Gemm { trans_a: false, trans_b: true, alpha: 1.0.into(), beta: 1.0.into() };
+    x = g.add1(gemm, &[x, w], NodeSpec::forward("fc")).expect("a legal op");
+    for i in 0..long {
+        x = g.add1(Op::Unary(UnaryKind::Tanh), &[x], NodeSpec::forward(format!("t{i}"))).expect("a legal op");
+    }
+    g.outputs.push(vdnn_ir::Output { name: "y".into(), value: x });
+    g.phase = Phase::Simplified;
+    let cost = cost();
+    Autodiff::default().run(&mut g, &PassCtx { cost: &cost }).expect("a step");
+    let prices = Prices::new(&g, &cost);
+    let every: BTreeSet<ValueId> = prices.candidates(&g).iter().map(|c| c.value).collect();
+    assert!(every.len() + 2 > long, "{}", every.len());
+    let made = remake(&g, &prices, &every).expect("a step").graph;
+    assert_eq!(made.order().len(), g.order().len() + every.len());
+}

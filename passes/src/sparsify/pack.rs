@@ -115,16 +115,7 @@ impl Layer {
                     let dims = &graph.ty(c).dims;
                     beta.0 == 1.0 && dims.last() == Some(&columns) && graph.ty(c).elements() == columns
                 });
-                let none = Dims::new;
-                let conv = ConvAttrs {
-                    kernel: none(),
-                    strides: none(),
-                    before: none(),
-                    after: none(),
-                    dilations: none(),
-                    groups: 1,
-                };
-                plain.then_some(Self { turned: !trans_b, ..of(conv) })
+                plain.then(|| Self { turned: !trans_b, ..of(ConvAttrs::without_axes()) })
             }
             _ => None,
         }

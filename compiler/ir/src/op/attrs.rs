@@ -21,6 +21,15 @@ pub struct ConvAttrs {
     pub groups: u64,
 }
 
+impl ConvAttrs {
+    /// No axes to slide along: what a fully connected layer is among convolutions
+    /// ([`Op::SparseConv`](super::Op::SparseConv)).
+    pub fn without_axes() -> Self {
+        let none = Dims::new;
+        Self { kernel: none(), strides: none(), before: none(), after: none(), dilations: none(), groups: 1 }
+    }
+}
+
 /// Geometry of a pooling window.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PoolAttrs {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use vdnn_cost::CostModel;
 use vdnn_ir::op::ConvAttrs;
-use vdnn_ir::{Bytes, DType, Dims, Nanos, Op, TensorType, sparse};
+use vdnn_ir::{Bytes, DType, Nanos, Op, TensorType, sparse};
 use vdnn_passes::BatchSizes;
 use vdnn_passes::micro_batch::Menu;
 
@@ -104,17 +104,9 @@ fn product(layer: &Layer) -> Kernel {
 /// The same with weights of which so many percent are zero; `None` unless they are f32.
 fn packed(dense: &Kernel, zeros: u64) -> Option<Kernel> {
     let (x, w) = (&dense.inputs[0], &dense.inputs[1]);
-    let none = Dims::new;
     let conv = match &dense.op {
         Op::Conv(conv) => conv.clone(),
-        _ => ConvAttrs {
-            kernel: none(),
-            strides: none(),
-            before: none(),
-            after: none(),
-            dilations: none(),
-            groups: 1,
-        },
+        _ => ConvAttrs::without_axes(),
     };
     let entries = w.elements() * (100 - zeros.min(100)) / 100;
     let words = TensorType::new(DType::I32, [sparse::packed_len(w.dims[0], entries)]);

@@ -108,16 +108,7 @@ mod tests {
 
     #[test]
     fn random_packed_weights_fill_their_type() {
-        let none = Dims::new;
-        let conv = ConvAttrs {
-            kernel: none(),
-            strides: none(),
-            before: none(),
-            after: none(),
-            dilations: none(),
-            groups: 1,
-        };
-        let op = Op::SparseConv { conv, w_dims: Dims::from_slice(&[7, 50]) };
+        let op = Op::SparseConv { conv: ConvAttrs::without_axes(), w_dims: Dims::from_slice(&[7, 50]) };
         for entries in [0, 1, 35, 349, 350] {
             let ty = TensorType::new(DType::I32, [sparse::packed_len(7, entries)]);
             let packed = packed_at_random(&op, &ty);

@@ -26,15 +26,8 @@ fn compare(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, conv: Option<&ConvAttr
         Some(conv) => Op::Conv(conv.clone()),
         None => Op::Gemm { trans_a: false, trans_b: true, alpha: 1.0.into(), beta: 1.0.into() },
     };
-    let none = ConvAttrs {
-        kernel: Dims::new(),
-        strides: Dims::new(),
-        before: Dims::new(),
-        after: Dims::new(),
-        dilations: Dims::new(),
-        groups: 1,
-    };
-    let op = Op::SparseConv { conv: conv.cloned().unwrap_or(none), w_dims: w.ty().dims.clone() };
+    let conv = conv.cloned().unwrap_or_else(ConvAttrs::without_axes);
+    let op = Op::SparseConv { conv, w_dims: w.ty().dims.clone() };
     let with = |w: &Tensor, x: &Tensor, b: Option<Tensor>| -> Vec<Tensor> {
         [x.clone(), w.clone()].into_iter().chain(b).collect()
     };

@@ -3,7 +3,7 @@
 use super::super::naive;
 use super::{Case, Rng, list};
 use vdnn_ir::op::ConvAttrs;
-use vdnn_ir::{Dims, Op, Tensor};
+use vdnn_ir::{Op, Tensor};
 
 /// Weights of which so many percent are zero, packed, with room for three more.
 fn packed(rng: &mut Rng, dims: &[u64], zeros: u64) -> Tensor {
@@ -51,15 +51,7 @@ pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
         }
         out.push(Case::new(Op::SparseConv { conv, w_dims: list(&w_dims) }, inputs, 2e-6));
     }
-    let none = Dims::new();
-    let flat = ConvAttrs {
-        kernel: none.clone(),
-        strides: none.clone(),
-        before: none.clone(),
-        after: none.clone(),
-        dilations: none,
-        groups: 1,
-    };
+    let flat = ConvAttrs::without_axes();
     for (images, columns, rows, zeros) in
         [(1, 300, 70, 90), (2, 33, 8, 50), (3, 5, 1, 0), (11, 129, 40, 95), (8, 64, 9, 100)]
     {
