@@ -17,6 +17,17 @@ fn zoo(dir: &Path, name: &str) -> std::path::PathBuf {
     path
 }
 
+/// Runs what is to take less than `limit`. One run in time is enough: others may have the machine.
+fn soon(what: &str, limit: Duration, mut run: impl FnMut()) {
+    let mut times = Vec::new();
+    while times.len() < 5 && times.last().is_none_or(|t| *t >= limit) {
+        let start = Instant::now();
+        run();
+        times.push(start.elapsed());
+    }
+    assert!(times.iter().any(|t| *t < limit), "{what} took {times:?}");
+}
+
 fn json(c: &mut Command) -> Value {
     let out = c.output().expect("the command runs");
     serde_json::from_slice(&out.stdout)
@@ -129,12 +140,12 @@ fn bad_input_exits_1_with_one_clear_message_under_a_second() {
         ("a folder", dir.path().to_owned()),
     ];
     for (what, path) in cases {
-        let start = Instant::now();
-        let out = vdnnc().arg(&path).assert().code(1).get_output().clone();
-        let text = String::from_utf8(out.stderr).unwrap();
-        assert!(text.starts_with("error: ") && text.lines().count() <= 4, "{what}: {text}");
-        assert!(!text.contains("panicked"), "{what}: {text}");
-        assert!(start.elapsed() < Duration::from_secs(1), "{what} took {:?}", start.elapsed());
+        soon(what, Duration::from_secs(1), || {
+            let out = vdnnc().arg(&path).assert().code(1).get_output().clone();
+            let text = String::from_utf8(out.stderr).unwrap();
+            assert!(text.starts_with("error: ") && text.lines().count() <= 4, "{what}: {text}");
+            assert!(!text.contains("panicked"), "{what}: {text}");
+        });
     }
 }
 
@@ -181,17 +192,17 @@ fn without_a_gpu_the_cuda_backend_is_refused_before_any_work() {
             vec!["train", "--data", "missing", "--backend", "cuda"],
         ];
         for args in runs {
-            let mut c = vdnnc();
-            c.args(&args).arg("--cuda-libs").arg(&none);
-            if args[0] != "bench" {
-                c.arg(&model);
-            }
-            let start = Instant::now();
-            let out = c.assert().code(1).get_output().clone();
-            let text = String::from_utf8_lossy(&out.stderr).into_owned();
-            assert!(text.starts_with("error: the CUDA backend is not available: "), "{args:?}: {text}");
-            assert!(out.stdout.is_empty(), "{args:?}");
-            assert!(start.elapsed() < Duration::from_secs(2), "{args:?}");
+            soon(&format!("{args:?}"), Duration::from_secs(2), || {
+                let mut c = vdnnc();
+                c.args(&args).arg("--cuda-libs").arg(&none);
+                if args[0] != "bench" {
+                    c.arg(&model);
+                }
+                let out = c.assert().code(1).get_output().clone();
+                let text = String::from_utf8_lossy(&out.stderr).into_owned();
+                assert!(text.starts_with("error: the CUDA backend is not available: "), "{args:?}: {text}");
+                assert!(out.stdout.is_empty(), "{args:?}");
+            });
         }
     }
     for bad in ["first", "-1", "GPU-12"] {
