@@ -144,7 +144,7 @@ impl Zeros {
             elements: layer.elements(),
             zeros: per_filter.iter().sum(),
             two_of_four: share(compliant, groups),
-            n_of_m: n_of_m.map(|(n, m)| (n, m)),
+            n_of_m,
             blocks: share(alive_blocks.iter().filter(|a| !**a).count(), alive_blocks.len()),
             filters: alive_filters.iter().filter(|a| !**a).count(),
             channels: alive_channels.iter().filter(|a| !**a).count(),

@@ -3,7 +3,7 @@
 use crate::backend::Backend;
 use crate::error::RunError;
 use crate::program::{Program, Span};
-use vdnn_ir::packed::{MASK, slot};
+use vdnn_ir::packed::{MASK, of_slot, slot};
 use vdnn_ir::{Bytes, Space};
 use vdnn_plan::{BufId, Command, CopyForm};
 
@@ -31,14 +31,11 @@ pub(crate) fn look(program: &Program, backend: &dyn Backend) -> Result<Packed, R
         }
         let ty = &plan.buffers[*src].ty;
         let mut mask = [0; MASK.0 as usize];
-        let mut kept = 0;
         for start in (host.start..host.start + host.len).step_by(slot(ty.dtype).0 as usize) {
             backend.read(Span { space: Space::Host, start, len: mask.len() }, &mut mask)?;
-            let set: u32 = mask.iter().map(|b| b.count_ones()).sum();
-            kept += MASK.0 + u64::from(set) * ty.dtype.bytes();
+            found.on_link += of_slot(&mask, ty.dtype.bytes() as usize);
         }
         found.tensors += ty.bytes();
-        found.on_link += Bytes(kept);
     }
     Ok(found)
 }

@@ -21,6 +21,7 @@ pub use profile::ProfileError;
 pub use pyramid::PyramidOption;
 pub use rates::DeviceRates;
 pub use vdnn_ir::Precision;
+pub use vdnn_pyramid::search::least_division;
 
 use conv::ConvShape;
 use profile::Profile;

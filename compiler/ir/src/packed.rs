@@ -81,11 +81,13 @@ pub fn unpack(packed: &[u8], width: usize, out: &mut [u8]) {
 pub fn used(packed: &[u8], width: usize, elements: u64) -> Bytes {
     let (mask_len, chunk) = (MASK.0 as usize, CHUNK as usize * width);
     let chunks = elements.div_ceil(CHUNK) as usize;
-    let kept = packed.chunks(mask_len + chunk).take(chunks).map(|slot| {
-        let set: u32 = slot[..mask_len].iter().map(|b| b.count_ones()).sum();
-        (mask_len + set as usize * width) as u64
-    });
-    Bytes(kept.sum())
+    packed.chunks(mask_len + chunk).take(chunks).map(|slot| of_slot(&slot[..mask_len], width)).sum()
+}
+
+/// Bytes of the mask and elements of a slot with this mask.
+pub fn of_slot(mask: &[u8], width: usize) -> Bytes {
+    let set: u32 = mask.iter().map(|b| b.count_ones()).sum();
+    Bytes((mask.len() + set as usize * width) as u64)
 }
 
 #[cfg(test)]

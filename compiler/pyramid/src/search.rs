@@ -112,33 +112,51 @@ pub fn fuse(
     (unfused.as_f64() >= limits.gain * best.estimate.time.as_f64()).then_some(best)
 }
 
+/// [`search`], whatever fuses.
+fn divide(layers: usize, alone: &[Nanos], fuse: &dyn Fn(Range<usize>) -> Option<Fused>) -> Division {
+    let groups = least_division(layers, Nanos::ZERO, Nanos::saturating_add, |layers| {
+        let fused = if layers.len() == 1 { None } else { Some(fuse(layers.clone())?) };
+        let unfused = layers.clone().map(|l| alone.get(l).copied().unwrap_or_default()).sum();
+        let group = Group { layers, fused, unfused };
+        Some((group.time(), group))
+    });
+    Division { groups }
+}
+
+/// The division of so many layers into groups with the least sum of prices, of equal ones that with
+/// the earlier ends of groups. `price` says what a group comes to and is; `None` for layers that are no
+/// group. A layer by itself must be one, or nothing is divided.
+///
 /// Dynamic programming: the best division of the first `n` layers ends with some group, and what
 /// is before it is the best division of fewer.
-fn divide(layers: usize, alone: &[Nanos], fuse: &dyn Fn(Range<usize>) -> Option<Fused>) -> Division {
-    let price = |l: usize| alone.get(l).copied().unwrap_or_default();
-    let mut best: Vec<(Nanos, Option<Group>)> = vec![(Nanos::ZERO, None)];
+pub fn least_division<C: Copy + Ord, G>(
+    layers: usize,
+    nothing: C,
+    plus: impl Fn(C, C) -> C,
+    mut price: impl FnMut(Range<usize>) -> Option<(C, G)>,
+) -> Vec<G> {
+    // Of each end: the price up to there, and the last group with where it starts.
+    let mut best: Vec<(C, Option<(usize, G)>)> = vec![(nothing, None)];
     for end in 1..=layers {
-        let single = Group { layers: end - 1..end, fused: None, unfused: price(end - 1) };
-        let mut least = (best[end - 1].0.saturating_add(single.time()), Some(single));
-        for start in (0..end.saturating_sub(1)).rev() {
-            let Some(fused) = fuse(start..end) else { continue };
-            let unfused = (start..end).map(price).sum();
-            let group = Group { layers: start..end, fused: Some(fused), unfused };
-            let time = best[start].0.saturating_add(group.time());
-            if time < least.0 {
-                least = (time, Some(group));
+        let mut least: Option<(C, Option<(usize, G)>)> = None;
+        for start in (0..end).rev() {
+            let Some((more, group)) = price(start..end) else { continue };
+            let total = plus(best[start].0, more);
+            if least.as_ref().is_none_or(|(price, _)| total < *price) {
+                least = Some((total, Some((start, group))));
             }
         }
+        let Some(least) = least else { return Vec::new() };
         best.push(least);
     }
     let mut groups = Vec::new();
     let mut end = layers;
-    while let Some(group) = best[end].1.take() {
-        end = group.layers.start;
+    while let Some((start, group)) = best[end].1.take() {
+        end = start;
         groups.push(group);
     }
     groups.reverse();
-    Division { groups }
+    groups
 }
 
 /// Extents worth trying: powers of two, and the sevenths that images of 224 come in.

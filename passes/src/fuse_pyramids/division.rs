@@ -5,7 +5,7 @@ use super::chains::{Found, FoundOperand};
 use super::{FusePyramids, Rule};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use vdnn_cost::{CostModel, PyramidOption};
+use vdnn_cost::{CostModel, PyramidOption, least_division};
 use vdnn_ir::op::pyramid::MAX_LAYERS;
 use vdnn_ir::op::{PyramidAttrs, PyramidUse};
 use vdnn_ir::{Bytes, Graph, Nanos, TensorType, ValueId};
@@ -114,44 +114,28 @@ pub(super) fn divide(
     known: &mut Known,
 ) -> Vec<Group> {
     let over = |bytes: Bytes| pass.footprint.map_or(Bytes::ZERO, |most| bytes.saturating_sub(most));
-    let mut best: Vec<((Bytes, Nanos), Option<Group>)> = vec![((Bytes::ZERO, Nanos::ZERO), None)];
-    let after = |(bytes, time): (Bytes, Nanos), (more, longer): (Bytes, Nanos)| {
+    let nothing = (Bytes::ZERO, Nanos::ZERO);
+    let plus = |(bytes, time): (Bytes, Nanos), (more, longer): (Bytes, Nanos)| {
         (bytes.saturating_add(more), time.saturating_add(longer))
     };
-    for end in 1..=found.layers.len() {
-        let alone = found.alone(end - 1..end).0;
-        let price = (over(footprint(graph, found, end - 1..end)), alone);
-        let single = Group { layers: end - 1..end, fused: None, unfused: alone };
-        let mut least = (after(best[end - 1].0, price), Some(single));
-        for start in (0..end.saturating_sub(1)).rev() {
-            let Some(problem) = Problem::of(graph, found, start..end, pass.depth) else { continue };
-            let bytes = footprint(graph, found, start..end);
-            let key = (problem.pyramid.clone(), problem.inputs.clone());
-            let fused = known.entry(key).or_insert_with(|| problem.fastest(pass.rule, cost)).clone();
-            let Some(fused) = fused else { continue };
-            let (unfused, layers_measured) = found.alone(start..end);
-            // Measured against measured, faster is faster.
-            let percent = if fused.measured && layers_measured { 100 } else { GAIN };
-            let time = fused.option.time;
-            let gains = time < unfused && time.0.saturating_mul(percent) <= unfused.0.saturating_mul(100);
-            if !gains && pass.footprint.is_none() {
-                continue;
-            }
-            // One that does not gain enough is there for its footprint alone.
-            let counted = if gains { time } else { time.max(unfused).saturating_add(Nanos(1)) };
-            let total = after(best[start].0, (over(bytes), counted));
-            if total < least.0 {
-                least = (total, Some(Group { layers: start..end, fused: Some(fused), unfused }));
-            }
+    least_division(found.layers.len(), nothing, plus, |layers| {
+        let bytes = over(footprint(graph, found, layers.clone()));
+        let (unfused, layers_measured) = found.alone(layers.clone());
+        if layers.len() == 1 {
+            return Some(((bytes, unfused), Group { layers, fused: None, unfused }));
         }
-        best.push(least);
-    }
-    let mut groups = Vec::new();
-    let mut end = found.layers.len();
-    while let Some(group) = best[end].1.take() {
-        end = group.layers.start;
-        groups.push(group);
-    }
-    groups.reverse();
-    groups
+        let problem = Problem::of(graph, found, layers.clone(), pass.depth)?;
+        let key = (problem.pyramid.clone(), problem.inputs.clone());
+        let fused = known.entry(key).or_insert_with(|| problem.fastest(pass.rule, cost)).clone()?;
+        // Measured against measured, faster is faster.
+        let percent = if fused.measured && layers_measured { 100 } else { GAIN };
+        let time = fused.option.time;
+        let gains = time < unfused && time.0.saturating_mul(percent) <= unfused.0.saturating_mul(100);
+        if !gains && pass.footprint.is_none() {
+            return None;
+        }
+        // One that does not gain enough is there for its footprint alone.
+        let counted = if gains { time } else { time.max(unfused).saturating_add(Nanos(1)) };
+        Some(((bytes, counted), Group { layers, fused: Some(fused), unfused }))
+    })
 }

@@ -124,7 +124,7 @@ impl Channels {
         };
         for (_, node) in graph.nodes().filter(|(_, n)| matches!(n.op, Op::Conv(_) | Op::Gemm { .. })) {
             if let Some(known) = node.inputs.get(1).and_then(|&w| Some((w, facts.get(graph, w)?))) {
-                this.weights.insert(known.0, known.1);
+                this.weights.insert(known.0, known.1.into_owned());
             }
         }
         for (_, node) in graph.nodes().filter(|(_, n)| n.stage == Stage::Forward) {

@@ -1,5 +1,6 @@
 //! What is known of parameters when a plan is made: where their zeros are.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use vdnn_ir::graph::Def;
 use vdnn_ir::{DType, Graph, ValueId};
@@ -99,14 +100,14 @@ impl Facts {
     }
 
     /// What is known of a value that is a parameter or a literal.
-    pub(super) fn get(&self, graph: &Graph, v: ValueId) -> Option<ParamFacts> {
+    pub(super) fn get(&self, graph: &Graph, v: ValueId) -> Option<Cow<'_, ParamFacts>> {
         let value = graph.value(v);
         match &value.def {
-            Def::Param(_) => self.params.get(&value.name).cloned(),
+            Def::Param(_) => self.params.get(&value.name).map(Cow::Borrowed),
             Def::Const(bytes) if value.ty.dtype == DType::F32 => {
                 let data: Vec<f32> =
                     bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
-                Some(ParamFacts::of(&value.ty.dims, &data))
+                Some(Cow::Owned(ParamFacts::of(&value.ty.dims, &data)))
             }
             _ => None,
         }
@@ -114,6 +115,6 @@ impl Facts {
 
     /// The values of a vector that is a parameter or a literal.
     pub(super) fn vector(&self, graph: &Graph, v: ValueId) -> Option<Vec<f32>> {
-        self.get(graph, v)?.values
+        self.get(graph, v)?.values.clone()
     }
 }
