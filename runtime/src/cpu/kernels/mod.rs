@@ -136,8 +136,10 @@ impl Kernels for CpuKernels {
             Op::Transpose { perm } => shape::transpose(&call, perm, outputs),
             Op::Expand { .. } => shape::expand(&call, outputs),
             Op::Gather { axis } => shape::gather(&call, *axis as usize, outputs),
-            Op::PackSparse { .. } => sparse::pack(&call, outputs),
-            Op::SparseConv { conv, w_dims } => sparse::conv(&call, conv, w_dims, outputs),
+            Op::PackSparse { form, .. } => sparse::pack(&call, *form, outputs),
+            Op::SparseConv { conv, w_dims, form, relu } => {
+                sparse::conv(&call, conv, w_dims, (*form, *relu), outputs)
+            }
             Op::Fill { value, .. } => shape::fill(&call, value.0, outputs),
             Op::SgdUpdate => update::sgd(&call, outputs),
             Op::Reshape { .. }
