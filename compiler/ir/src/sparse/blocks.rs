@@ -120,9 +120,11 @@ pub fn pack(shape: BlockShape, form: SparseForm, w: &[f32], packed: &mut [i32]) 
     for (group, alive) in shape.alive(w).iter().enumerate() {
         for column in (0..alive.len()).filter(|&column| alive[column]) {
             let Some(block) = blocks.next() else {
-                return Err(bad("the weights have fewer blocks of zeros than when the plan was made; compile it \
+                return Err(bad(
+                    "the weights have fewer blocks of zeros than when the plan was made; compile it \
                                 again"
-                    .into()));
+                        .into(),
+                ));
             };
             head[groups + 1 + at] = i32::try_from(column).map_err(|e| bad(e.to_string()))?;
             at += 1;

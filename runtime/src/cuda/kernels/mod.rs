@@ -27,6 +27,7 @@ mod softmax;
 mod source;
 mod sparse;
 mod sparse_blocks;
+mod sparse_conv;
 mod step;
 #[cfg(test)]
 mod tests;

@@ -59,16 +59,20 @@ pub(super) fn conv(
         return Err(cx.unsupported("tensor cores have no strict f32; compile with --sparse force=csr"));
     }
     if !matches!(conv.kernel.len(), 0 | 2) {
-        return Err(cx.unsupported("of convolutions with blocks, those of other than two axes run on the CPU only"));
+        return Err(
+            cx.unsupported("of convolutions with blocks, those of other than two axes run on the CPU only")
+        );
     }
-    let (Some(shape), Some(room)) = (BlockShape::of(w_dims), form.room(w_dims[0], packed.ty.elements())) else {
+    let (Some(shape), Some(room)) = (BlockShape::of(w_dims), form.room(w_dims[0], packed.ty.elements()))
+    else {
         return Err(cx.unsupported("packed weights of another size"));
     };
     let last = x.ty.rank() == 2 || x.ty.layout == Layout::ChannelsLast;
     let problem = Problem::new(conv, &x.ty.dims, &y.ty.dims, [last, element == DType::BF16]);
     let (groups, filters) = (shape.groups() as u64, w_dims[0]);
     let demand = Demand { groups, blocks: room, processors: u64::from(cx.processors) };
-    let tile = Tile::new(&problem, &demand).ok_or_else(|| cx.unsupported("no tile fits into shared memory"))?;
+    let tile =
+        Tile::new(&problem, &demand).ok_or_else(|| cx.unsupported("no tile fits into shared memory"))?;
     let [down, across] = tile.outputs;
     let tiles = [problem.to[0].div_ceil(down), problem.to[1].div_ceil(across)];
     let pad = |i: usize| conv.before.get(i).map_or(Ok(0), |&p| cx.count(p).map(|p| p as i32));

@@ -23,7 +23,7 @@ ucontext_t scheduler, contexts[MOST];
 State states[MOST];
 unsigned char slots[MOST][32];
 unsigned shared_bytes;
-struct Copy { unsigned to; unsigned char bytes[16]; };
+struct Copy { unsigned to, size; unsigned char bytes[16]; };
 std::vector<std::vector<Copy>> copies[MOST];
 unsigned current;
 Call running;
@@ -130,6 +130,14 @@ void in_shared(unsigned at) {
     if (at % 16 != 0 || at + 16 > shared_bytes) die("no address of 16 bytes of shared memory");
 }
 
+// Until a copy is waited for, nothing can be known of its place.
+void start_copy(unsigned to, unsigned size, const void* from, bool in) {
+    Copy c{to, size, {}};
+    if (in) memcpy(c.bytes, from, size);
+    memset(dynamic_shared + to, 0xff, size);
+    copies[current].back().push_back(c);
+}
+
 // D[16,8] += A[16,k] B[k,8]: words of `a` and `b` with `per` numbers each.
 template <class V>
 void multiply(float (&d)[4], const uint4& a, unsigned x, unsigned y, unsigned per, V value) {
@@ -154,10 +162,13 @@ void multiply(float (&d)[4], const uint4& a, unsigned x, unsigned y, unsigned pe
 void copy16(unsigned to, const void* from, bool in) {
     in_shared(to);
     if ((uintptr_t)from % 16 != 0) die("a copy from an odd address");
-    Copy c{to, {}};
-    if (in) memcpy(c.bytes, from, 16);
-    memset(dynamic_shared + to, 0xff, 16);
-    copies[current].back().push_back(c);
+    start_copy(to, 16, from, in);
+}
+
+void copy4(float* to, const float* from, bool in) {
+    const unsigned at = address(to);
+    if (at % 4 != 0 || at + 4 > shared_bytes) die("no address of an element of shared memory");
+    start_copy(at, 4, from, in);
 }
 
 void copies_commit() { copies[current].emplace_back(); }
@@ -166,7 +177,7 @@ void copies_wait_for_all_but(size_t left) {
     auto& groups = copies[current];
     // The last is not yet committed.
     while (groups.size() > left + 1) {
-        for (const Copy& c : groups[0]) memcpy(dynamic_shared + c.to, c.bytes, 16);
+        for (const Copy& c : groups[0]) memcpy(dynamic_shared + c.to, c.bytes, c.size);
         groups.erase(groups.begin());
     }
 }

@@ -21,7 +21,7 @@ fn packed(rng: &mut Rng, dims: &[u64], zeros: u64) -> Tensor {
 /// Every width of tiles, run of outputs and number of filters, windows that reach over the borders.
 pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
     // Images, channels, filters, height, width; window, stride, dilation, padding; percent of zeros.
-    let convs: [[u64; 11]; 14] = [
+    let convs: [[u64; 11]; 17] = [
         [1, 3, 5, 9, 40, 3, 3, 1, 1, 1, 50],
         [2, 40, 20, 7, 7, 3, 3, 1, 1, 1, 80],
         [1, 65, 33, 14, 14, 3, 3, 1, 1, 1, 95],
@@ -36,6 +36,9 @@ pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
         [1, 8, 8, 5, 5, 1, 1, 1, 1, 1, 50],
         [1, 2, 3, 4, 4, 3, 3, 1, 1, 2, 100],
         [1, 9, 7, 1, 1, 3, 3, 1, 1, 1, 30],
+        [2, 300, 40, 10, 11, 3, 3, 1, 1, 1, 90],
+        [1, 600, 70, 8, 9, 1, 1, 1, 1, 0, 80],
+        [1, 130, 300, 9, 40, 3, 3, 1, 1, 1, 97],
     ];
     for (at, [n, c, m, h, w, ky, kx, stride, dilation, pad, zeros]) in convs.into_iter().enumerate() {
         let two = |v: u64| list(&[v, v]);
@@ -75,8 +78,7 @@ fn packed_blocks(rng: &mut Rng, dims: &[u64], zeros: u64, form: SparseForm) -> T
     let shape = BlockShape::of(dims).expect("filters");
     let gone: Vec<bool> = (0..shape.groups() * shape.columns()).map(|_| rng.next() % 100 < zeros).collect();
     let block = |i: usize| {
-        let (m, c, tap) =
-            (i / shape.taps / shape.channels, i / shape.taps % shape.channels, i % shape.taps);
+        let (m, c, tap) = (i / shape.taps / shape.channels, i / shape.taps % shape.channels, i % shape.taps);
         gone[m / BLOCK * shape.columns() + c / BLOCK * shape.taps + tap]
     };
     let w = rng.tensor(dims, -1.0, 1.0);
@@ -123,9 +125,7 @@ pub(super) fn blocks(rng: &mut Rng, out: &mut Vec<Case>) {
                 groups: 1,
             };
             let w_dims = [m, c, ky, kx];
-            let y = |i: usize, k: u64| {
-                ([h, w][i] + 2 * pad - (k - 1) * dilation - 1) / stride + 1
-            };
+            let y = |i: usize, k: u64| ([h, w][i] + 2 * pad - (k - 1) * dilation - 1) / stride + 1;
             let rest = [rng.tensor(&[m], -1.0, 1.0), rng.tensor(&[n, m, y(0, ky), y(1, kx)], -1.0, 1.0)];
             let mut inputs =
                 vec![real(rng.tensor(&[n, c, h, w], -1.0, 1.0)), packed_blocks(rng, &w_dims, zeros, form)];
