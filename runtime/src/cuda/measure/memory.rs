@@ -98,7 +98,9 @@ pub(super) fn packed_at_random(op: &Op, ty: &TensorType) -> Vec<i32> {
     let words = ty.elements() as usize;
     if !form.is_csr() {
         // 0.5 and something, in bf16 twice; the first of them are the head's filling.
-        starts.extend((starts.len()..words).map(|i| 0x3f00_3f00 | (splitmix64(1, i as u64) & 0x7f_007f) as i32));
+        starts.extend(
+            (starts.len()..words).map(|i| 0x3f00_3f00 | (splitmix64(1, i as u64) & 0x7f_007f) as i32),
+        );
     }
     starts.truncate(words);
     starts
@@ -122,11 +124,9 @@ mod tests {
 
     #[test]
     fn random_packed_weights_fill_their_type() {
-        for (form, dims) in [
-            (SparseForm::Csr, [7, 50]),
-            (SparseForm::Block, [48, 80]),
-            (SparseForm::BlockBf16, [48, 80]),
-        ] {
+        for (form, dims) in
+            [(SparseForm::Csr, [7, 50]), (SparseForm::Block, [48, 80]), (SparseForm::BlockBf16, [48, 80])]
+        {
             let (conv, w_dims) = (ConvAttrs::without_axes(), Dims::from_slice(&dims));
             let most = form.most(&w_dims).expect("weights");
             let op = Op::SparseConv { conv, w_dims, form, relu: false };

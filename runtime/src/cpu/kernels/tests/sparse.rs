@@ -211,9 +211,8 @@ fn compare_blocks(rng: &mut Rng, x: &Tensor, w: &Tensor, conv: Option<&ConvAttrs
     for operands in 2..=4 {
         let relu = operands > 2 && rng.pick(0, 1) == 0;
         let rest = [rng.tensor(&w_dims[..1]), rng.tensor(&plain.ty().dims)];
-        let with = |w: &Tensor| -> Vec<Tensor> {
-            [x, w].into_iter().chain(&rest).take(operands).cloned().collect()
-        };
+        let with =
+            |w: &Tensor| -> Vec<Tensor> { [x, w].into_iter().chain(&rest).take(operands).cloned().collect() };
         let op = Op::SparseConv { conv: conv.clone(), w_dims: w_dims.clone(), form, relu };
         let got = run_n(&op, &with(&packed), 1).remove(0);
         let wanted = if operands == 2 {

@@ -75,8 +75,7 @@ fn packed_blocks(rng: &mut Rng, dims: &[u64], zeros: u64, form: SparseForm) -> T
     let shape = BlockShape::of(dims).expect("filters");
     let gone: Vec<bool> = (0..shape.groups() * shape.columns()).map(|_| rng.next() % 100 < zeros).collect();
     let block = |i: usize| {
-        let (m, c, tap) =
-            (i / shape.taps / shape.channels, i / shape.taps % shape.channels, i % shape.taps);
+        let (m, c, tap) = (i / shape.taps / shape.channels, i / shape.taps % shape.channels, i % shape.taps);
         gone[m / BLOCK * shape.columns() + c / BLOCK * shape.taps + tap]
     };
     let w = rng.tensor(dims, -1.0, 1.0);
@@ -123,9 +122,7 @@ pub(super) fn blocks(rng: &mut Rng, out: &mut Vec<Case>) {
                 groups: 1,
             };
             let w_dims = [m, c, ky, kx];
-            let y = |i: usize, k: u64| {
-                ([h, w][i] + 2 * pad - (k - 1) * dilation - 1) / stride + 1
-            };
+            let y = |i: usize, k: u64| ([h, w][i] + 2 * pad - (k - 1) * dilation - 1) / stride + 1;
             let rest = [rng.tensor(&[m], -1.0, 1.0), rng.tensor(&[n, m, y(0, ky), y(1, kx)], -1.0, 1.0)];
             let mut inputs =
                 vec![real(rng.tensor(&[n, c, h, w], -1.0, 1.0)), packed_blocks(rng, &w_dims, zeros, form)];
