@@ -145,7 +145,9 @@ fn sparse_plans_give_what_dense_plans_give() {
         let batch = graph.ty(graph.inputs()[0]).dims[0];
         let params = zeroed_params(&graph, seed);
         let mut results: Vec<BTreeMap<String, Tensor>> = Vec::new();
-        for mode in [SparseMode::Off, SparseMode::Auto, SparseMode::Channels, SparseMode::Csr] {
+        let modes =
+            [SparseMode::Off, SparseMode::Auto, SparseMode::Channels, SparseMode::Csr, SparseMode::Block];
+        for mode in modes {
             for threads in [1, 2] {
                 let mut options = harness::options(Mode::Infer, Policy::None, AlgoMode::Memory);
                 options.sparse = sparse(&params, mode);

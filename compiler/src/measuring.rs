@@ -107,8 +107,12 @@ pub fn kernels_of(
     }
     // Packed weights are judged by both ways' times.
     let sparse = &options.sparse;
-    if sparse.mode == SparseMode::Auto && !sparse.on_host && sparse.facts.are_sparse(PACKED_AT_MOST) {
-        let forced = Sparse { mode: SparseMode::Csr, ..sparse.clone() };
+    let forms = [
+        (SparseMode::Csr, sparse.facts.are_sparse(PACKED_AT_MOST)),
+        (SparseMode::Block, sparse.facts.are_in_blocks(PACKED_AT_MOST)),
+    ];
+    for (mode, _) in forms.into_iter().filter(|f| f.1 && sparse.mode == SparseMode::Auto && !sparse.on_host) {
+        let forced = Sparse { mode, ..sparse.clone() };
         let options = CompileOptions { sparse: forced, ..options.clone() };
         let joint = slicing::joint(imported, &options, None, cost, &mut Timings::default())?;
         for kernel in kernels(&joint) {

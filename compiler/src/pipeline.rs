@@ -141,7 +141,7 @@ pub fn to_joint_by(
     }
     // After folding, whose weights it packs, and after fusion, whose kernels are what it is judged
     // against; before layouts, of which packed weights have one.
-    if mode == Mode::Infer && sparse.is_active() && cost.precision() != Precision::Bf16 {
+    if mode == Mode::Infer && sparse.is_active() {
         timings.pass(&PackWeights(sparse.clone()), graph, &cx)?;
     }
     // After autodiff, whose rules then need not know of layouts; before terms are taken and

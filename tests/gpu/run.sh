@@ -225,6 +225,11 @@ run() { # a part
         --db "$out/sparse.sqlite" --json --csv "$out/sparse-$p.csv" --svg "$out/sparse-$p.svg" >"$out/sparse-$p.json" || return 1
       python3 "$here/checks.py" sparse $p "$out/sparse-$p.json" || status=1
     done
+    for p in tf32 bf16; do # the same in blocks
+      "$vdnnc" bench-conv "$here/sparse_layers.csv" --quick --precision $p --sparsity 50,80,90,95 --method block --device cuda:0 \
+        --db "$out/sparse.sqlite" --json --csv "$out/blocks-$p.csv" --svg "$out/blocks-$p.svg" >"$out/blocks-$p.json" || return 1
+      python3 "$here/checks.py" sparse blocks-$p "$out/blocks-$p.json" || status=1
+    done
     return ${status:-0}
     ;;
   f32)

@@ -11,7 +11,8 @@ pub struct SparseArgs {
     /// Zeros in the weights of an inference: auto leaves out channels that are not needed and packs
     /// weights that are sparse enough: where the CPU runs the plan, or, on a GPU, where packed ones
     /// were measured to be faster; force=channels leaves out every channel it can, gathering the
-    /// rest; force=csr packs all weights.
+    /// rest; force=csr packs all weights row by row, force=block in blocks of 16 filters by 16 channels,
+    /// which tensor cores multiply.
     #[arg(long, value_name = "off|auto|force=KIND", default_value = "auto")]
     pub sparse: SparseMode,
     /// Batch norms whose factor is smaller than this and whose shift is not larger count as dead

@@ -6,6 +6,7 @@
 //! them as they are in the file: what is cut is cut at load, in the setup stage.
 
 mod channels;
+mod entries;
 mod facts;
 mod keep_zeros;
 mod pack;
@@ -37,8 +38,11 @@ pub enum SparseMode {
     /// Every channel that can be removed is, also where the rest must be gathered at run time;
     /// no weights are packed.
     Channels,
-    /// As [`Self::Auto`], and every convolution and product with static weights on packed ones.
+    /// As [`Self::Auto`], and every convolution and product with static weights on packed ones, row
+    /// by row.
     Csr,
+    /// The same with blocks of weights.
+    Block,
 }
 
 impl fmt::Display for SparseMode {
@@ -48,6 +52,7 @@ impl fmt::Display for SparseMode {
             Self::Auto => "auto",
             Self::Channels => "force=channels",
             Self::Csr => "force=csr",
+            Self::Block => "force=block",
         })
     }
 }
@@ -55,10 +60,10 @@ impl fmt::Display for SparseMode {
 impl FromStr for SparseMode {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Off, Self::Auto, Self::Channels, Self::Csr]
+        [Self::Off, Self::Auto, Self::Channels, Self::Csr, Self::Block]
             .into_iter()
             .find(|m| m.to_string() == text)
-            .ok_or_else(|| format!("`{text}` is not off, auto, force=channels or force=csr"))
+            .ok_or_else(|| format!("`{text}` is not off, auto, force=channels, force=csr or force=block"))
     }
 }
 

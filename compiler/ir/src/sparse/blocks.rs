@@ -204,14 +204,14 @@ impl<'a> Blocks<'a> {
             let len = columns[at..].iter().take_while(|&&c| c as usize / taps == slab).count();
             for c in 0..BLOCK.min(self.shape.channels - slab * BLOCK) {
                 let (word, half) = place(self.form, f, c);
-                for i in at..at + len {
+                for (i, &column) in columns.iter().enumerate().skip(at).take(len) {
                     let bits = self.values[(first + i) * size + word] as u32;
                     let value = match self.form {
                         SparseForm::BlockBf16 => bf16::widen((bits >> (16 * half)) as u16),
                         _ => f32::from_bits(bits),
                     };
                     if value != 0.0 {
-                        each((slab * BLOCK + c) * taps + columns[i] as usize % taps, value);
+                        each((slab * BLOCK + c) * taps + column as usize % taps, value);
                     }
                 }
             }

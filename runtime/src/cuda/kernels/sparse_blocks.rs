@@ -18,8 +18,22 @@ const WARPS: u64 = (THREADS / 32) as u64;
 /// Shared memory of which two blocks find room on a multiprocessor, beside what is static.
 const SHARED: u64 = 108 << 10;
 
-/// 16-byte copies of a thread that it keeps the places of.
-const COPIES: u64 = 14;
+/// Groups of filters of a warp, and tiles of outputs, whose sums leave registers for the rest.
+const MOSTS: [(u64, u64); 13] = [
+    (1, 1),
+    (1, 2),
+    (1, 4),
+    (1, 6),
+    (1, 7),
+    (1, 8),
+    (1, 12),
+    (1, 14),
+    (1, 16),
+    (2, 2),
+    (2, 4),
+    (2, 7),
+    (2, 8),
+];
 
 /// Numbers of channels brought together; the source calls it STAGES_MOST.
 const STAGES: u64 = 2048;
@@ -73,7 +87,7 @@ pub(super) fn conv(
     let demand = Demand { groups, blocks: room, processors: u64::from(cx.processors) };
     let tile =
         Tile::new(&problem, &demand).ok_or_else(|| cx.unsupported("no tile fits into shared memory"))?;
-    let [down, across] = tile.outputs;
+    let [down, across] = tile.outputs();
     let tiles = [problem.to[0].div_ceil(down), problem.to[1].div_ceil(across)];
     let pad = |i: usize| conv.before.get(i).map_or(Ok(0), |&p| cx.count(p).map(|p| p as i32));
     let extents = Extents {
@@ -96,7 +110,7 @@ pub(super) fn conv(
     }
     let name = |ty: DType| if ty == DType::BF16 { "bf16" } else { "float" };
     let whole = last && problem.channels.is_multiple_of(problem.width());
-    let numbers = [problem.kernel, problem.strides, problem.dilations, tile.outputs].concat();
+    let numbers = [problem.kernel, problem.strides, problem.dilations, [tile.high, tile.line]].concat();
     let numbers: Vec<String> = numbers
         .iter()
         .chain(&[tile.rows, tile.each, tile.tiles, tile.channels, tile.slots])
@@ -113,7 +127,7 @@ pub(super) fn conv(
         return Err(cx.unsupported(format!("{filters} filters")));
     }
     let (from, to) = (Image::new(x.ty), Image::new(y.ty));
-    let shared = cx.count(problem.slot(&tile) * tile.slots)?;
+    let shared = cx.count(problem.shared(&tile))?;
     let mut image = 0;
     while image < problem.images {
         // A grid's third extent has 16 bits.
@@ -189,18 +203,26 @@ impl Problem {
         16 / self.size
     }
 
-    /// Positions of the input that a tile reads.
-    fn positions(&self, outputs: [u64; 2]) -> u64 {
-        let along = |i: usize| {
+    /// Positions of the input that a tile reads, down and across.
+    fn positions(&self, tile: &Tile) -> [u64; 2] {
+        let outputs = tile.outputs();
+        [0, 1].map(|i| {
             let leap = if self.kernel[i] == 1 { 1 } else { self.strides[i] };
             (outputs[i] - 1) * leap + (self.kernel[i] - 1) * self.dilations[i] + 1
-        };
-        along(0) * along(1)
+        })
     }
 
-    /// Bytes of a tile's channels in shared memory; the source calls them `slot`.
-    fn slot(&self, tile: &Tile) -> u64 {
-        self.positions(tile.outputs) * (tile.channels * self.size + 16)
+    /// Shared memory of a tile: in each slot the lines of positions with their channels, then where
+    /// each position is. The source has the same sums.
+    fn shared(&self, tile: &Tile) -> u64 {
+        let [high, wide] = self.positions(tile);
+        let (spread, odd) = match tile.high {
+            1 => (1, 8),
+            8 => (2, 1),
+            _ => (8, 8 / tile.high),
+        };
+        let apart = wide + (odd + spread - wide % spread) % spread;
+        tile.slots * high * apart * (tile.channels * self.size + 16) + 4 * high * wide
     }
 }
 
@@ -215,8 +237,9 @@ struct Demand {
 /// What a block of threads does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
-    /// Outputs down and across.
-    outputs: [u64; 2],
+    /// Outputs of eight that are below each other, and how many eights are next to each other.
+    high: u64,
+    line: u64,
     /// Warps that share no filters.
     rows: u64,
     /// Groups of filters of a warp.
@@ -235,20 +258,23 @@ impl Tile {
     fn new(p: &Problem, demand: &Demand) -> Option<Self> {
         let mut best: Option<(f64, Self)> = None;
         for rows in [1, 2, 4, 8] {
-            for each in [1, 2] {
+            for (each, tiles) in MOSTS {
                 if rows * each > 1 && rows * each >= 2 * demand.groups {
                     continue;
                 }
-                for tiles in [1, 2, 4, 6, 7, 8] {
-                    let outputs = 8 * tiles * (WARPS / rows);
-                    for outputs in shapes(p, outputs) {
+                let all = tiles * (WARPS / rows);
+                for line in (1..=all).filter(|&l| {
+                    all.is_multiple_of(l) && (tiles.is_multiple_of(l) || l.is_multiple_of(tiles))
+                }) {
+                    // Outputs without neighbours are one line.
+                    for high in [1, 2, 4, 8].into_iter().filter(|&h| p.to[0] > 1 || (h, line) == (1, all)) {
                         for bytes in [64, 128, 256] {
-                            let channels = bytes / p.size;
-                            let tile = Self { outputs, rows, each, tiles, channels, slots: 3 };
-                            let fits = |t: &Self| p.slot(t) * t.slots <= SHARED;
-                            let way = [tile, Self { slots: 2, ..tile }].into_iter().find(fits);
-                            let copies = (p.positions(outputs) * bytes / 16).div_ceil(u64::from(THREADS));
-                            let Some(way) = way.filter(|_| copies <= COPIES) else { continue };
+                            let tile =
+                                Self { high, line, rows, each, tiles, channels: bytes / p.size, slots: 3 };
+                            let fits = |t: &Self| p.shared(t) <= SHARED;
+                            let Some(way) = [tile, Self { slots: 2, ..tile }].into_iter().find(fits) else {
+                                continue;
+                            };
                             let time = way.time(p, demand);
                             if best.is_none_or(|(least, _)| time < least) {
                                 best = Some((time, way));
@@ -261,9 +287,14 @@ impl Tile {
         best.map(|b| b.1)
     }
 
+    /// Outputs down and across.
+    fn outputs(&self) -> [u64; 2] {
+        [WARPS / self.rows * self.tiles / self.line * self.high, self.line * (8 / self.high)]
+    }
+
     /// Predicted cycles.
     fn time(&self, p: &Problem, demand: &Demand) -> f64 {
-        let [down, across] = self.outputs;
+        let [down, across] = self.outputs();
         let groups = (self.rows * self.each).min(demand.groups);
         let blocks = p.images
             * p.to[0].div_ceil(down)
@@ -276,37 +307,21 @@ impl Tile {
         let items = groups as f64 * all / stages;
         let stages = stages * (1.0 - (1.0 - (share / all).min(1.0)).powf(items)).max(0.0);
         let columns = WARPS / self.rows;
-        // A matrix of shared memory is read in four cycles, for one tile of f32 and two of bf16.
-        let reads = if p.size == 4 { self.tiles } else { self.tiles.div_ceil(2) } as f64;
-        let products = share * groups as f64 * columns as f64 * (4.0 * reads + 12.0);
-        let bytes = stages * (p.positions(self.outputs) * self.channels * p.size) as f64;
-        let results = (self.outputs[0] * self.outputs[1] * groups * BLOCK as u64 * p.size) as f64;
+        // Four matrices of shared memory are read in four cycles, half a block of f32 for two tiles.
+        let reads = (self.tiles.div_ceil(2) * p.size / 2) as f64;
+        // Warps wait for the one that has most to do with the channels at hand.
+        let each = share * self.each as f64 / stages.max(1.0);
+        let uneven = if self.rows > 1 { 0.5 / each.max(1.0).sqrt() } else { 0.0 };
+        let products =
+            share * groups as f64 * columns as f64 * (4.0 * reads + 12.0) * (1.0 + uneven) + 60.0 * stages;
+        let [high, wide] = p.positions(self);
+        let bytes = stages * (high * wide * self.channels * p.size) as f64;
+        let results = (down * across * groups * BLOCK as u64 * p.size) as f64;
         let work = products.max(bytes / 40.0) + 0.3 * products.min(bytes / 40.0) + results / 20.0;
         let wait = 1500.0 + stages * 250.0 + share * self.each as f64 * (40.0 + 24.0 * reads);
         let rounds = blocks.div_ceil(demand.processors) as f64;
         (rounds * work).max((rounds / 2.0).ceil() * wait)
     }
-}
-
-/// Tiles of at most so many outputs that cover the result with little waste.
-fn shapes(p: &Problem, most: u64) -> Vec<[u64; 2]> {
-    let [height, width] = p.to;
-    if height == 1 {
-        return vec![[1, most]];
-    }
-    let mut out = Vec::new();
-    for parts in 1..=width.min(16) {
-        let across = width.div_ceil(parts);
-        if across > most {
-            continue;
-        }
-        let down = (most / across).min(height);
-        let down = height.div_ceil(height.div_ceil(down));
-        if out.last() != Some(&[down, across]) {
-            out.push([down, across]);
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -350,8 +365,11 @@ mod tests {
                     let all = p.channels.div_ceil(16) * p.kernel[0] * p.kernel[1] * groups;
                     let demand = Demand { groups, blocks: (all as f64 * share) as u64, processors: 132 };
                     let t = Tile::new(&p, &demand).expect("a tile");
-                    assert!(p.slot(&t) * t.slots <= SHARED && t.each * t.tiles <= 16, "{t:?}");
-                    assert!(t.outputs[0] * t.outputs[1] <= 8 * t.tiles * WARPS / t.rows, "{t:?}");
+                    assert!(p.shared(&t) <= SHARED && t.each * t.tiles <= 16, "{t:?}");
+                    let [down, across] = t.outputs();
+                    assert_eq!(down * across, 8 * t.tiles * WARPS / t.rows, "{t:?}");
+                    let covered = p.to[0].next_multiple_of(down) * p.to[1].next_multiple_of(across);
+                    assert!(covered <= 2 * p.to[0] * p.to[1] + 64, "{t:?} for {shape:?}");
                 }
             }
         }

@@ -58,33 +58,52 @@ __device__ __forceinline__ u32 tf32(u32 x) {
 }
 #endif
 
-// What a block has: DOWN by ACROSS outputs, dealt to COLUMNS warps with TILES times eight each, of
-// ROWS * EACH groups of 16 filters, and of the input so many CHANNELS at a time.
-template <class T, u32 KY, u32 KX, u32 SY, u32 SX, u32 DY, u32 DX, u32 DOWN, u32 ACROSS, u32 ROWS, u32 EACH,
+template <class T>
+__device__ __forceinline__ void multiply(float (&d)[4], const uint4& a, u32 x, u32 y) {
+    if constexpr (sizeof(T) == 4) {
+        multiply_tf32(d, a, tf32(x), tf32(y));
+    } else {
+        multiply_bf16(d, a, x, y);
+    }
+}
+
+// What a block has: TILES tiles of outputs for each of some warps, of ROWS * EACH groups of 16 filters,
+// and of the input so many CHANNELS at a time. A tile is eight outputs, HIGH below each other; LINE of
+// them are next to each other, which divides TILES or is a multiple.
+template <class T, u32 KY, u32 KX, u32 SY, u32 SX, u32 DY, u32 DX, u32 HIGH, u32 LINE, u32 ROWS, u32 EACH,
           u32 TILES, u32 CHANNELS, u32 SLOTS>
 struct Part {
     using Element = T;
-    static constexpr u32 taps = KY * KX, columns = THREADS / 32 / ROWS;
-    static constexpr u32 down = DOWN, across = ACROSS, rows = ROWS, each = EACH, tiles = TILES;
+    static constexpr u32 taps = KY * KX, columns = THREADS / 32 / ROWS, broad = 8 / HIGH, line = LINE;
+    static constexpr u32 down = columns * TILES / LINE * HIGH, across = LINE * broad;
+    static constexpr u32 rows = ROWS, each = EACH, tiles = TILES;
     static constexpr u32 channels = CHANNELS, slots = SLOTS;
     // Of a window of one what strides leave out is not brought.
     static constexpr u32 step_y = KY == 1 ? SY : 1, step_x = KX == 1 ? SX : 1;
     static constexpr u32 leap_y = KY == 1 ? 1 : SY, leap_x = KX == 1 ? 1 : SX;
     static constexpr u32 stride_y = SY, stride_x = SX;
-    static constexpr u32 high = (DOWN - 1) * leap_y + (KY - 1) * DY + 1;
-    static constexpr u32 wide = (ACROSS - 1) * leap_x + (KX - 1) * DX + 1;
+    static constexpr u32 high = (down - 1) * leap_y + (KY - 1) * DY + 1;
+    static constexpr u32 wide = (across - 1) * leap_x + (KX - 1) * DX + 1;
     static constexpr u32 positions = high * wide;
-    // An odd number of 16 bytes, so that eight positions next to each other are in other banks.
+    // An odd number of 16 bytes, so that eight positions next to each other are in other banks; lines
+    // are apart so that those of a tile are.
     static constexpr u32 pitch = CHANNELS * (u32)sizeof(T) + 16;
-    static constexpr u32 slot = positions * pitch;
+    static constexpr u32 spread = HIGH == 1 ? 1 : HIGH == 8 ? 2 : 8, odd = HIGH == 8 ? 1 : broad;
+    static constexpr u32 apart = wide + (odd + spread - wide % spread) % spread;
+    static constexpr u32 slot = high * apart * pitch;
     static constexpr bool is_float = sizeof(T) == 4;
     // Blocks of weights of the channels at hand, and 16 bytes of a block's values for a lane.
     static constexpr u32 items = CHANNELS / 16 * taps, quads = is_float ? 2 : 1;
     // Where a block's inputs lie behind those of the first.
     static __device__ __forceinline__ u32 offset(u32 item) {
         const u32 tap = item % taps;
-        return item / taps * (16 * (u32)sizeof(T)) + (tap / KX * DY * wide + tap % KX * DX) * pitch;
+        return item / taps * (16 * (u32)sizeof(T)) + (tap / KX * DY * apart + tap % KX * DX) * pitch;
     }
+    // The first output of a tile.
+    static __device__ __forceinline__ u32 y(u32 tile) { return tile / LINE * HIGH; }
+    static __device__ __forceinline__ u32 x(u32 tile) { return tile % LINE * broad; }
+    // Where the first input of an output lies.
+    static __device__ __forceinline__ u32 place(u32 y, u32 x) { return (y * leap_y * apart + x * leap_x) * pitch; }
 };
 
 // One element of the result.
@@ -123,69 +142,61 @@ __device__ __forceinline__ void sparse_blocks(const typename P::Element* __restr
         return stage;
     };
 
-    // A thread brings the same 16 bytes of the channels of several positions.
-    constexpr u32 width = 16 / sizeof(T), chunks = P::channels / width, apart = THREADS / chunks;
-    constexpr u32 copies = WHOLE ? (P::positions + apart - 1) / apart : 1;
-    const u32 base = address(dynamic_shared), place = threadIdx.x / chunks, part = threadIdx.x % chunks * width;
+    // Where in an image's plane the positions of the tile lie; outside of it they are zeros.
+    i32* places = (i32*)(dynamic_shared + P::slots * P::slot);
     const i32 corner_y = (i32)(top * P::stride_y) - e.top, corner_x = (i32)(left * P::stride_x) - e.left;
-    auto inside = [&](u32 position, i32& at) {
-        const i32 y = corner_y + (i32)(position / P::wide * P::step_y);
-        const i32 column = corner_x + (i32)(position % P::wide * P::step_x);
-        at = y * (i32)e.width + column;
-        return (u32)y < e.height && (u32)column < e.width;
-    };
-    i32 from[copies];
-    if constexpr (WHOLE) {
-#pragma unroll
-        for (u32 j = 0; j < copies; ++j) {
-            i32 at;
-            const u32 position = place + j * apart;
-            from[j] = position < P::positions && inside(position, at) ? at * (i32)e.channels : -1;
-        }
+    for (u32 i = threadIdx.x; i < P::positions; i += THREADS) {
+        const i32 y = corner_y + (i32)(i / P::wide * P::step_y);
+        const i32 column = corner_x + (i32)(i % P::wide * P::step_x);
+        const bool inside = (u32)y < e.height && (u32)column < e.width;
+        places[i] = inside ? y * (i32)e.width + column : -1;
     }
+    __syncthreads();
+    const u32 base = address(dynamic_shared);
+    auto line = [](u32 position) { return position / P::wide * P::apart + position % P::wide; };
     auto bring = [&](u32 slot, u32 stage) {
         if constexpr (WHOLE) {
-            const u32 channel = stage * P::channels + part;
-            const u32 to = base + slot * P::slot + place * P::pitch + part * (u32)sizeof(T);
-#pragma unroll
-            for (u32 j = 0; j < copies; ++j) {
-                const bool in = from[j] >= 0 && channel < e.channels;
-                if (P::positions % apart == 0 || j + 1 < copies || place + j * apart < P::positions) {
-                    copy16(to + j * apart * P::pitch, in ? x + (u32)from[j] + channel : x, in);
-                }
+            // A thread has the same 16 bytes of channels of several positions.
+            constexpr u32 chunks = P::channels * (u32)sizeof(T) / 16;
+            const u32 part = threadIdx.x % chunks * (16 / sizeof(T)), channel = stage * P::channels + part;
+            const u32 to = base + slot * P::slot + part * (u32)sizeof(T);
+#pragma unroll 4
+            for (u32 i = threadIdx.x / chunks; i < P::positions; i += THREADS / chunks) {
+                const i32 at = places[i];
+                const bool in = at >= 0 && channel < e.channels;
+                copy16(to + line(i) * P::pitch, in ? x + ((u32)at * e.channels + channel) : x, in);
             }
         } else {
             // Element by element: channels that are no whole 16 bytes, or not next to each other.
             for (u32 i = threadIdx.x; i < P::positions * P::channels; i += THREADS) {
                 const u32 position = LAST ? i / P::channels : i % P::positions;
                 const u32 c = LAST ? i % P::channels : i / P::positions, channel = stage * P::channels + c;
-                i32 at;
-                const bool in = inside(position, at) && channel < e.channels;
+                const i32 at = places[position];
+                const u32 plane = e.height * e.width;
                 float v = 0.0f;
-                if (in) v = get(x + (LAST ? (u64)at * e.channels + channel : (u64)channel * e.height * e.width + at));
-                put((T*)(dynamic_shared + slot * P::slot + position * P::pitch + c * (u32)sizeof(T)), v);
+                if (at >= 0 && channel < e.channels) {
+                    v = get(x + (LAST ? (u32)at * e.channels + channel : channel * plane + (u32)at));
+                }
+                put((T*)(dynamic_shared + slot * P::slot + line(position) * P::pitch + c * (u32)sizeof(T)), v);
             }
         }
     };
 
-    // Where a lane's rows of 16 bytes lie: of f32 the four of eight positions, of bf16 the two of
-    // sixteen.
-    constexpr u32 reads = P::is_float ? P::tiles : (P::tiles + 1) / 2;
+    // Where a lane's rows of 16 bytes lie: the first two of eight outputs, of two tiles.
+    constexpr u32 reads = (P::tiles + 1) / 2;
+    const u32 tile = warp_column * P::tiles;
     u32 row[reads];
 #pragma unroll
     for (u32 n = 0; n < reads; ++n) {
-        u32 tile = P::is_float ? n : 2 * n + lane / 16;
-        if (tile >= P::tiles) tile = P::tiles - 1;
-        const u32 q = (warp_column * P::tiles + tile) * 8 + lane % 8;
-        const u32 y = q / P::across * P::leap_y, column = q % P::across * P::leap_x;
-        const u32 position = q < P::down * P::across ? y * P::wide + column : 0;
-        row[n] = base + position * P::pitch + (P::is_float ? lane / 8 : lane / 8 % 2) * 16;
+        const u32 t = 2 * n + lane / 16 < P::tiles ? tile + 2 * n + lane / 16 : tile + 2 * n;
+        const u32 y = P::y(t) + lane % 8 / P::broad, column = P::x(t) + lane % 8 % P::broad;
+        row[n] = base + P::place(y, column) + lane / 8 % 2 * 16;
     }
 
     // A lane's part of the next block of each of the warp's lists.
-    i32 at[P::each], end[P::each];
-    u32 number[P::each];
-    uint4 ahead[P::each][P::quads];
+    i32 at[P::each] = {}, end[P::each] = {};
+    u32 number[P::each] = {};
+    uint4 ahead[P::each][P::quads] = {};
     auto fetch = [&](u32 g) {
         number[g] = ~0u;
         if (at[g] < end[g]) {
@@ -233,22 +244,17 @@ __device__ __forceinline__ void sparse_blocks(const typename P::Element* __restr
                 for (u32 k = 0; k < P::quads; ++k) a[k] = ahead[g][k];
                 ++at[g];
                 fetch(g);
-                if constexpr (P::is_float) {
 #pragma unroll
-                    for (u32 k = 0; k < P::quads; ++k) {
+                for (u32 k = 0; k < P::quads; ++k) {
+                    if constexpr (P::is_float) {
                         a[k] = make_uint4(tf32(a[k].x), tf32(a[k].y), tf32(a[k].z), tf32(a[k].w));
                     }
-                }
 #pragma unroll
-                for (u32 n = 0; n < reads; ++n) {
-                    u32 b[4];
-                    read_matrices(b, row[n] + offset);
-                    if constexpr (P::is_float) {
-                        multiply_tf32(sum[g][n], a[0], tf32(b[0]), tf32(b[1]));
-                        multiply_tf32(sum[g][n], a[P::quads - 1], tf32(b[2]), tf32(b[3]));
-                    } else {
-                        multiply_bf16(sum[g][2 * n], a[0], b[0], b[1]);
-                        if (2 * n + 1 < P::tiles) multiply_bf16(sum[g][(2 * n + 1) % P::tiles], a[0], b[2], b[3]);
+                    for (u32 n = 0; n < reads; ++n) {
+                        u32 b[4];
+                        read_matrices(b, row[n] + offset + 32 * k);
+                        multiply<T>(sum[g][2 * n], a[k], b[0], b[1]);
+                        if (2 * n + 1 < P::tiles) multiply<T>(sum[g][(2 * n + 1) % P::tiles], a[k], b[2], b[3]);
                     }
                 }
             }
@@ -263,9 +269,9 @@ __device__ __forceinline__ void sparse_blocks(const typename P::Element* __restr
     for (u32 n = 0; n < P::tiles; ++n) {
 #pragma unroll
         for (u32 h = 0; h < 2; ++h) {
-            const u32 q = (warp_column * P::tiles + n) * 8 + lane % 4 * 2 + h;
-            const u32 y = top + q / P::across, column = left + q % P::across;
-            if (q >= P::down * P::across || y >= e.out_height || column >= e.out_width) continue;
+            const u32 q = lane % 4 * 2 + h;
+            const u32 y = top + P::y(tile + n) + q / P::broad, column = left + P::x(tile + n) + q % P::broad;
+            if (y >= e.out_height || column >= e.out_width) continue;
             const u64 pixel = (u64)y * e.out_width + column;
 #pragma unroll
             for (u32 g = 0; g < P::each; ++g) {
@@ -304,11 +310,11 @@ __device__ __forceinline__ void sparse_blocks(const typename P::Element* __restr
     }
 }
 
-#define SPARSE_BLOCKS(NAME, T, Y, KY, KX, SY, SX, DY, DX, DOWN, ACROSS, ROWS, EACH, TILES, CHANNELS, SLOTS,     \
+#define SPARSE_BLOCKS(NAME, T, Y, KY, KX, SY, SX, DY, DX, HIGH, LINE, ROWS, EACH, TILES, CHANNELS, SLOTS,       \
                       LAST, WHOLE)                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                    \
         NAME(const T* x, const i32* starts, const i32* numbers, const uint4* values, const Y* bias,             \
              const Y* added, Y* y, u32 relu, Extents e) {                                                       \
-        using P = Part<T, KY, KX, SY, SX, DY, DX, DOWN, ACROSS, ROWS, EACH, TILES, CHANNELS, SLOTS>;            \
+        using P = Part<T, KY, KX, SY, SX, DY, DX, HIGH, LINE, ROWS, EACH, TILES, CHANNELS, SLOTS>;              \
         sparse_blocks<P, LAST, WHOLE>(x, starts, numbers, values, Behind<Y>{bias, added, y, relu != 0}, e);     \
     }
