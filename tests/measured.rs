@@ -276,6 +276,31 @@ fn a_plan_of_another_cudnn_is_refused_or_made_anew() {
 }
 
 #[test]
+fn a_plan_made_anew_is_what_its_options_make_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = [
+        CompileOptions { fuse: Fuse::Off, ..options(Precision::Tf32) },
+        CompileOptions {
+            recompute: Recompute::Cheap,
+            slices: vdnnc::slicing::Slices::Count(2),
+            ..options(Precision::Tf32)
+        },
+        CompileOptions { mode: Mode::Infer, fuse: Fuse::All, ..options(Precision::Tf32) },
+    ];
+    let mut plans = Vec::new();
+    for given in made {
+        let (path, plan) = lenet(dir.path(), "9.19.0", &given);
+        let options = replan::options(&plan, &shared(&[])).expect("options");
+        let (anew, _) =
+            replan::again(&plan, &path, options, &mut made_up(dir.path(), "9.20.0")).expect("a plan");
+        assert!(anew == lenet(dir.path(), "9.20.0", &given).1, "{:?}", plan.header.options);
+        assert_eq!(anew.header.options, plan.header.options);
+        plans.push(anew);
+    }
+    assert!(plans[0].commands.len() != plans[1].commands.len());
+}
+
+#[test]
 fn a_plan_made_anew_leaves_out_the_channels_that_its_weights_leave_out() {
     let dir = tempfile::tempdir().unwrap();
     let (dense, path) = (dir.path().join("dense.onnx"), dir.path().join("lenet.onnx"));

@@ -329,6 +329,7 @@ impl Scheduled {
             precision: vdnn_ir::Precision::F32,
             engines: None,
             model: None,
+            options: Vec::new(),
         };
         let options = LowerOptions { header, device_budget: None, host_budget: None };
         lower(&self.graph, layout, &self.expected, &options).expect("lower")
