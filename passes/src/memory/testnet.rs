@@ -9,6 +9,7 @@ use crate::memory::{Layout, LayoutOptions, layout};
 use crate::nest_concats::NestConcats;
 use crate::offload::InsertOffload;
 use crate::pass::{Pass, PassCtx, Stats, run_pass};
+use crate::recompute::Recompute;
 use crate::schedule::Schedule;
 use crate::{Policy, SyncMode};
 use vdnn_cost::{CostModel, Precision};
@@ -263,6 +264,14 @@ pub(crate) fn selected(graph: Graph, train: bool, fastest: bool) -> Graph {
 /// A training step whose batch norms read what concats would join.
 pub(crate) fn joined(graph: Graph) -> Graph {
     let passes: [&dyn Pass; 4] = [&NestConcats, &Autodiff::default(), &FuseEpilogues, &JoinBatchNorms];
+    selected_after(&passes, graph, true)
+}
+
+/// The same, what is cheap made again in backward.
+pub(crate) fn recomputed(graph: Graph) -> Graph {
+    let cheap = Recompute { within: None };
+    let passes: [&dyn Pass; 5] =
+        [&NestConcats, &Autodiff::default(), &FuseEpilogues, &JoinBatchNorms, &cheap];
     selected_after(&passes, graph, true)
 }
 

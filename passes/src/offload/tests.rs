@@ -122,6 +122,18 @@ fn the_search_window_ends_at_the_next_convolution() {
 }
 
 #[test]
+fn what_backward_makes_again_does_not_leave_the_device() {
+    let net = || densenet(2, 32, &[3, 2]);
+    let (kept, again) = (joined(net()), recomputed(net()));
+    for policy in [Policy::Conv, Policy::All] {
+        let (_, stats) = place(&again, policy, SyncMode::Event);
+        assert_eq!(stats["offload_bytes"], stats["prefetch_bytes"], "{policy}: nothing leaves for nothing");
+        let before = selection(&kept, policy).bytes(&kept).0;
+        assert!(stats["offload_bytes"] < before, "{policy}: {} of {before}", stats["offload_bytes"]);
+    }
+}
+
+#[test]
 fn the_pieces_that_a_batch_norm_joins_are_fetched_together_a_layer_ahead() {
     let g = joined(densenet(2, 32, &[3, 2]));
     let (placed, stats) = place(&g, Policy::All, SyncMode::Event);
