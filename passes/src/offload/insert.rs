@@ -21,9 +21,10 @@ const PASS: &str = "insert-offload";
 ///
 /// The copy in starts at the beginning of the backward pass of some later layer, found as in
 /// the paper's figure 10: seen from layer l, the nearest preceding layer whose X is on the
-/// host, looking no further back than the next convolution. The X of a layer that joins what it
-/// reads is in pieces, which are fetched together. A tensor whose first reader comes before such
-/// a place is fetched right before that reader (counted as `demand_prefetches`).
+/// host, looking no further back than the next convolution, or the one after it if backward makes
+/// that one's X again. The X of a layer that joins what it reads is in pieces, which are fetched
+/// together. A tensor whose first reader comes before such a place is fetched right before that
+/// reader (counted as `demand_prefetches`).
 ///
 /// With [`Packing::Auto`] the tensors that are predicted to cross the link sooner packed are
 /// noted as packed on the host.
@@ -279,13 +280,18 @@ impl<'g> Inserter<'g> {
         pending: &BTreeMap<ValueId, Pending>,
     ) -> Vec<ValueId> {
         let is_away = |x: &ValueId| pending.get(x).is_some_and(|p| p.state == State::Away);
+        let mut further = false;
         for &id in self.order[..from].iter().rev() {
             let away: Vec<ValueId> = x_of.get(&id).into_iter().flatten().copied().filter(is_away).collect();
             if !away.is_empty() {
                 return away;
             }
             if matches!(self.graph.node(id).op, Op::Conv(_) | Op::ConvEpilogue { .. }) {
-                break;
+                // Behind one whose X is made again lies what that is made of, which is wanted first.
+                if further || x_of.contains_key(&id) {
+                    break;
+                }
+                further = true;
             }
         }
         Vec::new()

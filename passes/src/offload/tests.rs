@@ -128,6 +128,7 @@ fn what_backward_makes_again_does_not_leave_the_device() {
     for policy in [Policy::Conv, Policy::All] {
         let (_, stats) = place(&again, policy, SyncMode::Event);
         assert_eq!(stats["offload_bytes"], stats["prefetch_bytes"], "{policy}: nothing leaves for nothing");
+        assert!(4 * stats["demand_prefetches"] < stats["prefetches"], "{policy}: {stats:?}");
         let before = selection(&kept, policy).bytes(&kept).0;
         assert!(stats["offload_bytes"] < before, "{policy}: {} of {before}", stats["offload_bytes"]);
     }
