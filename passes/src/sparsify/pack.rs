@@ -6,8 +6,8 @@ use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use smallvec::SmallVec;
 use vdnn_cost::CostModel;
 use vdnn_ir::graph::NodeSpec;
+use vdnn_ir::op::ConvAttrs;
 use vdnn_ir::op::infer::InferError;
-use vdnn_ir::op::{BinaryKind, ConvAttrs, UnaryKind};
 use vdnn_ir::sparse::SparseForm;
 use vdnn_ir::types::Dims;
 use vdnn_ir::{DType, Graph, Mode, NodeId, Op, Phase, Precision, Stage, TensorType, ValueId};
@@ -183,25 +183,18 @@ impl Layer {
             let words = TensorType::new(DType::I32, [form.packed_len(w_dims[0], n)]);
             let bias = inputs.get(2).map(|b| TensorType::new(b.dtype, [w_dims[0]]));
             let mut packed: Vec<&TensorType> = [&inputs[0], &words].into_iter().chain(&bias).collect();
-            let alone = form.is_csr();
-            packed.extend(self.added.filter(|_| !alone).map(|_| &y));
+            packed.extend(self.added.map(|_| &y));
             let op = self.op(form, w_dims.clone());
-            let mut time =
+            let time =
                 cost.is_measured(&op, &packed, &[&y]).then(|| cost.kernel(&op, &packed, &[&y], None))?;
-            if alone && self.added.is_some() {
-                time += cost.kernel(&Op::Binary(BinaryKind::Add), &[&y, &y], &[&y], None);
-            }
-            if alone && self.relu {
-                time += cost.kernel(&Op::Unary(UnaryKind::Relu), &[&y], &[&y], None);
-            }
             (time < whole).then_some((time, form, n))
         };
         forms.filter_map(time).min().map(|(_, form, n)| (form, n))
     }
 
-    /// The op with packed weights. Of blocks, the sum and the ReLU are in it.
+    /// The op with packed weights, the sum and the ReLU in it.
     fn op(&self, form: SparseForm, w_dims: Dims) -> Op {
-        Op::SparseConv { conv: self.conv.clone(), w_dims, form, relu: self.relu && !form.is_csr() }
+        Op::SparseConv { conv: self.conv.clone(), w_dims, form, relu: self.relu }
     }
 
     fn pack(&self, graph: &mut Graph, id: NodeId, form: SparseForm, nonzeros: u64) -> Result<(), InferError> {
@@ -229,25 +222,10 @@ impl Layer {
             };
             inputs.push(bias);
         }
-        let within = !form.is_csr();
-        inputs.extend(self.added.filter(|_| within));
+        inputs.extend(self.added);
         let spec = NodeSpec { name: node.name.clone(), stage: node.stage, origin: node.origin, n_outputs: 1 };
         let new = graph.insert(at, self.op(form, w_dims), &inputs, spec)?;
-        let from = node.outputs[0];
-        let mut to = graph.node(new).outputs[0];
-        let mut then = |graph: &mut Graph, op: Op, inputs: &[ValueId], what: &str| {
-            at += 1;
-            let name = format!("{}/{what}", node.name);
-            let spec = NodeSpec { name, stage: node.stage, origin: node.origin, n_outputs: 1 };
-            let new = graph.insert(at, op, inputs, spec)?;
-            Ok::<ValueId, InferError>(graph.node(new).outputs[0])
-        };
-        if let Some(added) = self.added.filter(|_| !within) {
-            to = then(graph, Op::Binary(BinaryKind::Add), &[to, added], "sum")?;
-        }
-        if self.relu && !within {
-            to = then(graph, Op::Unary(UnaryKind::Relu), &[to], "relu")?;
-        }
+        let (from, to) = (node.outputs[0], graph.node(new).outputs[0]);
         let hint = graph.value(from).name.clone();
         graph.set_name(to, hint);
         graph.replace_all_uses(from, to);

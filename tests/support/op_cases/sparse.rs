@@ -64,10 +64,10 @@ impl Generator {
                 let w_dims = [m, c, k, k];
                 let mut operands =
                     vec![self.any(&[n, c, h, w]), self.packed(&w_dims, zeros, form), self.any(&[m])];
-                if !form.is_csr() && i % 2 == 0 {
+                if i % 2 == 0 {
                     operands.push(self.any(&[n, m, out(h), out(w)]));
                 }
-                let relu = !form.is_csr() && i % 3 == 0;
+                let relu = i % 3 == 0;
                 let op = Op::SparseConv { conv, w_dims: Dims::from_slice(&w_dims), form, relu };
                 self.cases.push(Case { op, operands, outputs: 1, sources: vec![] });
             }

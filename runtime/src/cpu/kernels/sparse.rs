@@ -88,11 +88,28 @@ pub(super) fn conv(
         by_rows(call, a, &weights, [&x_shape, &y_shape], (x, bias), y)
     };
     if form.is_csr() {
-        return rows_of(packed);
+        rows_of(packed)?;
+    } else {
+        let shape = BlockShape::of(w_dims).ok_or_else(|| KernelError::BadData("no filters".into()))?;
+        let blocks = Blocks::new(shape, form, packed)?;
+        let columns: usize = (0..shape.groups()).map(|g| blocks.columns(g).len()).sum();
+        unpacked(&blocks, (rows, columns * form.weights() as usize), rows_of)?;
     }
-    let shape = BlockShape::of(w_dims).ok_or_else(|| KernelError::BadData("no filters".into()))?;
-    let blocks = Blocks::new(shape, form, packed)?;
-    let most = (0..shape.groups()).map(|g| blocks.columns(g).len()).sum::<usize>() * form.weights() as usize;
+    if let Some(added) = added {
+        y.iter_mut().zip(added).for_each(|(y, &r)| *y += r);
+    }
+    if relu {
+        y.iter_mut().for_each(|y| *y = if *y <= 0.0 { 0.0 } else { *y });
+    }
+    Ok(())
+}
+
+/// Calls `then` with blocks as so many rows of at most so many weights.
+fn unpacked(
+    blocks: &Blocks<'_>,
+    (rows, most): (usize, usize),
+    then: impl FnOnce(&[i32]) -> Result<(), KernelError>,
+) -> Result<(), KernelError> {
     scratch::with(rows + 1 + 2 * most, |buffer| {
         let words: &mut [i32] = bytemuck::cast_slice_mut(buffer);
         let (starts, entries) = words.split_at_mut(rows + 1);
@@ -105,15 +122,8 @@ pub(super) fn conv(
             });
             *end = at as i32;
         }
-        rows_of(&words[..rows + 1 + 2 * at])
-    })?;
-    if let Some(added) = added {
-        y.iter_mut().zip(added).for_each(|(y, &r)| *y += r);
-    }
-    if relu {
-        y.iter_mut().for_each(|y| *y = if *y <= 0.0 { 0.0 } else { *y });
-    }
-    Ok(())
+        then(&words[..rows + 1 + 2 * at])
+    })
 }
 
 /// The sums of rows of weights.

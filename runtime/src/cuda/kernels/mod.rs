@@ -155,7 +155,7 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::SgdUpdate => update::sgd(cx),
         Op::Fill { value, .. } => update::fill(cx, value.0),
         Op::Reshape { .. } => update::copy(cx),
-        Op::SparseConv { conv, w_dims, form: SparseForm::Csr, .. } => sparse::conv(cx, conv, w_dims),
+        Op::SparseConv { conv, w_dims, form: SparseForm::Csr, relu } => sparse::conv(cx, conv, w_dims, *relu),
         Op::SparseConv { conv, w_dims, form, relu } => sparse_blocks::conv(cx, conv, w_dims, (*form, *relu)),
         Op::Gather { .. } | Op::PackSparse { .. } => {
             Err(cx.unsupported("it runs on the CPU only; compile with --sparse off"))

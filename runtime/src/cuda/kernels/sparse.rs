@@ -29,7 +29,7 @@ impl Packed {
 }
 
 /// [`vdnn_ir::Op::SparseConv`].
-pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, w_dims: &Dims) -> Result<(), CudaError> {
+pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, w_dims: &Dims, relu: bool) -> Result<(), CudaError> {
     let (x, packed, y) = (cx.f32(0)?, cx.input(1)?, cx.f32_out(0)?);
     if y.ty.elements() == 0 {
         return Ok(());
@@ -39,7 +39,8 @@ pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, w_dims: &Dims) -> Result<(
     if conv.kernel.is_empty() {
         return rows(cx, &weights, w_dims, [x.ptr, y.ptr], x.ty.dims[0]);
     }
-    sparse_conv::conv(cx, conv, &weights, (w_dims, packed.ty.elements().saturating_sub(w_dims[0] + 1) / 2))
+    let room = packed.ty.elements().saturating_sub(w_dims[0] + 1) / 2;
+    sparse_conv::conv(cx, conv, &weights, (w_dims, room), relu)
 }
 
 /// A fully connected layer.

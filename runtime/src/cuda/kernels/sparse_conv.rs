@@ -35,6 +35,7 @@ struct Extents {
     left: i32,
     turns: u32,
     slabs: u32,
+    relu: u32,
     tiles_across: Divisor,
 }
 
@@ -44,8 +45,10 @@ pub(super) fn conv(
     conv: &ConvAttrs,
     weights: &Packed,
     (w_dims, room): (&Dims, u64),
+    relu: bool,
 ) -> Result<(), CudaError> {
     let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
+    let added = if cx.spec.inputs.len() > 3 { cx.f32(3)?.ptr } else { 0 };
     if conv.groups != 1 || conv.kernel.len() != 2 {
         return Err(cx.unsupported(
             "of packed convolutions, those with groups or other than two axes run on the CPU only",
@@ -86,6 +89,7 @@ pub(super) fn conv(
         left: pad(1)?,
         turns: way.turns as u32,
         slabs: layer.slabs(&way) as u32,
+        relu: u32::from(relu),
         tiles_across: Divisor::new(tiles[0]),
     };
     // Indices within an image have 32 bits, and a grid's third extent 16.
@@ -100,8 +104,9 @@ pub(super) fn conv(
     let mut image = 0;
     while image < from.images {
         let images = (from.images - image).min(0xffff);
-        let [x, y] = [(x.ptr, &from), (y.ptr, &to)].map(|(at, i)| at + 4 * image * i.channels * i.plane);
-        let args = weights.args(x, y).pod(&extents);
+        let at = |base: u64, i: &Image| base + 4 * image * i.channels * i.plane;
+        let added = if added == 0 { 0 } else { at(added, &to) };
+        let args = weights.args(at(x.ptr, &from), at(y.ptr, &to)).ptr(added).pod(&extents);
         let (grid, block) = ([grid[0], grid[1], images as u32], 32 * way.warps as u32);
         cx.push(Step { kernel: kernel.clone(), grid, block, shared: layer.shared(&way) as u32, args });
         image += images;

@@ -25,9 +25,9 @@ pub(super) fn conv(
     (form, relu): (SparseForm, bool),
 ) -> Result<Types, InferError> {
     let flat = conv.kernel.is_empty();
-    cx.arity(2, if form.is_csr() || flat { 3 } else { 4 })?;
-    if relu && (form.is_csr() || flat || cx.inputs.len() < 3) {
-        return cx.fail("a ReLU behind blocks with spatial dimensions and a bias only", form_name(form));
+    cx.arity(2, if flat { 3 } else { 4 })?;
+    if relu && (flat || cx.inputs.len() < 3) {
+        return cx.fail("a ReLU with spatial dimensions and a bias only", form_name(form));
     }
     if conv.groups != 1 && !form.is_csr() {
         return cx.fail("one group of channels for blocks", conv.groups);

@@ -10,7 +10,7 @@
 struct Extents {
     u32 channels, height, width, filters, out_height, out_width;
     i32 top, left;
-    u32 turns, slabs;
+    u32 turns, slabs, relu;
     Divisor tiles_across;
 };
 
@@ -133,12 +133,15 @@ __device__ __forceinline__ void add(float (&sum)[T::run], const u8* inputs, u32 
     for (u32 i = 0; i < T::run; ++i) sum[i] += __uint_as_float(value) * *(const float*)(from + T::further(i));
 }
 
+// max(v, 0), and NaN of NaN.
+__device__ __forceinline__ float positive(float v) { return v <= 0.0f ? 0.0f : v; }
+
 // A block: a tile of the outputs of an image (blockIdx.x, blockIdx.z) in `turns` times WARPS * EACH filters
 // (blockIdx.y), each warp EACH of them at a time; STAGES slabs in shared memory.
 template <class T, u32 WARPS, u32 EACH, u32 STAGES>
 __device__ __forceinline__ void sparse_conv(
     const float* __restrict__ x, const i32* __restrict__ starts, const i32* __restrict__ entries,
-    const float* __restrict__ bias, float* __restrict__ y, const Extents& e) {
+    const float* __restrict__ bias, float* __restrict__ y, const float* __restrict__ added, const Extents& e) {
     float* const tiles = (float*)dynamic_shared;
     uint2* const heard = (uint2*)(dynamic_shared + (STAGES * T::size + 3) / 4 * 16) + threadIdx.x / 32 * 32;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -146,7 +149,9 @@ __device__ __forceinline__ void sparse_conv(
     const u32 left = e.tiles_across.take(down) * T::across, top = down * T::down;
     const i32 from_y = (i32)(top * T::stride_y) - e.top, from_x = (i32)(left * T::stride_x) - e.left;
     x += (u64)blockIdx.z * e.channels * e.height * e.width;
-    y += (u64)blockIdx.z * e.filters * e.out_height * e.out_width;
+    const u64 image = (u64)blockIdx.z * e.filters * e.out_height * e.out_width;
+    y += image;
+    if (added != nullptr) added += image;
     const u32 loads = e.slabs == 1 ? 1 : e.turns * e.slabs;
     bring<T, WARPS>(x, e, 0, from_y, from_x, tiles);
     copies_commit();
@@ -231,17 +236,24 @@ __device__ __forceinline__ void sparse_conv(
             if (T::last && EACH % 4 == 0 && e.filters % 4 == 0) {
 #pragma unroll
                 for (u32 f = 0; f + 3 < EACH; f += 4) {
-                    if (filter + f < e.filters) {
-                        *(float4*)(y + pixel * e.filters + filter + f) =
-                            make_float4(sum[f][i], sum[f + 1][i], sum[f + 2][i], sum[f + 3][i]);
+                    if (filter + f >= e.filters) break;
+                    const u64 to = pixel * e.filters + filter + f;
+                    float4 r = make_float4(sum[f][i], sum[f + 1][i], sum[f + 2][i], sum[f + 3][i]);
+                    if (added != nullptr) {
+                        const float4 a = *(const float4*)(added + to);
+                        r = make_float4(r.x + a.x, r.y + a.y, r.z + a.z, r.w + a.w);
                     }
+                    if (e.relu) r = make_float4(positive(r.x), positive(r.y), positive(r.z), positive(r.w));
+                    *(float4*)(y + to) = r;
                 }
             } else {
 #pragma unroll
                 for (u32 f = 0; f < EACH; ++f) {
                     if (filter + f >= e.filters) break;
                     const u64 plane = (u64)e.out_height * e.out_width;
-                    y[T::last ? pixel * e.filters + filter + f : (filter + f) * plane + pixel] = sum[f][i];
+                    const u64 to = T::last ? pixel * e.filters + filter + f : (filter + f) * plane + pixel;
+                    const float r = sum[f][i] + (added != nullptr ? added[to] : 0.0f);
+                    y[to] = e.relu ? positive(r) : r;
                 }
             }
         }
@@ -251,7 +263,8 @@ __device__ __forceinline__ void sparse_conv(
 
 #define SPARSE_CONV(NAME, KY, KX, SY, SX, DY, DX, ACROSS, RUN, SLAB, WARPS, EACH, STAGES, LAST)            \
     extern "C" __global__ void __launch_bounds__(32 * WARPS) NAME(                                         \
-        const float* x, const i32* starts, const i32* entries, const float* bias, float* y, Extents e) {   \
+        const float* x, const i32* starts, const i32* entries, const float* bias, float* y,               \
+        const float* added, Extents e) {                                                                   \
         using T = Tile<KY, KX, SY, SX, DY, DX, ACROSS, RUN, SLAB, LAST>;                                   \
-        sparse_conv<T, WARPS, EACH, STAGES>(x, starts, entries, bias, y, e);                               \
+        sparse_conv<T, WARPS, EACH, STAGES>(x, starts, entries, bias, y, added, e);                        \
     }

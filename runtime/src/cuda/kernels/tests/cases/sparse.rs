@@ -55,7 +55,12 @@ pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
         if at % 2 == 0 {
             inputs.push(rng.tensor(&[m], -1.0, 1.0));
         }
-        let op = Op::SparseConv { conv, w_dims: list(&w_dims), form: SparseForm::Csr, relu: false };
+        if at % 4 == 0 {
+            let extent = |size: u64, k: u64| (size + 2 * pad - dilation * (k - 1) - 1) / stride + 1;
+            inputs.push(rng.tensor(&[n, m, extent(h, ky), extent(w, kx)], -1.0, 1.0));
+        }
+        let relu = at % 6 == 0;
+        let op = Op::SparseConv { conv, w_dims: list(&w_dims), form: SparseForm::Csr, relu };
         out.push(Case::new(op, inputs, 2e-6));
     }
     let flat = ConvAttrs::without_axes();
