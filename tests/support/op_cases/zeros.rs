@@ -13,12 +13,14 @@ enum Then {
     SumRelu,
 }
 
+/// Shape of x; filters; extent, stride and padding of the window; percent of zeros; what follows.
+type Layer = ([u64; 4], u64, [u64; 3], u64, Then);
+
 impl Generator {
     /// Layers of networks at every share of zeros, odd batches and borders.
     pub(super) fn inputs_with_zeros(&mut self) {
         use Then::{Bias, BiasRelu, Nothing, SumRelu};
-        // Shape of x, filters, extent of the window, stride, padding, percent of zeros.
-        let layers: [([u64; 4], u64, [u64; 3], u64, Then); 13] = [
+        let layers: [Layer; 13] = [
             ([1, 128, 7, 7], 32, [3, 1, 1], 98, Nothing),
             ([1, 128, 14, 14], 32, [3, 1, 1], 80, Nothing),
             ([1, 64, 28, 28], 32, [3, 1, 1], 50, Bias),

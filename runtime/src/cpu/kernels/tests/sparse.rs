@@ -173,7 +173,7 @@ fn broken_packed_weights_are_no_undefined_behaviour() {
 
 #[test]
 fn leaving_out_zeros_of_the_input_changes_nothing() {
-    let mut rng = Rng::new(11);
+    let mut rng = Rng(11);
     for percent in ZEROS {
         for ([n, c, h, w], m, k, stride, pad) in
             [([1, 6, 9, 7], 5, 3, 1, 1), ([3, 4, 8, 8], 33, 3, 2, 1), ([2, 9, 5, 6], 7, 1, 1, 0)]
