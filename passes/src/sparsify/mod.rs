@@ -3,16 +3,19 @@
 //!
 //! [`Sparsify`] removes channels and makes dense shapes smaller; [`PackWeights`] lets convolutions
 //! that are left sparse run on packed weights. Both know the weights by [`Facts`] only, and leave
-//! them as they are in the file: what is cut is cut at load, in the setup stage.
+//! them as they are in the file: what is cut is cut at load, in the setup stage. [`SkipZeroInputs`]
+//! is about zeros that only a step makes, and knows where they may be.
 
 mod channels;
 mod entries;
 mod facts;
+mod inputs;
 mod keep_zeros;
 mod pack;
 mod rewrite;
 
 pub use facts::{Facts, ParamFacts};
+pub use inputs::{SkipZeroInputs, skipping_kernels};
 pub use keep_zeros::KeepZeros;
 pub use pack::{PackWeights, worthwhile};
 
@@ -43,6 +46,9 @@ pub enum SparseMode {
     Csr,
     /// The same with blocks of weights.
     Block,
+    /// Every convolution with a window of several taps leaves out products with zeros that a ReLU
+    /// made; nothing is done about weights.
+    Activations,
 }
 
 impl fmt::Display for SparseMode {
@@ -53,6 +59,7 @@ impl fmt::Display for SparseMode {
             Self::Channels => "force=channels",
             Self::Csr => "force=csr",
             Self::Block => "force=block",
+            Self::Activations => "force=activations",
         })
     }
 }
@@ -60,10 +67,14 @@ impl fmt::Display for SparseMode {
 impl FromStr for SparseMode {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Off, Self::Auto, Self::Channels, Self::Csr, Self::Block]
+        [Self::Off, Self::Auto, Self::Channels, Self::Csr, Self::Block, Self::Activations]
             .into_iter()
             .find(|m| m.to_string() == text)
-            .ok_or_else(|| format!("`{text}` is not off, auto, force=channels, force=csr or force=block"))
+            .ok_or_else(|| {
+                format!(
+                    "`{text}` is not off, auto, force=channels, force=csr, force=block or force=activations"
+                )
+            })
     }
 }
 
@@ -84,9 +95,13 @@ pub struct Sparse {
 }
 
 impl Sparse {
-    /// True if there is anything to do.
+    /// True if there is anything to do about zeros in the weights.
     pub fn is_active(&self) -> bool {
-        self.mode != SparseMode::Off && !self.facts.is_empty()
+        !matches!(self.mode, SparseMode::Off | SparseMode::Activations) && !self.facts.is_empty()
+    }
+    /// True if zeros in feature maps may be looked for.
+    pub fn skips_inputs(&self) -> bool {
+        self.mode == SparseMode::Activations || (self.mode == SparseMode::Auto && !self.on_host)
     }
 }
 

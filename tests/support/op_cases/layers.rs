@@ -121,6 +121,7 @@ pub fn layers() -> Vec<Case> {
     }
     g.pyramids();
     g.packed_weights();
+    g.inputs_with_zeros();
     g.cases
 }
 

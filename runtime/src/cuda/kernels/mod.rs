@@ -28,6 +28,7 @@ mod source;
 mod sparse;
 mod sparse_blocks;
 mod sparse_conv;
+mod sparse_input;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -157,6 +158,7 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::Reshape { .. } => update::copy(cx),
         Op::SparseConv { conv, w_dims, form: SparseForm::Csr, relu } => sparse::conv(cx, conv, w_dims, *relu),
         Op::SparseConv { conv, w_dims, form, relu } => sparse_blocks::conv(cx, conv, w_dims, (*form, *relu)),
+        Op::SparseInputConv { conv, relu } => sparse_input::conv(cx, conv, *relu),
         Op::Gather { .. } | Op::PackSparse { .. } => {
             Err(cx.unsupported("it runs on the CPU only; compile with --sparse off"))
         }

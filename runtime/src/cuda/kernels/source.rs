@@ -27,6 +27,7 @@ pub(super) enum Source {
     Sparse,
     SparseConv,
     SparseBlocks,
+    SparseInput,
 }
 
 /// The files that sources include, with their names.
@@ -76,6 +77,7 @@ impl Source {
             Self::Sparse => ("sparse.cu", include_str!("source/sparse.cu")),
             Self::SparseConv => ("sparse_conv.cu", include_str!("source/sparse_conv.cu")),
             Self::SparseBlocks => ("sparse_blocks.cu", include_str!("source/sparse_blocks.cu")),
+            Self::SparseInput => ("sparse_input.cu", include_str!("source/sparse_input.cu")),
         }
     }
 }

@@ -209,6 +209,7 @@ fn check(emulator: &mut Emulator, case: &Case) -> Result<(), String> {
         op,
         Op::Reduce { .. }
             | Op::AvgPool { .. }
+            | Op::SparseInputConv { .. }
             | Op::BatchNormTrain { .. }
             | Op::BatchNormGrad
             | Op::BatchNormTrainRelu { .. }

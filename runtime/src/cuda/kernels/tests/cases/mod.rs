@@ -102,6 +102,7 @@ pub(super) fn all() -> Vec<Case> {
     layers::local_response(&mut rng, &mut out);
     sparse::packed_weights(&mut rng, &mut out);
     sparse::blocks(&mut rng, &mut out);
+    sparse::inputs_with_zeros(&mut rng, &mut out);
     out
 }
 
