@@ -288,7 +288,7 @@ pub fn plan_joint(
         mode: options.mode,
         batch,
         policy: options.policy.name().to_owned(),
-        algo: options.algo.name().to_owned(),
+        algo: options.algo.to_string(),
         device: cost.device_name().to_owned(),
         precision: cost.precision(),
         engines: None,
@@ -354,7 +354,7 @@ pub fn plan_joint(
     };
     let elapsed = |s: Instant| Nanos(u64::try_from(s.elapsed().as_nanos()).unwrap_or(u64::MAX));
     if !fits {
-        let smallest = search.smallest(&mut timings)?;
+        let smallest = search.smallest(options.algo, &mut timings)?;
         summary.compile = elapsed(start);
         summary.timings = timings;
         return Err(NoPlan::TooLarge {

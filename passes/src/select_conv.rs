@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use vdnn_cost::{ConvOption, CostModel};
+use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::{Bytes, ConvSchedule, Graph, Node, NodeId, Phase, Stage, TensorType};
 
 /// Gives every convolution, forward and backward, an algorithm and its workspace, or several
@@ -46,7 +47,7 @@ impl SelectConv {
     /// another.
     fn shares(&self, graph: &Graph, cost: &CostModel) -> Result<BTreeMap<NodeId, Choice>, PassError> {
         let Workspace::Total(total) = self.workspace else { return Ok(BTreeMap::new()) };
-        if self.mode == AlgoMode::Memory {
+        if matches!(self.mode, AlgoMode::Memory | AlgoMode::Only(_)) {
             return Ok(BTreeMap::new());
         }
         let mut pool = total;
@@ -95,6 +96,21 @@ pub fn downgrade(graph: &Graph, cost: &CostModel, node: NodeId) -> Option<ConvOp
 }
 
 impl SelectConv {
+    /// The one algorithm that is allowed, whatever was measured of others.
+    fn only(graph: &Graph, cost: &CostModel, id: NodeId, algo: ConvAlgo) -> Result<Choice, PassError> {
+        let node = graph.node(id);
+        let inputs: SmallVec<[&TensorType; 4]> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+        let outputs: SmallVec<[&TensorType; 4]> = node.outputs.iter().map(|&v| graph.ty(v)).collect();
+        cost.classic_option(&node.op, &inputs, &outputs, algo).map(Choice::from).ok_or_else(|| {
+            PassError::Unsupported(format!(
+                "node {id} `{}`: --algo {} cannot run this convolution on {}; choose another algorithm",
+                node.name,
+                AlgoMode::Only(algo),
+                cost.device_name()
+            ))
+        })
+    }
+
     /// What is fixed from outside, priced.
     fn fixed(
         &self,
@@ -141,13 +157,16 @@ impl Pass for SelectConv {
             let choice = match (self.overrides.get(&id), shares.remove(&id)) {
                 (Some(schedule), _) => self.fixed(graph, cx.cost, id, schedule)?,
                 (None, Some(share)) => share,
-                (None, None) => self.pick(&self.menu.choices(graph, cx.cost, node)).ok_or_else(|| {
-                    PassError::Unsupported(format!(
-                        "node {id} `{}`: device profile {} has no algorithm within the workspace limit",
-                        node.name,
-                        cx.cost.device_name()
-                    ))
-                })?,
+                (None, None) => match self.mode {
+                    AlgoMode::Only(algo) => Self::only(graph, cx.cost, id, algo)?,
+                    _ => self.pick(&self.menu.choices(graph, cx.cost, node)).ok_or_else(|| {
+                        PassError::Unsupported(format!(
+                            "node {id} `{}`: device profile {} has no algorithm within the workspace limit",
+                            node.name,
+                            cx.cost.device_name()
+                        ))
+                    })?,
+                },
             };
             let schedule = Some(choice.schedule);
             outcome.changed |= node.algo != schedule || node.workspace != choice.workspace;
@@ -168,7 +187,7 @@ mod tests {
     use crate::options::BatchSizes;
     use crate::pass::run_pass;
     use vdnn_cost::{Measured, MeasuredRow, Precision};
-    use vdnn_ir::graph::{ConvAlgo, EngineConfig, NodeSpec};
+    use vdnn_ir::graph::{EngineConfig, NodeSpec};
     use vdnn_ir::op::ConvAttrs;
     use vdnn_ir::{Nanos, Op, ParamRole, TensorType};
 
