@@ -120,6 +120,11 @@ impl SelectConv {
         schedule: &ConvSchedule,
     ) -> Result<Choice, PassError> {
         let node = graph.node(id);
+        if let AlgoMode::Only(algo) = self.mode
+            && *schedule == ConvSchedule::Whole(algo)
+        {
+            return Self::only(graph, cost, id, algo);
+        }
         self.menu.price(graph, cost, node, schedule).ok_or_else(|| {
             let can: Vec<_> = options(graph, cost, node).iter().map(|o| o.algo.kind()).collect();
             PassError::Unsupported(format!(
@@ -333,6 +338,28 @@ mod tests {
         pass.overrides.insert(a, ConvAlgo::Gemm.into());
         let error = run_pass(&pass, &mut g, &PassCtx { cost: &cost }).unwrap_err().to_string();
         assert!(error.contains("gemm cannot run this convolution"), "{error}");
+    }
+
+    #[test]
+    fn one_algorithm_for_all_ignores_what_was_measured_and_names_who_cannot_have_it() {
+        let (mut g, [a, b, ..], setup) = graph();
+        let (cost, _) = measured(&g, a);
+        let mut run =
+            |algo| run_pass(&rule(AlgoMode::Only(algo), None), &mut g, &PassCtx { cost: &cost }).map(|_| g.clone());
+        let only = run(ConvAlgo::ImplicitGemm).expect("it runs everything");
+        assert!(only.nodes().filter(|(id, n)| n.op.is_conv() && *id != setup).all(|(_, n)| {
+            whole(n) == Some(ConvAlgo::ImplicitGemm) && n.workspace == Bytes::ZERO
+        }));
+        assert_eq!(whole(only.node(setup)), None, "it runs on the host");
+        let error = run(ConvAlgo::Gemm).unwrap_err().to_string();
+        assert!(error.contains("`dx`") && error.contains("only=gemm cannot run"), "{error}");
+        let error = run(ConvAlgo::WinogradNonfused).unwrap_err().to_string();
+        assert!(error.contains("`b`"), "a 1x1 convolution with stride: {error}");
+        // What a search has fixed to the same is priced the same.
+        let mut pass = rule(AlgoMode::Only(ConvAlgo::ImplicitGemm), None);
+        pass.overrides.insert(a, ConvAlgo::ImplicitGemm.into());
+        run_pass(&pass, &mut g, &PassCtx { cost: &cost }).expect("the same");
+        assert_eq!(whole(g.node(b)), Some(ConvAlgo::ImplicitGemm));
     }
 
     #[test]
