@@ -2,6 +2,7 @@
 
 mod gpu;
 mod micro;
+mod reproduce;
 mod sparse;
 mod tools;
 
@@ -10,8 +11,9 @@ pub use gpu::{
     ProfileArgs,
 };
 pub use micro::{BenchConvArgs, MicroArgs, WorkspaceMode};
+pub use reproduce::{Artefact, CusnnArgs, Preprocess, ReproduceArgs};
 pub use sparse::{PruneArgs, Scope, SparseArgs};
-pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
+pub use tools::{CheckArgs, InspectArgs, ZooArgs};
 
 use crate::options::CompileOptions;
 use crate::slicing::Slices;

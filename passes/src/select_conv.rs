@@ -344,12 +344,15 @@ mod tests {
     fn one_algorithm_for_all_ignores_what_was_measured_and_names_who_cannot_have_it() {
         let (mut g, [a, b, ..], setup) = graph();
         let (cost, _) = measured(&g, a);
-        let mut run =
-            |algo| run_pass(&rule(AlgoMode::Only(algo), None), &mut g, &PassCtx { cost: &cost }).map(|_| g.clone());
+        let mut run = |algo| {
+            run_pass(&rule(AlgoMode::Only(algo), None), &mut g, &PassCtx { cost: &cost }).map(|_| g.clone())
+        };
         let only = run(ConvAlgo::ImplicitGemm).expect("it runs everything");
-        assert!(only.nodes().filter(|(id, n)| n.op.is_conv() && *id != setup).all(|(_, n)| {
-            whole(n) == Some(ConvAlgo::ImplicitGemm) && n.workspace == Bytes::ZERO
-        }));
+        assert!(
+            only.nodes()
+                .filter(|(id, n)| n.op.is_conv() && *id != setup)
+                .all(|(_, n)| { whole(n) == Some(ConvAlgo::ImplicitGemm) && n.workspace == Bytes::ZERO })
+        );
         assert_eq!(whole(only.node(setup)), None, "it runs on the host");
         let error = run(ConvAlgo::Gemm).unwrap_err().to_string();
         assert!(error.contains("`dx`") && error.contains("only=gemm cannot run"), "{error}");

@@ -1,7 +1,7 @@
 //! `vdnnc bench MODEL…`: how fast plans run, beside what was predicted.
 
 mod delays;
-mod report;
+pub(super) mod report;
 
 use super::backend::{Choice, cuda};
 use super::equivalence;

@@ -203,9 +203,8 @@ impl Device {
     pub(super) fn pci_bus_id(&self) -> Option<String> {
         let mut text = [0u8; 32];
         // SAFETY: the buffer has the length given; the driver ends the text with a zero.
-        let status = unsafe {
-            sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, self.handle)
-        };
+        let status =
+            unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, self.handle) };
         CudaError::check("cuDeviceGetPCIBusId", status).ok()?;
         std::ffi::CStr::from_bytes_until_nul(&text).ok()?.to_str().ok().map(str::to_owned)
     }

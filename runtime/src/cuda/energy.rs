@@ -116,7 +116,8 @@ impl CudaBackend {
         };
         self.synchronize()?;
         let (a, b) = between_ticks(IDLE, look, rest, || begin.elapsed())?.ok_or_else(stuck)?;
-        let idle_watts = 1e-3 * b.millijoules.saturating_sub(a.millijoules) as f64 / (b.at - a.at).as_secs_f64();
+        let idle_watts =
+            1e-3 * b.millijoules.saturating_sub(a.millijoules) as f64 / (b.at - a.at).as_secs_f64();
         let batch = (BETWEEN_LOOKS.as_nanos() as u64 / step.0.max(1)).clamp(1, 10_000);
         let work = || -> Result<u64, RunError> {
             let queued = (0..batch).try_for_each(|_| {

@@ -52,8 +52,10 @@ impl CudaBackend {
                 if backend.loaded().program.launch(at).in_place.iter().any(Option::is_some) {
                     return Err(not_timed(at, "overwrites what it reads"));
                 }
-                let classic = algos.iter().map(|&a| backend.classic(&meter, at, a)).collect::<Result<_, _>>()?;
-                let kernel = backend.loaded().table.kernel(at).ok_or_else(|| not_timed(at, "is no kernel"))?;
+                let classic =
+                    algos.iter().map(|&a| backend.classic(&meter, at, a)).collect::<Result<_, _>>()?;
+                let kernel =
+                    backend.loaded().table.kernel(at).ok_or_else(|| not_timed(at, "is no kernel"))?;
                 let own = meter.time(kernel, REPEATS)?.median();
                 found[i] = Some(LaunchTimes { own, classic });
             }
@@ -98,8 +100,10 @@ impl CudaBackend {
         if !op.is_conv() {
             return Ok(None);
         }
-        let operand =
-            |b: &vdnn_plan::BufId| Operand { ty: &plan.buffers[*b].ty, ptr: loaded.address(program.span(*b)) };
+        let operand = |b: &vdnn_plan::BufId| Operand {
+            ty: &plan.buffers[*b].ty,
+            ptr: loaded.address(program.span(*b)),
+        };
         let operands: Vec<Operand<'_>> = inputs.iter().take(2).map(operand).collect();
         let results: Vec<Operand<'_>> = outputs.iter().map(operand).collect();
         let spec = LaunchSpec {
@@ -114,7 +118,8 @@ impl CudaBackend {
             precision: plan.header.precision,
             name,
         };
-        let mut no_bias = || Err(CudaError::BadPlan { why: "a convolution without bias has no epilogue".into() });
+        let mut no_bias =
+            || Err(CudaError::BadPlan { why: "a convolution without bias has no epilogue".into() });
         let prepared = match cudnn::prepare(&spec, self.dnn()?, &mut no_bias) {
             Ok(prepared) => prepared,
             Err(_) => return Ok(None),
