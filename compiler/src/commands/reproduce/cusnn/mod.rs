@@ -75,6 +75,7 @@ impl Shared {
 /// baseline.
 pub(super) fn run(args: &ReproduceArgs) -> Result<(), Failure> {
     let own = &args.cusnn;
+    let targets = targets(own)?;
     let images = match (&own.images, &own.data) {
         (Some(path), _) => Images::read(path)?,
         (None, Some(data)) => Images::read(&data.join("images.npz"))?,
@@ -89,8 +90,8 @@ pub(super) fn run(args: &ReproduceArgs) -> Result<(), Failure> {
         crate::commands::note(&format!("times and energy are skipped: {why}"));
     }
     let mut cases = Vec::new();
-    for target in targets(own)? {
-        cases.push(case(own, &target, &images, gpu.clone().map(|()| &device))?);
+    for target in &targets {
+        cases.push(case(own, target, &images, gpu.clone().map(|()| &device))?);
     }
     if let Some(dir) = &args.svg {
         let fail = |e: &dyn std::fmt::Display| Failure::user(format!("{}: {e}", dir.display()));
