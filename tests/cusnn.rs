@@ -91,7 +91,7 @@ fn zeros_in_front_of_3x3_convolutions_are_counted_on_given_images() {
     // Images of another size, or none.
     archive(&images, "rgb", Tensor::from_bytes(ty(1), &pixels[..224 * 224 * 3]).expect("as many bytes"));
     let lenet = vdnnc(&["reproduce", "cusnn", "lenet", "--images", path(&images), "--backend", "cpu"]);
-    assert!(stderr(lenet).contains("the model's input is f32[1, 1, 28, 28]"));
+    assert!(stderr(lenet).contains("the model's input is f32[1,1,28,28]"));
     archive(&images, "pixels", Tensor::from_f32([1], &[0.0]));
     let none = vdnnc(&["reproduce", "cusnn", "lenet", "--images", path(&images), "--backend", "cpu"]);
     assert!(stderr(none).contains("no u8 array `rgb`"));
