@@ -17,13 +17,13 @@ shift 3
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONUNBUFFERED=1
 
-checks="devices ops nets golden control same dropped pair errors lenet"
+checks="devices ops exact nets golden control same dropped pair errors lenet"
 sanitizers="memcheck racecheck initcheck"
 times="profile train infer capped packed recompute f32 sparse pyramids cusnn"
 peers="peers-vgg16 peers-resnet50 peers-densenet121 peers-googlenet peers-infer peers-f32 peers-offload peers-densenet121-compile"
 limit() { # of a part, in seconds
   case $1 in
-  devices) echo 20 ;; ops | lenet | errors | dropped | f32 | peers-f32) echo 60 ;;
+  devices) echo 20 ;; ops | exact | lenet | errors | dropped | f32 | peers-f32) echo 60 ;;
   nets | golden | control | pair | train | infer | initcheck) echo 90 ;;
   memcheck | capped | packed | cusnn | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-googlenet | peers-offload) echo 120 ;;
   profile | peers-infer | racecheck | sparse | pyramids) echo 200 ;; peers-densenet121-compile) echo 300 ;; same) echo 500 ;; *) echo 60 ;;
@@ -88,6 +88,7 @@ run() { # a part
   case $part in
   devices) "$vdnnc" devices && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv ;;
   ops) shared "" cuda/ops cuda/micro ;;
+  exact) shared "" cuda/exact ;;
   nets) shared "" cuda/nets ;;
   golden) VDNNC_TEST_DATA=${DATA:?} shared "" cuda/golden ;;
   control) shared "" cuda/control ;;

@@ -10,12 +10,14 @@ use crate::commands::load::{self, FromWeights};
 use crate::commands::target::{Runner, Target};
 use crate::driver;
 use crate::error::Failure;
+use crate::measuring;
 use crate::progress::Progress;
 use std::collections::BTreeMap;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::id::EntityId;
-use vdnn_ir::{Mode, Nanos, Tensor};
+use vdnn_ir::{Bytes, Mode, Nanos, Precision, Tensor};
 use vdnn_plan::{CmdId, Command, Plan};
+use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::cuda::{CudaBackend, Energy};
 use vdnn_runtime::executor::Executor;
 
@@ -86,11 +88,12 @@ pub(super) struct StepRow {
     pub way: Way,
     /// Median step of each image.
     pub steps: Vec<Nanos>,
-    /// Of the steps on the first image.
-    pub energy: Result<Energy, String>,
+    /// Of the steps on the first image; not of [`Way::Dense`].
+    pub energy: Option<Result<Energy, String>>,
     /// Steps were replayed from a graph.
     pub captured: bool,
-    /// Largest difference of a result from the baseline's, over its largest result.
+    /// Largest difference of a result from the baseline's, of the baseline from the CPU's, over the
+    /// largest of theirs.
     pub deviation: f64,
     /// Convolutions that leave zeros out.
     pub sparse: usize,
@@ -189,7 +192,15 @@ impl<'a> Device<'a> {
         let mut target = Target::open(&mut options, &shared, Runner::Device)?;
         model.note_zeros(&mut options);
         let graph = &model.imported.graph;
-        let cost = if way.needs_times() { target.cost(graph, &options)? } else { target.base().clone() };
+        let cost = if way.needs_times() {
+            // Nothing but the convolutions has several kernels to choose among.
+            let mut kernels = measuring::kernels_of(graph, &options, target.base())?;
+            kernels.retain(|k| k.op.is_conv());
+            let pyramids = measuring::pyramids_of(graph, &options, target.base())?;
+            target.cost_of((&kernels, &pyramids), &options, Bytes::ZERO)?
+        } else {
+            target.base().clone()
+        };
         // Measuring holds memory of the device.
         drop(target);
         let plan = driver::compile(graph.clone(), model.imported.batch, None, &options, &cost)
@@ -218,7 +229,7 @@ impl<'a> Device<'a> {
             missing: Vec::new(),
         };
         let progress = Progress::new(Way::ALL.len() as u64, "timing");
-        let mut expected: Vec<BTreeMap<String, Tensor>> = Vec::new();
+        let mut expected = on_cpu(model, &images)?;
         for way in Way::ALL {
             match self.time_one(way, model, &images, layers, &mut expected, &mut timed) {
                 Ok(row) => timed.steps.push(row),
@@ -237,7 +248,7 @@ impl<'a> Device<'a> {
         model: &load::Model,
         images: &[BTreeMap<String, Tensor>],
         layers: &[Layer],
-        expected: &mut Vec<BTreeMap<String, Tensor>>,
+        expected: &mut [BTreeMap<String, Tensor>],
         timed: &mut Timed,
     ) -> Result<StepRow, Failure> {
         let mut executor = self.load(way, model)?;
@@ -248,16 +259,16 @@ impl<'a> Device<'a> {
         let mut deviation: f64 = 0.0;
         for (i, image) in images.iter().enumerate() {
             let outputs = executor.step(image).map_err(Failure::user)?;
-            match expected.get(i) {
-                Some(theirs) => deviation = deviation.max(difference(&outputs, theirs)),
-                None => expected.push(outputs),
+            deviation = largest(deviation, difference(&outputs, &expected[i]));
+            if way == Way::ImplicitGemm {
+                expected[i] = outputs;
             }
         }
         let (mut steps, mut energy) = (Vec::new(), None);
         for image in images {
             let (backend, bound) = executor.bind(image).map_err(Failure::user)?;
             let mut times = backend.time_steps(&bound, STEPS).map_err(Failure::user)?;
-            if energy.is_none() {
+            if energy.is_none() && way != Way::Dense {
                 energy = Some(bench::energy(backend, &bound, &times));
             }
             times.sort();
@@ -266,7 +277,6 @@ impl<'a> Device<'a> {
         let launches = launches(executor.plan(), layers);
         let sparse = launches.iter().flatten().filter(|l| l.1).count();
         self.time_layers(way, &mut executor, images, &launches, &mut timed.layers)?;
-        let energy = energy.unwrap_or_else(|| Err("there is no image".to_owned()));
         let captured = executor.backend().is_captured();
         Ok(StepRow { way, steps, energy, captured, deviation, sparse })
     }
@@ -328,6 +338,21 @@ fn split(model: &load::Model, images: &Tensor, most: u64) -> Result<Vec<BTreeMap
     chunks.take(usize::try_from(most).unwrap_or(usize::MAX)).map(one).collect()
 }
 
+/// What the CPU makes of each image.
+fn on_cpu(
+    model: &load::Model,
+    images: &[BTreeMap<String, Tensor>],
+) -> Result<Vec<BTreeMap<String, Tensor>>, Failure> {
+    let options = Shared::of(["--batch", "1", "--sparse", "off"])?.options_on_cpu(Mode::Infer);
+    let cost = load::cost_model("cpu", Precision::F32)?;
+    let plan = model.compile(None, &options, &cost).map_err(load::over_budget)?.plan;
+    let threads = crate::commands::run::default_threads();
+    let backend = CpuBackend::new(CpuOptions { threads, ..CpuOptions::default() });
+    let source = FromWeights(&model.imported.weights);
+    let mut executor = Executor::load(plan, &source, backend).map_err(Failure::user)?;
+    images.iter().map(|image| executor.step(image).map_err(Failure::user)).collect()
+}
+
 /// The launch of each layer, and whether it is another op than a dense convolution.
 fn launches(plan: &Plan, layers: &[Layer]) -> Vec<Option<(CmdId, bool)>> {
     let mut by_name: BTreeMap<&str, (CmdId, bool)> = BTreeMap::new();
@@ -339,16 +364,20 @@ fn launches(plan: &Plan, layers: &[Layer]) -> Vec<Option<(CmdId, bool)>> {
     layers.iter().map(|l| by_name.get(l.name.as_str()).copied()).collect()
 }
 
+/// The larger of two; NaN if one is.
+fn largest(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b <= a { a } else { b }
+}
+
 /// Largest difference of results over the largest of them.
 fn difference(ours: &BTreeMap<String, Tensor>, theirs: &BTreeMap<String, Tensor>) -> f64 {
     let of = |(name, b): (&String, &Tensor)| {
         let Some(a) = ours.get(name).filter(|a| a.ty() == b.ty()) else { return f64::INFINITY };
         let apart = a.f32().iter().zip(b.f32()).map(|(a, b)| f64::from((a - b).abs()));
-        let largest = b.f32().iter().map(|b| f64::from(b.abs())).fold(0.0, f64::max);
-        // A NaN is a difference.
-        apart.fold(0.0, |m: f64, d| if d <= m { m } else { d }) / largest.max(f64::MIN_POSITIVE)
+        let scale = b.f32().iter().map(|b| f64::from(b.abs())).fold(f64::MIN_POSITIVE, f64::max);
+        apart.fold(0.0, largest) / scale
     };
-    theirs.iter().map(of).fold(0.0, |m: f64, d| if d <= m { m } else { d })
+    theirs.iter().map(of).fold(0.0, largest)
 }
 
 #[cfg(test)]

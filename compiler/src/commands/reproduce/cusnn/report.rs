@@ -129,7 +129,7 @@ fn timed_text(t: &mut String, layers: &[Layer], timed: &Timed) {
             times(gain(timed, row)),
             row.sparse,
             row.deviation,
-            energy_text(&row.energy),
+            row.energy.as_ref().map(energy_text).unwrap_or_default(),
             if row.captured { "" } else { " (no graph)" }
         );
     }
@@ -192,7 +192,7 @@ pub(super) fn json(case: &Case) -> Value {
         let step = |r: &StepRow| {
             json!({
                 "plan": r.way.name(), "step_ns": r.step().0, "steps_ns": r.steps.iter().map(|s| s.0).collect::<Vec<_>>(),
-                "energy": energy_json(&r.energy), "graph": r.captured, "difference": r.deviation,
+                "energy": r.energy.as_ref().map(energy_json), "graph": r.captured, "difference": r.deviation,
                 "sparse_layers": r.sparse, "gain": gain(timed, r),
             })
         };
