@@ -9,7 +9,7 @@ use crate::timing::Timings;
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_ir::{Graph, Mode, Op, Stage, TensorType, ValueId};
 use vdnn_passes::fuse_pyramids::{Candidate, candidates};
-use vdnn_passes::sparsify::{Sparse, SparseMode};
+use vdnn_passes::sparsify::{Sparse, SparseMode, skipping_kernels};
 
 /// Share of weights other than zero up to which packed ones are worth timing.
 const PACKED_AT_MOST: f64 = 0.5;
@@ -99,7 +99,14 @@ pub fn kernels_of(
             Err(_) if !whole => continue,
             Err(e) => return Err(e.into()),
         };
-        for kernel in kernels(&joint) {
+        let mut found = kernels(&joint);
+        // Zeros of inputs are judged by the times of both kernels.
+        let skips = options.mode == Mode::Infer && options.sparse.mode == SparseMode::Auto;
+        if whole && skips && !options.sparse.on_host && options.precision != Precision::Bf16 {
+            let kernel = |(op, inputs, y)| Kernel { op, inputs, outputs: vec![y] };
+            found.extend(skipping_kernels(&joint, cost).into_iter().map(kernel));
+        }
+        for kernel in found {
             if !all.contains(&kernel) {
                 all.push(kernel);
             }

@@ -98,6 +98,7 @@ fn want(op: &Op, i: usize) -> Want {
         | Op::NegativeLogLikelihoodGrad { .. }
         | Op::PackSparse { .. }
         | Op::SparseConv { .. }
+        | Op::SparseInputConv { .. }
         | Op::SgdUpdate => Want::F32,
         Op::Unary(_)
         | Op::UnaryGrad(_)

@@ -53,7 +53,7 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
             let cut = pyramid.uses().iter().map(|u| *u == PyramidUse::Image).collect();
             Rule { cut, results: all(Part::Rows), scaled: None }
         }
-        Op::ConvEpilogue { .. } => {
+        Op::ConvEpilogue { .. } | Op::SparseInputConv { .. } => {
             let mut rule = leading(1, Part::Rows);
             if let Some(residual) = rule.cut.get_mut(3) {
                 *residual = true;

@@ -3,15 +3,18 @@
 //!
 //! [`Sparsify`] removes channels and makes dense shapes smaller; [`PackWeights`] lets convolutions
 //! that are left sparse run on packed weights. Both know the weights by [`Facts`] only, and leave
-//! them as they are in the file: what is cut is cut at load, in the setup stage.
+//! them as they are in the file: what is cut is cut at load, in the setup stage. [`SkipZeroInputs`]
+//! is about zeros that only a step makes, and knows where they may be.
 
 mod channels;
 mod facts;
+mod inputs;
 mod keep_zeros;
 mod pack;
 mod rewrite;
 
 pub use facts::{Facts, ParamFacts};
+pub use inputs::{SkipZeroInputs, skipping_kernels};
 pub use keep_zeros::KeepZeros;
 pub use pack::{PackWeights, worthwhile};
 
@@ -39,6 +42,9 @@ pub enum SparseMode {
     Channels,
     /// As [`Self::Auto`], and every convolution and product with static weights on packed ones.
     Csr,
+    /// Every convolution with a window of several taps leaves out products with zeros that a ReLU
+    /// made; nothing is done about weights.
+    Activations,
 }
 
 impl fmt::Display for SparseMode {
@@ -48,6 +54,7 @@ impl fmt::Display for SparseMode {
             Self::Auto => "auto",
             Self::Channels => "force=channels",
             Self::Csr => "force=csr",
+            Self::Activations => "force=activations",
         })
     }
 }
@@ -55,10 +62,12 @@ impl fmt::Display for SparseMode {
 impl FromStr for SparseMode {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Off, Self::Auto, Self::Channels, Self::Csr]
+        [Self::Off, Self::Auto, Self::Channels, Self::Csr, Self::Activations]
             .into_iter()
             .find(|m| m.to_string() == text)
-            .ok_or_else(|| format!("`{text}` is not off, auto, force=channels or force=csr"))
+            .ok_or_else(|| {
+                format!("`{text}` is not off, auto, force=channels, force=csr or force=activations")
+            })
     }
 }
 
@@ -79,9 +88,13 @@ pub struct Sparse {
 }
 
 impl Sparse {
-    /// True if there is anything to do.
+    /// True if there is anything to do about zeros in the weights.
     pub fn is_active(&self) -> bool {
-        self.mode != SparseMode::Off && !self.facts.is_empty()
+        !matches!(self.mode, SparseMode::Off | SparseMode::Activations) && !self.facts.is_empty()
+    }
+    /// True if zeros in feature maps may be looked for.
+    pub fn skips_inputs(&self) -> bool {
+        self.mode == SparseMode::Activations || (self.mode == SparseMode::Auto && !self.on_host)
     }
 }
 

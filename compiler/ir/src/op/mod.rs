@@ -251,6 +251,15 @@ pub enum Op {
         /// Shape of the weights, `[M,C/g,k..]`.
         w_dims: Dims,
     },
+    /// `x[N,C,H,W], w[C,k*k,M], [b[M]], [r] -> y`: [`Op::ConvEpilogue`] on the weights
+    /// `[M,C,k,k]` with the filters last, for kernels that leave out products with zeros of x. The
+    /// weights must be finite. One group.
+    SparseInputConv {
+        /// The convolution.
+        conv: ConvAttrs,
+        /// Ends with a ReLU.
+        relu: bool,
+    },
     // ---- backward ------------------------------------------------------------------
     /// `dy, w -> dx`.
     ConvDgrad {
@@ -477,6 +486,7 @@ impl Op {
             | Self::Gather { .. }
             | Self::PackSparse { .. }
             | Self::SparseConv { .. }
+            | Self::SparseInputConv { .. }
             | Self::Relayout { .. } => Phase::Joint,
             Self::OffloadStart | Self::OffloadDone | Self::PrefetchStart | Self::PrefetchDone => {
                 Phase::Placed

@@ -68,6 +68,12 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::Reduce { .. } => input(0),
         Op::SgdUpdate => (0..outputs.len() as u64 / 2)
             .fold(0u64, |n, i| n.saturating_add(product(&[6, input(3 * i as usize)]))),
+        // As if there were no zeros: how many there are is the data's.
+        Op::SparseInputConv { .. } => {
+            let bias = if inputs.len() > 2 { output(0) } else { 0 };
+            let taps = inputs.get(1).map_or(&[][..], |w| w.dims.get(..2).unwrap_or_default());
+            product(&[2, output(0), product(taps)]).saturating_add(bias)
+        }
         Op::SparseConv { w_dims, .. } => {
             let bias = if inputs.len() > 2 { output(0) } else { 0 };
             let rows = w_dims.first().copied().unwrap_or(1).max(1);

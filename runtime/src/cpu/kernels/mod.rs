@@ -154,6 +154,7 @@ impl Kernels for CpuKernels {
             | Op::BatchNormReluGrad { .. }
             | Op::AddSlice(_)
             | Op::ConvEpilogue { .. }
+            | Op::SparseInputConv { .. }
             | Op::Pyramid(_)
             | Op::Cast { .. } => {
                 Err(KernelError::Unsupported { op: op.to_string(), why: "the interface runs it".into() })

@@ -26,6 +26,7 @@ mod shape;
 mod softmax;
 mod source;
 mod sparse;
+mod sparse_input;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -153,6 +154,7 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::Fill { value, .. } => update::fill(cx, value.0),
         Op::Reshape { .. } => update::copy(cx),
         Op::SparseConv { conv, w_dims } => sparse::conv(cx, conv, w_dims),
+        Op::SparseInputConv { conv, relu } => sparse_input::conv(cx, conv, *relu),
         Op::Gather { .. } | Op::PackSparse { .. } => {
             Err(cx.unsupported("it runs on the CPU only; compile with --sparse off"))
         }

@@ -25,6 +25,7 @@ pub(super) enum Source {
     Cast,
     Pack,
     Sparse,
+    SparseInput,
 }
 
 /// The files that sources include, with their names.
@@ -72,6 +73,7 @@ impl Source {
             Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
             Self::Pack => ("pack.cu", include_str!("source/pack.cu")),
             Self::Sparse => ("sparse.cu", include_str!("source/sparse.cu")),
+            Self::SparseInput => ("sparse_input.cu", include_str!("source/sparse_input.cu")),
         }
     }
 }

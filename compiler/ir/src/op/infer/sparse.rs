@@ -1,4 +1,4 @@
-//! Rules of packed weights.
+//! Rules of packed weights and of zeros in feature maps.
 
 use super::{InferError, Rule, Types, list, window};
 use crate::op::ConvAttrs;
@@ -38,6 +38,26 @@ pub(super) fn conv(cx: &Rule<'_>, conv: &ConvAttrs, w_dims: &Dims) -> Result<Typ
     }
     if cx.inputs.len() == 3 {
         cx.f32_dims(2, "b", &w_dims[..1])?;
+    }
+    cx.one(DType::F32, out)
+}
+
+pub(super) fn input_conv(cx: &Rule<'_>, conv: &ConvAttrs) -> Result<Types, InferError> {
+    cx.arity(2, 4)?;
+    let (x, w) = (cx.f32(0, "x")?, cx.f32(1, "w")?);
+    let ([_, c, _, _], &[inner, taps, filters], &[ky, kx], 1) = (x, w, conv.kernel.as_slice(), conv.groups)
+    else {
+        return cx.fail("x[N,C,H,W], w[C,k*k,M] and one group", cx.inputs[1]);
+    };
+    if inner != *c || ky.checked_mul(kx) != Some(taps) {
+        return cx.fail(format_args!("weights [{c},{ky}*{kx},M]"), cx.inputs[1]);
+    }
+    let out = window::conv_out(cx, conv, x, &[filters, *c, ky, kx])?;
+    if cx.inputs.len() > 2 {
+        cx.f32_dims(2, "b", &[filters])?;
+    }
+    if cx.inputs.len() > 3 {
+        cx.f32_dims(3, "r", &out)?;
     }
     cx.one(DType::F32, out)
 }

@@ -52,6 +52,11 @@ T __shfl_xor_sync(unsigned, T value, unsigned mask) {
     exchange(&value, &result, sizeof(T), mask);
     return result;
 }
+inline unsigned __ballot_sync(unsigned, bool vote) {
+    unsigned votes = (unsigned)vote << threadIdx.x % 32;
+    for (unsigned mask = 16; mask > 0; mask >>= 1) votes |= __shfl_xor_sync(~0u, votes, mask);
+    return votes;
+}
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((uint64_t)a * b) >> 32); }
 inline double __longlong_as_double(long long bits) { double d; memcpy(&d, &bits, 8); return d; }
 inline float __int_as_float(int bits) { float f; memcpy(&f, &bits, 4); return f; }

@@ -1,4 +1,4 @@
-//! Convolutions and products with packed weights.
+//! Convolutions and products with packed weights, and convolutions of inputs with zeros.
 
 use super::super::naive;
 use super::{Case, Rng, list};
@@ -62,5 +62,67 @@ pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
         }
         let op = Op::SparseConv { conv: flat.clone(), w_dims: list(&w_dims) };
         out.push(Case::new(op, inputs, 2e-6));
+    }
+}
+
+/// Every kind of tile and number of filters, windows that reach over the borders, lists and whole
+/// channels, channels that are no multiple of four, with and without what is added.
+pub(super) fn inputs_with_zeros(rng: &mut Rng, out: &mut Vec<Case>) {
+    // Images, channels, filters, height, width; window, stride, dilation, padding; percent of zeros.
+    let convs: [[u64; 11]; 26] = [
+        [1, 64, 32, 7, 7, 3, 3, 1, 1, 1, 90],
+        [1, 128, 32, 14, 14, 3, 3, 1, 1, 1, 80],
+        [2, 33, 40, 13, 17, 3, 3, 1, 1, 1, 50],
+        [1, 70, 130, 28, 28, 3, 3, 1, 1, 1, 95],
+        [9, 12, 64, 28, 30, 3, 3, 1, 1, 1, 60],
+        [40, 8, 32, 21, 21, 3, 3, 1, 1, 1, 50],
+        [3, 16, 256, 14, 14, 3, 3, 1, 1, 1, 30],
+        [1, 6, 5, 8, 8, 3, 3, 1, 1, 1, 0],
+        [1, 9, 33, 4, 5, 3, 3, 1, 1, 1, 98],
+        [2, 4, 8, 6, 6, 3, 3, 1, 1, 1, 100],
+        [1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 0],
+        [2, 12, 48, 15, 15, 3, 3, 2, 1, 1, 70],
+        [1, 20, 100, 9, 12, 3, 3, 1, 2, 2, 50],
+        [1, 5, 12, 19, 11, 5, 5, 1, 1, 2, 80],
+        [1, 6, 16, 12, 9, 1, 7, 1, 1, 3, 50],
+        [1, 3, 10, 23, 23, 7, 7, 2, 1, 3, 30],
+        [1, 256, 64, 14, 14, 1, 1, 1, 1, 0, 50],
+        [1, 64, 256, 28, 28, 1, 1, 1, 1, 0, 80],
+        [5, 30, 300, 7, 7, 1, 1, 1, 1, 0, 95],
+        [2, 24, 40, 15, 13, 1, 1, 2, 1, 0, 60],
+        [1, 7, 9, 6, 5, 1, 1, 1, 1, 1, 0],
+        [1, 32, 40, 30, 9, 3, 3, 1, 1, 0, 85],
+        [64, 4, 128, 8, 8, 3, 3, 1, 1, 1, 50],
+        [64, 4, 64, 7, 14, 1, 1, 1, 1, 0, 30],
+        [33, 8, 64, 14, 14, 1, 1, 1, 1, 0, 0],
+        [20, 4, 32, 14, 14, 3, 3, 1, 1, 1, 0],
+    ];
+    for (at, [n, c, m, h, w, ky, kx, stride, dilation, pad, zeros]) in convs.into_iter().enumerate() {
+        let two = |v: u64| list(&[v, v]);
+        // A window of one row reaches over the sides only.
+        let pads = list(&[if ky == 1 && kx > 1 { 0 } else { pad }, pad]);
+        let conv = ConvAttrs {
+            kernel: list(&[ky, kx]),
+            strides: two(stride),
+            before: pads.clone(),
+            after: pads,
+            dilations: two(dilation),
+            groups: 1,
+        };
+        let dense = rng.tensor(&[n, c, h, w], -1.0, 1.0);
+        let kept = dense.f32().iter().map(|&v| if rng.next() % 100 < zeros { 0.0 } else { v });
+        let x = Tensor::from_f32([n, c, h, w], &kept.collect::<Vec<_>>());
+        let mut inputs = vec![x, rng.tensor(&[c, ky * kx, m], -1.0, 1.0)];
+        if at % 3 > 0 {
+            inputs.push(rng.tensor(&[m], -1.0, 1.0));
+        }
+        let relu = at % 4 > 1;
+        if at % 3 == 2 {
+            let span = |k: u64| (k - 1) * dilation + 1;
+            let extent = |x: u64, k: u64, p: u64| (x + 2 * p - span(k)) / stride + 1;
+            let r = [n, m, extent(h, ky, conv.before[0]), extent(w, kx, pad)];
+            inputs.push(rng.tensor(&r, -1.0, 1.0));
+        }
+        out.push(Case::new(Op::SparseInputConv { conv, relu }, inputs, 2e-6));
     }
 }
