@@ -215,7 +215,7 @@ def cusnn(path):
         if "sparse" not in steps:
             good = False
             continue
-        good &= steps["sparse"]["difference"] <= 1e-5 and steps["sparse"]["sparse_layers"] == len(model["layers"])
+        good &= steps["sparse"]["difference"] <= 1e-5 and steps["sparse"]["sparse_layers"] >= len(model["layers"])
         step, layers = CUSNN.get(name, (None, None))
         if step:
             good &= steps["sparse"]["gain"] >= step

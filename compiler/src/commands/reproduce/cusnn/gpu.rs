@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use std::collections::BTreeMap;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::id::EntityId;
-use vdnn_ir::{Bytes, Mode, Nanos, Precision, Tensor};
+use vdnn_ir::{Bytes, Mode, Nanos, Op, Precision, Tensor};
 use vdnn_plan::{CmdId, Command, Plan};
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::cuda::{CudaBackend, Energy};
@@ -41,10 +41,12 @@ pub(super) enum Way {
     Dense,
     /// Our best dense plan.
     Best,
+    /// The same, with zeros left out where that was measured to be faster.
+    Auto,
 }
 
 impl Way {
-    pub(super) const ALL: [Self; 4] = [Self::ImplicitGemm, Self::Sparse, Self::Dense, Self::Best];
+    pub(super) const ALL: [Self; 5] = [Self::ImplicitGemm, Self::Sparse, Self::Dense, Self::Best, Self::Auto];
 
     /// Key in JSON.
     pub(super) fn name(self) -> &'static str {
@@ -53,6 +55,7 @@ impl Way {
             Self::Sparse => "sparse",
             Self::Dense => "dense",
             Self::Best => "best",
+            Self::Auto => "auto",
         }
     }
 
@@ -63,6 +66,7 @@ impl Way {
             Self::Sparse => "the same, 3x3 on zeros",
             Self::Dense => "fastest dense kernels",
             Self::Best => "best dense plan (fused)",
+            Self::Auto => "the same, zeros by time",
         }
     }
 
@@ -73,12 +77,13 @@ impl Way {
             Self::Sparse => "--algo only=implicit_gemm --fuse off --sparse force=activations",
             Self::Dense => "--algo performance --fuse off --sparse off",
             Self::Best => "--algo performance --fuse auto --sparse off",
+            Self::Auto => "--algo performance --fuse auto --sparse auto",
         }
     }
 
     /// True if its kernels are chosen by times, which are measured where they are not known.
     fn needs_times(self) -> bool {
-        matches!(self, Self::Dense | Self::Best)
+        matches!(self, Self::Dense | Self::Best | Self::Auto)
     }
 }
 
@@ -193,9 +198,9 @@ impl<'a> Device<'a> {
         model.note_zeros(&mut options);
         let graph = &model.imported.graph;
         let cost = if way.needs_times() {
-            // Nothing but the convolutions has several kernels to choose among.
+            // Nothing else has several kernels to choose among.
             let mut kernels = measuring::kernels_of(graph, &options, target.base())?;
-            kernels.retain(|k| k.op.is_conv());
+            kernels.retain(|k| k.op.is_conv() || matches!(k.op, Op::SparseInputConv { .. }));
             let pyramids = measuring::pyramids_of(graph, &options, target.base())?;
             target.cost_of((&kernels, &pyramids), &options, Bytes::ZERO)?
         } else {
@@ -275,7 +280,8 @@ impl<'a> Device<'a> {
             steps.push(times[times.len() / 2]);
         }
         let launches = launches(executor.plan(), layers);
-        let sparse = launches.iter().flatten().filter(|l| l.1).count();
+        let is_sparse = |c: &&Command| matches!(c, Command::Launch { op: Op::SparseInputConv { .. }, .. });
+        let sparse = executor.plan().commands.iter().filter(is_sparse).count();
         self.time_layers(way, &mut executor, images, &launches, &mut timed.layers)?;
         let captured = executor.backend().is_captured();
         Ok(StepRow { way, steps, energy, captured, deviation, sparse })
@@ -298,7 +304,7 @@ impl<'a> Device<'a> {
         let algos: &[ConvAlgo] = if way == Way::ImplicitGemm { &CLASSIC } else { &[] };
         // The time of dense kernels does not depend on the image.
         let images = match way {
-            Way::Best => return Ok(()),
+            Way::Best | Way::Auto => return Ok(()),
             Way::Sparse => images,
             Way::ImplicitGemm | Way::Dense => &images[..1],
         };
@@ -318,7 +324,7 @@ impl<'a> Device<'a> {
             match way {
                 Way::Dense => rows[row].dense = mean,
                 Way::Sparse => rows[row].sparse = mean,
-                Way::ImplicitGemm | Way::Best => {}
+                _ => {}
             }
         }
         Ok(())
@@ -353,12 +359,15 @@ fn on_cpu(
     images.iter().map(|image| executor.step(image).map_err(Failure::user)).collect()
 }
 
-/// The launch of each layer, and whether it is another op than a dense convolution.
+/// The launch of each layer, and whether it leaves zeros out.
 fn launches(plan: &Plan, layers: &[Layer]) -> Vec<Option<(CmdId, bool)>> {
     let mut by_name: BTreeMap<&str, (CmdId, bool)> = BTreeMap::new();
     for (i, command) in plan.commands.iter().enumerate() {
         if let Command::Launch { name, op, .. } = command {
-            by_name.entry(name).or_insert((CmdId::from_index(i), !op.is_conv()));
+            let sparse = matches!(op, Op::SparseInputConv { .. });
+            if sparse || op.is_conv() {
+                by_name.entry(name).or_insert((CmdId::from_index(i), sparse));
+            }
         }
     }
     layers.iter().map(|l| by_name.get(l.name.as_str()).copied()).collect()
@@ -386,7 +395,7 @@ mod tests {
 
     #[test]
     fn every_way_is_options_that_the_command_line_takes() {
-        for way in Way::ALL.into_iter().filter(|w| *w != Way::Sparse) {
+        for way in Way::ALL {
             let words = way.options().split_whitespace();
             assert!(Shared::of(words).is_ok(), "{way:?}");
         }
