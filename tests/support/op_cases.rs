@@ -4,6 +4,7 @@
 mod layers;
 mod operands;
 mod pyramids;
+mod zeros;
 
 pub use layers::layers;
 pub use operands::Operand;

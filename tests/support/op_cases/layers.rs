@@ -120,6 +120,7 @@ pub fn layers() -> Vec<Case> {
         g.add(Op::Softmax { axis: 1 }, vec![operand]);
     }
     g.pyramids();
+    g.inputs_with_zeros();
     g.cases
 }
 

@@ -170,3 +170,31 @@ fn broken_packed_weights_are_no_undefined_behaviour() {
         }
     }
 }
+
+#[test]
+fn leaving_out_zeros_of_the_input_changes_nothing() {
+    let mut rng = Rng::new(11);
+    for percent in ZEROS {
+        for ([n, c, h, w], m, k, stride, pad) in
+            [([1, 6, 9, 7], 5, 3, 1, 1), ([3, 4, 8, 8], 33, 3, 2, 1), ([2, 9, 5, 6], 7, 1, 1, 0)]
+        {
+            let conv = attrs([k, k], [stride, stride], 1, [pad; 4], 1);
+            let (x, weights) = (pruned(&mut rng, &[n, c, h, w], percent), rng.tensor(&[m, c, k, k]));
+            let bias = rng.tensor(&[m]);
+            let mut last = vec![0.0; weights.f32().len()];
+            let (c, taps, m) = (c as usize, (k * k) as usize, m as usize);
+            for (i, &v) in weights.f32().iter().enumerate() {
+                let (filter, rest) = (i / (c * taps), i % (c * taps));
+                last[rest * m + filter] = v;
+            }
+            let last = Tensor::from_f32([c as u64, taps as u64, m as u64], &last);
+            for relu in [false, true] {
+                let dense = Op::ConvEpilogue { conv: conv.clone(), relu };
+                let op = Op::SparseInputConv { conv: conv.clone(), relu };
+                let want = run_n(&dense, &[x.clone(), weights.clone(), bias.clone()], 1);
+                let got = run_n(&op, &[x.clone(), last.clone(), bias.clone()], 1);
+                assert_eq!(got[0], want[0], "{percent} % zeros, {op}");
+            }
+        }
+    }
+}
