@@ -104,6 +104,7 @@ impl Placed {
             workspace: None,
             scratch: DeviceRange { ptr: self.scratch, bytes: Bytes(self.scratch_bytes) },
             algo: None,
+            exact: false,
             accumulate: false,
             precision,
             name: "test",
