@@ -166,7 +166,7 @@ mod tests {
             time: Nanos(time.as_nanos() as u64),
             idle_watts: 0.0,
         };
-        assert!((energy.watts() / 7000.0 - 1.0).abs() < 0.02, "{}", energy.watts());
+        assert!((energy.watts() / 7.0 - 1.0).abs() < 0.02, "{}", energy.watts());
         assert!((energy.per_step() / 70.0 - 1.0).abs() < 0.02, "{}", energy.per_step());
     }
 
