@@ -133,8 +133,10 @@ fn variants(options: &CompileOptions) -> Vec<CompileOptions> {
         (SparseMode::Csr, sparse.facts.are_sparse(PACKED_AT_MOST)),
         (SparseMode::Block, sparse.facts.are_in_blocks(PACKED_AT_MOST)),
     ];
-    for (mode, _) in forms.into_iter().filter(|f| f.1 && sparse.mode == SparseMode::Auto && !sparse.on_host) {
-        all.push(CompileOptions { sparse: Sparse { mode, ..sparse.clone() }, ..options.clone() });
+    let judged = sparse.mode == SparseMode::Auto && !sparse.on_host;
+    for (mode, _) in forms.into_iter().filter(|&(_, worth)| judged && worth) {
+        let forced = Sparse { mode, ..sparse.clone() };
+        all.push(CompileOptions { sparse: forced, ..options.clone() });
     }
     all
 }

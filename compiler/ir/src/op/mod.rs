@@ -248,8 +248,8 @@ pub enum Op {
         form: SparseForm,
     },
     /// `x[N,C,..], p:i32[L], [b[M]], [r[N,M,..]] -> y`: [`Op::Conv`] with the weights that were
-    /// packed into p; without spatial dimensions, `y[N,M] = x w^T + b`. Of blocks, which know no
-    /// groups, it may be [`Op::ConvEpilogue`].
+    /// packed into p; without spatial dimensions, `y[N,M] = x w^T + b`, with them it may be
+    /// [`Op::ConvEpilogue`]. Blocks know no groups.
     SparseConv {
         /// The convolution; empty lists without spatial dimensions.
         conv: ConvAttrs,

@@ -54,8 +54,11 @@ impl BlockShape {
     fn alive(&self, w: &[f32]) -> Vec<Vec<bool>> {
         let mut alive = vec![vec![false; self.columns()]; self.groups()];
         for (m, row) in w.chunks_exact(self.channels * self.taps).take(self.filters).enumerate() {
-            for (i, _) in row.iter().enumerate().filter(|(_, v)| **v != 0.0) {
-                alive[m / BLOCK][i / self.taps / BLOCK * self.taps + i % self.taps] = true;
+            let slabs = alive[m / BLOCK].chunks_exact_mut(self.taps);
+            for (slab, alive) in row.chunks(BLOCK * self.taps).zip(slabs) {
+                for window in slab.chunks_exact(self.taps) {
+                    window.iter().zip(alive.iter_mut()).for_each(|(&v, alive)| *alive |= v != 0.0);
+                }
             }
         }
         alive
