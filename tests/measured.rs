@@ -276,6 +276,8 @@ fn a_plan_of_another_cudnn_is_refused_or_made_anew() {
     }
     assert!(must(&origin("9.20.0"), true).expect("permitted"));
 
+    let strict = replan::options(&plan, &shared(&["--deterministic"])).expect("options");
+    assert!(strict.deterministic, "what is asked for now");
     let shared = shared(&[]);
     let options = replan::options(&plan, &shared).expect("options");
     let (new, weights) =
