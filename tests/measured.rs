@@ -14,7 +14,7 @@ use vdnn_ir::graph::{ConvAlgo, EngineConfig};
 use vdnn_ir::random::splitmix64;
 use vdnn_ir::{Bytes, Mode, Nanos, Op};
 use vdnn_passes::sparsify::{Facts, ParamFacts, Sparse, SparseMode};
-use vdnn_passes::{AlgoMode, Fuse, Policy};
+use vdnn_passes::{AlgoMode, Fuse, Policy, Recompute};
 use vdnn_plan::EngineOrigin;
 use vdnn_tests::harness;
 use vdnnc::cli::SharedArgs;
@@ -159,6 +159,36 @@ fn weights_are_packed_for_a_gpu_where_that_was_measured_to_be_faster() {
 }
 
 #[test]
+fn the_kernels_of_every_graph_that_a_compilation_may_try_are_timed() {
+    use vdnnc::measuring::kernels_of;
+    use vdnnc::slicing::Slices;
+    let model = resnet18();
+    let cost = CostModel::named("h200", Precision::Tf32).expect("a shipped profile");
+    let kernels = |options: &CompileOptions| kernels_of(&model.graph, options, &cost).expect("kernels");
+    // Nothing is recomputed for a step that fits, but if the plan has gaps, what is cheap is.
+    let with = |recompute| kernels(&CompileOptions { recompute, ..options(Precision::Tf32) });
+    let (auto, cheap) = (with(Recompute::Auto), with(Recompute::Cheap));
+    let again = |k: &&Kernel| matches!(k.op, Op::BatchNormApplyRelu { .. });
+    assert!(cheap.iter().filter(again).count() > 1);
+    for kernel in &cheap {
+        assert!(auto.contains(kernel), "{} is not timed", kernel.describe());
+    }
+    // Packed weights on a part of the batch.
+    let facts = model.graph.params().iter().filter_map(|&v| {
+        let value = model.graph.value(v);
+        let data = vec![0.0; value.ty.elements() as usize];
+        (value.ty.rank() > 1).then(|| (value.name.clone(), ParamFacts::of(&value.ty.dims, &data)))
+    });
+    let facts = Rc::new(Facts::new(facts.collect::<Vec<_>>()));
+    let sparse = Sparse { mode: SparseMode::Auto, facts, ..Sparse::default() };
+    let sliced =
+        CompileOptions { mode: Mode::Infer, slices: Slices::Count(2), sparse, ..options(Precision::Tf32) };
+    let batches = |k: &Kernel| matches!(k.op, Op::SparseConv { .. }).then(|| k.inputs[0].dims[0]);
+    let batches: std::collections::BTreeSet<u64> = kernels(&sliced).iter().filter_map(batches).collect();
+    assert_eq!(batches.into_iter().collect::<Vec<_>>(), [2, 4]);
+}
+
+#[test]
 fn what_was_measured_before_the_device_was_lost_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let db = dir.path().join("bench.sqlite");
@@ -179,7 +209,7 @@ fn lenet(dir: &Path, cudnn: &str, options: &CompileOptions) -> (PathBuf, vdnn_pl
     if !path.exists() {
         works(&["zoo", "lenet", "-o", text(&path)]);
     }
-    let model = load::model(&path, Some(4), &options.dims, true).expect("the model");
+    let model = load::model(&path, Some(4), &options.dims, options.mode == Mode::Train).expect("the model");
     let cost = made_up(dir, cudnn).cost(&model.imported.graph, options).expect("times");
     let reference = model.reference().expect("its hash");
     let plan = model.compile(Some(reference), options, &cost).expect("a plan").plan;
@@ -243,6 +273,31 @@ fn a_plan_of_another_cudnn_is_refused_or_made_anew() {
     let options = replan::options(&plan, &shared).expect("options");
     let failure = replan::again(&plan, &path, options, &mut made_up(dir.path(), "9.20.0"));
     assert!(failure.expect_err("another model").message.contains("is not the model the plan was made from"));
+}
+
+#[test]
+fn a_plan_made_anew_is_what_its_options_make_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = [
+        CompileOptions { fuse: Fuse::Off, ..options(Precision::Tf32) },
+        CompileOptions {
+            recompute: Recompute::Cheap,
+            slices: vdnnc::slicing::Slices::Count(2),
+            ..options(Precision::Tf32)
+        },
+        CompileOptions { mode: Mode::Infer, fuse: Fuse::All, ..options(Precision::Tf32) },
+    ];
+    let mut plans = Vec::new();
+    for given in made {
+        let (path, plan) = lenet(dir.path(), "9.19.0", &given);
+        let options = replan::options(&plan, &shared(&[])).expect("options");
+        let (anew, _) =
+            replan::again(&plan, &path, options, &mut made_up(dir.path(), "9.20.0")).expect("a plan");
+        assert!(anew == lenet(dir.path(), "9.20.0", &given).1, "{:?}", plan.header.options);
+        assert_eq!(anew.header.options, plan.header.options);
+        plans.push(anew);
+    }
+    assert!(plans[0].commands.len() != plans[1].commands.len());
 }
 
 #[test]

@@ -4,14 +4,13 @@ use prost::Message;
 use std::collections::BTreeMap;
 use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::zoo::{self, ZooOptions};
-use vdnn_ir::graph::NodeSpec;
-use vdnn_ir::op::{ConvAttrs, ReduceKind, UnaryKind};
 use vdnn_ir::parse::parse_graph;
-use vdnn_ir::{Bytes, Dims, Graph, Mode, Op, Output, ParamRole, Phase, Real, Tensor, TensorType, ValueId};
+use vdnn_ir::{Bytes, Graph, Mode, Op, Phase, Tensor};
 use vdnn_passes::{AlgoMode, Fuse, Policy, Recompute};
 use vdnn_plan::{Plan, codec};
 use vdnn_runtime::cpu::CpuOptions;
 use vdnn_tests::arbitrary::{random_cnn, random_inputs, random_params};
+use vdnn_tests::dense::dense;
 use vdnn_tests::harness::{self, POLICIES};
 use vdnnc::options::CompileOptions;
 
@@ -19,50 +18,6 @@ const GRAPHS: u64 = 60;
 
 fn options(policy: Policy, fuse: Fuse, recompute: Recompute) -> CompileOptions {
     CompileOptions { fuse, recompute, ..harness::options(Mode::Train, policy, AlgoMode::Dynamic) }
-}
-
-/// A net whose layers read, batch-normalised, all layers before them; every third layer also what
-/// only some of them made.
-fn dense(layers: u64) -> Graph {
-    let mut g = Graph::new(format!("dense{layers}"));
-    let square = |n: u64| Dims::from_slice(&[n, n]);
-    let conv = ConvAttrs {
-        kernel: square(3),
-        strides: square(1),
-        before: square(1),
-        after: square(1),
-        dilations: square(1),
-        groups: 1,
-    };
-    let add = |g: &mut Graph, op: Op, inputs: &[ValueId], name: &str| {
-        g.add1(op, inputs, NodeSpec::forward(name)).expect("a legal op")
-    };
-    let x = g.add_input("x", TensorType::f32([3, 4, 5, 5]));
-    let mut pieces = vec![x];
-    for i in 0..layers {
-        let name = format!("layer{i}");
-        let read = if i % 3 == 2 { &pieces[1..] } else { &pieces };
-        let whole = match read {
-            &[lone] => lone,
-            all => add(&mut g, Op::Concat { axis: 1 }, all, &name),
-        };
-        let c = g.ty(whole).dims[1];
-        let mut operands = vec![whole];
-        for what in ["scale", "bias", "mean", "var"] {
-            let role = if operands.len() < 3 { ParamRole::Trainable } else { ParamRole::Statistic };
-            operands.push(g.add_param(format!("{name}.{what}"), TensorType::f32([c]), role));
-        }
-        let norm = Op::BatchNormInfer { eps: Real(1e-5), momentum: Real(0.9) };
-        let y = add(&mut g, norm, &operands, &name);
-        let y = add(&mut g, Op::Unary(UnaryKind::Relu), &[y], &name);
-        let w = g.add_param(format!("{name}.w"), TensorType::f32([3, c, 3, 3]), ParamRole::Trainable);
-        pieces.push(add(&mut g, Op::Conv(conv.clone()), &[y, w], &name));
-    }
-    let last = add(&mut g, Op::Concat { axis: 1 }, &pieces, "last");
-    let mean = Op::Reduce { kind: ReduceKind::Mean, axes: Dims::from_slice(&[2, 3]), keepdims: false };
-    let value = add(&mut g, mean, &[last], "pool");
-    g.outputs.push(Output { name: "y".into(), value });
-    g
 }
 
 /// Nodes that make something again.
@@ -86,7 +41,8 @@ fn step(graph: &Graph, plan: Plan, params: &BTreeMap<String, Tensor>, seed: u64)
 fn what_is_made_again_has_the_bytes_of_what_was_kept() {
     let (mut nodes, mut norms, mut joined) = (0, 0, 0);
     for seed in 0..GRAPHS {
-        let graph = if seed.is_multiple_of(4) { dense(2 + seed / 8) } else { random_cnn(seed) };
+        let graph =
+            if seed.is_multiple_of(4) { dense([3, 4, 5, 5], 3, 2 + seed / 8) } else { random_cnn(seed) };
         let batch = graph.ty(graph.inputs()[0]).dims[0];
         let params = random_params(&graph, seed);
         let kept = harness::compile(&graph, batch, &options(Policy::None, Fuse::Off, Recompute::Off));

@@ -1,12 +1,15 @@
-//! `vdnnc inspect --sparsity --input` and `vdnnc prune --sparse-initializers`.
+//! `vdnnc inspect --sparsity --input` and `vdnnc prune`.
 
 use assert_cmd::Command;
+use prost::Message;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::tensors::npy;
 use vdnn_frontends::tensors::npz::{self, Compression};
 use vdnn_ir::Tensor;
+use vdnn_tests::build::{Attr, Dim, attr, floats, graph, model, node};
 use vdnn_tests::data;
 
 fn vdnnc() -> Command {
@@ -129,4 +132,64 @@ fn a_pruned_model_may_hold_its_weights_sparse() {
     let again = dir.path().join("again.onnx");
     vdnnc().arg("prune").arg(&sparse).args(["--sparsity", "0.95", "-o"]).arg(&again).assert().success();
     assert!(size(&again) < size(&sparse));
+}
+
+/// A model of three convolutions with these biases, of which `scale` is also the factor of the
+/// batch norm behind the second.
+fn three(dir: &Path, biases: [&str; 3], scale: &str) -> PathBuf {
+    let wave = |n: usize| (0..n).map(|i| (i as f32 * 0.71).sin()).collect::<Vec<f32>>();
+    let filters = |name: &str, m: i64, c: i64| {
+        let data = wave((m * c * 9) as usize);
+        floats(name, &[m, c, 3, 3], &data)
+    };
+    let mut weights = vec![filters("w0", 4, 2), filters("w1", 4, 4), filters("w2", 4, 4)];
+    let vectors: std::collections::BTreeSet<&str> =
+        biases.into_iter().chain([scale, "shift", "mean", "var"]).collect();
+    weights.extend(vectors.into_iter().map(|name| floats(name, &[4], &[0.5, 1.0, 1.5, 2.0])));
+    let conv = |x: &str, i: usize, y: &str| {
+        attr(node("Conv", &[x, &format!("w{i}"), biases[i]], &[y]), "pads", Attr::Ints(&[1, 1, 1, 1]))
+    };
+    let nodes = vec![
+        conv("x", 0, "c0"),
+        node("Relu", &["c0"], &["r0"]),
+        conv("r0", 1, "c1"),
+        node("BatchNormalization", &["c1", scale, "shift", "mean", "var"], &["n1"]),
+        node("Relu", &["n1"], &["r1"]),
+        conv("r1", 2, "y"),
+    ];
+    let path = dir.join("three.onnx");
+    let shape = [Dim::N(1), Dim::N(2), Dim::N(5), Dim::N(5)];
+    std::fs::write(&path, model(15, graph(&shape, weights, nodes, "y")).encode_to_vec()).expect("a file");
+    path
+}
+
+#[test]
+fn pruned_filters_leave_vectors_that_others_use() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pruned = |biases, scale| {
+        let model = three(dir.path(), biases, scale);
+        let out = dir.path().join("pruned.onnx");
+        let mut c = vdnnc();
+        c.arg("prune").arg(&model).args(["--method", "channel", "--sparsity", "0.5", "--keep", "w2", "-o"]);
+        let done = c.arg(&out).output().expect("the command runs");
+        let says = String::from_utf8(done.stderr).expect("text");
+        assert!(done.status.success(), "{says}");
+        let weights = onnx::import_file(&out, &ImportOptions::default()).expect("a model").weights;
+        let zeros = move |name: &str| {
+            let values = weights.tensors[name].to_f32().expect("floats");
+            values.iter().filter(|v| **v == 0.0).count()
+        };
+        (zeros, says)
+    };
+    let (zeros, says) = pruned(["b0", "b1", "b2"], "scale");
+    assert_eq!(["b0", "b1", "b2", "scale", "shift"].map(zeros), [2, 2, 0, 2, 2]);
+    assert_eq!(says, "");
+    // One bias for all: pruning two layers must not change the third.
+    let (zeros, says) = pruned(["b0", "b0", "b0"], "scale");
+    assert_eq!(["w0", "w1", "b0", "scale", "shift"].map(zeros), [36, 72, 0, 2, 2]);
+    assert!(says.contains("`b0` is left as it is") && !says.contains("scale"), "{says}");
+    // A factor that is a bias elsewhere.
+    let (zeros, says) = pruned(["b0", "b1", "b2"], "b2");
+    assert_eq!(["b0", "b1", "b2", "shift"].map(zeros), [2, 2, 0, 2]);
+    assert!(says.contains("`b2` is left as it is"), "{says}");
 }

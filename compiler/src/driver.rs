@@ -3,6 +3,7 @@
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::pipeline;
+use crate::recorded;
 use crate::search::{Candidate, Search, lay_out};
 use crate::slicing::{self, Slices};
 use crate::timing::Timings;
@@ -293,6 +294,7 @@ pub fn plan_joint(
         precision: cost.precision(),
         engines: None,
         model,
+        options: recorded::of(options),
     };
     let fits = search.fits(&chosen);
     let lower_options = LowerOptions {

@@ -12,6 +12,7 @@ pub mod options;
 pub mod pipeline;
 pub mod progress;
 pub mod pyramids;
+pub mod recorded;
 pub mod report;
 pub mod search;
 pub mod several;

@@ -8,6 +8,7 @@ use crate::slicing;
 use crate::timing::Timings;
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_ir::{Graph, Mode, Op, Stage, TensorType, ValueId};
+use vdnn_passes::Recompute;
 use vdnn_passes::fuse_pyramids::{Candidate, candidates};
 use vdnn_passes::sparsify::{Sparse, SparseMode};
 
@@ -77,8 +78,8 @@ pub fn kernels(graph: &Graph) -> Vec<Kernel> {
 }
 
 /// Every kernel that compiling an imported graph with these options needs, its layers by
-/// themselves: those of pyramids are [`pyramids_of`]. They depend on the cost model only by the
-/// layout it wants.
+/// themselves: those of pyramids are [`pyramids_of`]. They depend on the cost model by the layout
+/// it wants, and, where the step is to recompute or to be cut in regions, by what it finds best.
 ///
 /// # Errors
 /// Those of the passes.
@@ -90,34 +91,42 @@ pub fn kernels_of(
     let options = &CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
     let batch = slicing::batch_of(imported);
     let ways = slicing::candidates(imported, batch, options, cost)?;
+    let variants = variants(options);
     let mut all = Vec::new();
     for slices in std::iter::once(None).chain(ways.into_iter().map(Some)) {
-        let whole = slices.is_none();
-        let joint = match slicing::joint(imported, options, slices, cost, &mut Timings::default()) {
-            Ok(joint) => joint,
-            // What cannot be cut needs no kernels for it.
-            Err(_) if !whole => continue,
-            Err(e) => return Err(e.into()),
-        };
-        for kernel in kernels(&joint) {
-            if !all.contains(&kernel) {
-                all.push(kernel);
+        for options in &variants {
+            let whole = slices.is_none();
+            let joint = match slicing::joint(imported, options, slices.clone(), cost, &mut Timings::default())
+            {
+                Ok(joint) => joint,
+                // What cannot be cut needs no kernels for it.
+                Err(_) if !whole => break,
+                Err(e) => return Err(e.into()),
+            };
+            for kernel in kernels(&joint) {
+                if !all.contains(&kernel) {
+                    all.push(kernel);
+                }
             }
         }
+    }
+    Ok(all)
+}
+
+/// The options, and those that a compilation with them tries or compares with.
+fn variants(options: &CompileOptions) -> Vec<CompileOptions> {
+    let mut all = vec![options.clone()];
+    // What is recomputed so that the step fits may not do.
+    if options.recompute == Recompute::Auto {
+        all.push(CompileOptions { recompute: Recompute::Cheap, ..options.clone() });
     }
     // Packed weights are judged by both ways' times.
     let sparse = &options.sparse;
     if sparse.mode == SparseMode::Auto && !sparse.on_host && sparse.facts.are_sparse(PACKED_AT_MOST) {
         let forced = Sparse { mode: SparseMode::Csr, ..sparse.clone() };
-        let options = CompileOptions { sparse: forced, ..options.clone() };
-        let joint = slicing::joint(imported, &options, None, cost, &mut Timings::default())?;
-        for kernel in kernels(&joint) {
-            if !all.contains(&kernel) {
-                all.push(kernel);
-            }
-        }
+        all.push(CompileOptions { sparse: forced, ..options.clone() });
     }
-    Ok(all)
+    all
 }
 
 /// The pyramids that these options let a plan choose among, without configurations; none if they

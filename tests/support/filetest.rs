@@ -219,6 +219,7 @@ fn lowered(graph: &Graph, expected: &ExpectedTerms, options: &str) -> Result<Str
         precision: vdnn_ir::Precision::F32,
         engines: None,
         model: None,
+        options: Vec::new(),
     };
     let how = LowerOptions { header, device_budget: None, host_budget: None };
     let layout = layout.map_err(|e| e.to_string())?;

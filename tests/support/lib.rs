@@ -8,6 +8,9 @@ pub mod arbitrary;
 pub mod build;
 pub mod conformance;
 pub mod data;
+// As the builder above, one of the passes' own tests.
+#[path = "../../passes/src/recompute/testnet.rs"]
+pub mod dense;
 pub mod filetest;
 pub mod fuzzing;
 pub mod golden;

@@ -10,7 +10,7 @@
 //! A leaf above the IR: it knows types and units, no graph, plan or pass. [`Chain`] is what is
 //! computed, [`Tiling`] how it is cut, [`Geometry`] which positions of every layer a tile needs,
 //! [`Program`] what a thread block does; [`interpret`] executes programs on the CPU and
-//! [`reference()`] the chain layer by layer. [`search`] divides a chain into groups by predicted time.
+//! [`reference()`] the chain layer by layer. [`search`] lists tilings and divides layers into groups.
 //!
 //! Images are `[C,H,W]`, row-major; a batch is as many runs of the same program.
 

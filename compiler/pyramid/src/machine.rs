@@ -78,9 +78,6 @@ pub const OTHER_REGISTERS: u64 = 40;
 /// Share of the bandwidth that layers reach. Nominal.
 pub(crate) const BANDWIDTH: f64 = 0.85;
 
-/// Share of the peak that a library's convolution reaches. Nominal.
-pub(crate) const UNFUSED: f64 = 0.70;
-
 impl Target {
     /// Share of the peak that a fused kernel reaches: matrix instructions of one warp, which
     /// reach less than the library's of a warp group. Nominal.

@@ -3,6 +3,7 @@
 use crate::driver::{self, Compiled, NoPlan};
 use crate::error::Failure;
 use crate::options::CompileOptions;
+use crate::recorded;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -175,7 +176,8 @@ pub fn model_of_plan(plan: &Plan, plan_path: &Path) -> Result<Weights, Failure> 
     match &plan.header.model {
         None => Ok(Weights::default()),
         Some(reference) => {
-            Ok(referenced(plan, reference, plan_path, &BTreeMap::new(), false)?.imported.weights)
+            let dims = recorded::dims(&plan.header.options);
+            Ok(referenced(plan, reference, plan_path, &dims, false)?.imported.weights)
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::error::Failure;
 use crate::sparsity::mask::{self, Method};
 use crate::sparsity::{self, Layer};
 use clap::Parser;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use vdnn_frontends::onnx;
 use vdnn_ir::{Graph, Op, Tensor, ValueId};
 
@@ -49,14 +49,14 @@ pub fn run(args: &PruneArgs) -> Result<(), Failure> {
         let mut slices: Vec<&mut [f32]> = data.iter_mut().map(|(_, w)| &mut w[..]).collect();
         mask::smallest_weights(&mut slices, sparsity);
     }
-    let (mut changed, mut rows) = (BTreeMap::new(), Vec::new());
+    let (mut changed, mut rows, mut shared) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
     for (layer, mut data) in data {
         let gone = if global { Vec::new() } else { mask::prune(layer, &mut data, method, sparsity) };
         let zeros = data.iter().filter(|v| **v == 0.0).count();
         rows.push((layer.name.clone(), data.len(), zeros));
         let dims = model.imported.weights.tensors[&layer.weight].ty.dims.clone();
         changed.insert(layer.weight.clone(), Tensor::from_f32(dims, &data));
-        silence(&model, layer, &gone, &mut changed);
+        shared.extend(silence(&model, layer, &gone, &mut changed));
     }
     if rows.is_empty() {
         let names: Vec<&str> = all.iter().map(|l| l.name.as_str()).collect();
@@ -66,6 +66,12 @@ pub fn run(args: &PruneArgs) -> Result<(), Failure> {
         if args.sparse_initializers { onnx::write_with_sparse_weights } else { onnx::write_with_weights };
     write(&args.model, &changed, &args.output)
         .map_err(|e| Failure::user(format!("{}: {e}", args.output.display())))?;
+    for vector in &shared {
+        super::warn(&format!(
+            "`{vector}` is left as it is, since several layers use it: the channels of filters that are gone hold \
+             what it gives them, not zeros"
+        ));
+    }
     report(args, method, &rows);
     match &args.finetune {
         Some(data) => finetune(args, data),
@@ -96,24 +102,37 @@ fn makes_output(graph: &Graph, layer: &Layer) -> bool {
 }
 
 /// Makes what follows filters that are gone zero, too: their biases, and factor and shift of a
-/// batch norm that alone reads them, so that nothing is left of their channels.
-fn silence(model: &load::Model, layer: &Layer, gone: &[usize], changed: &mut BTreeMap<String, Tensor>) {
+/// batch norm that alone reads them, so that nothing is left of their channels. Vectors that other
+/// nodes use, too, are left as they are; their names are returned.
+fn silence(
+    model: &load::Model,
+    layer: &Layer,
+    gone: &[usize],
+    changed: &mut BTreeMap<String, Tensor>,
+) -> BTreeSet<String> {
     let (graph, weights) = (&model.imported.graph, &model.imported.weights);
+    let mut shared = BTreeSet::new();
     let of_layer =
         |(_, n): &(_, &vdnn_ir::Node)| n.inputs.get(1).is_some_and(|&w| graph.value(w).name == layer.weight);
-    let Some((_, node)) = graph.nodes().find(of_layer).filter(|_| !gone.is_empty()) else { return };
+    let Some((_, node)) = graph.nodes().find(of_layer).filter(|_| !gone.is_empty()) else { return shared };
     let mut vectors: Vec<ValueId> = node.inputs.get(2).copied().into_iter().collect();
     vectors.extend(norm_behind(graph, node.outputs[0]));
     for v in vectors {
+        let name = &graph.value(v).name;
         let Some(mut data) = sparsity::values(weights, graph, v) else { continue };
+        if graph.value(v).users().len() > 1 {
+            shared.insert(name.clone());
+            continue;
+        }
         let dims = graph.ty(v).dims.clone();
         gone.iter().for_each(|&m| {
             if let Some(x) = data.get_mut(m) {
                 *x = 0.0;
             }
         });
-        changed.insert(graph.value(v).name.clone(), Tensor::from_f32(dims, &data));
+        changed.insert(name.clone(), Tensor::from_f32(dims, &data));
     }
+    shared
 }
 
 fn norm_behind(graph: &Graph, v: ValueId) -> Vec<ValueId> {

@@ -6,6 +6,7 @@ use super::target::{Runner, Target};
 use crate::cli::{CudaArgs, DeviceName, SharedArgs};
 use crate::error::Failure;
 use crate::options::CompileOptions;
+use crate::recorded;
 use std::path::Path;
 use vdnn_ir::Weights;
 use vdnn_passes::{AlgoMode, Packing, Policy};
@@ -54,22 +55,28 @@ pub fn must_replan(plan: &Plan, path: &Path, here: &EngineOrigin, anew: bool) ->
 /// Options that a plan was made with, as far as it tells; the command line's otherwise.
 ///
 /// # Errors
-/// If the plan names a policy or mode there is none of.
+/// If the plan names a policy, mode or other option there is none of.
 pub fn options(plan: &Plan, shared: &SharedArgs) -> Result<CompileOptions, Failure> {
     let header = &plan.header;
     let policy: Policy = header.policy.parse().map_err(Failure::user)?;
     let algo: AlgoMode = header.algo.parse().map_err(Failure::user)?;
-    let packs = plan.commands.iter().any(|c| matches!(c, Command::Copy { form: CopyForm::Pack, .. }));
-    Ok(CompileOptions {
+    let mut options = CompileOptions {
         policy,
         algo,
         batch: Some(header.batch),
         precision: header.precision,
         host_memory: shared.host_memory.or(plan.host.budget),
-        packing: if packs { Packing::Auto } else { shared.pack_offload },
-        keep_gradients: shared.keep_gradients || plan.outputs.iter().any(|o| o.name.starts_with("grad:")),
         ..shared.options_on_gpu(header.mode)
-    })
+    };
+    // Plans of before there was such a record show these.
+    let packs = plan.commands.iter().any(|c| matches!(c, Command::Copy { form: CopyForm::Pack, .. }));
+    if packs {
+        options.packing = Packing::Auto;
+    }
+    recorded::restore(&header.options, &mut options)?;
+    options.keep_gradients |=
+        shared.keep_gradients || plan.outputs.iter().any(|o| o.name.starts_with("grad:"));
+    Ok(options)
 }
 
 /// Plans the model of a plan anew, within the arena the plan had.

@@ -145,6 +145,7 @@ fn terms_of_another_model_are_refused() {
         precision: vdnn_ir::Precision::F32,
         engines: None,
         model: None,
+        options: Vec::new(),
     };
     let options = LowerOptions { header, device_budget: None, host_budget: None };
     let error = lower(&s.graph, &layout, &ExpectedTerms::default(), &options);

@@ -1,11 +1,15 @@
 //! Networks and the pipeline for unit tests of offloading, scheduling and layout.
 
 use crate::autodiff::Autodiff;
+use crate::fuse::FuseEpilogues;
 use crate::inplace::Inplace;
+use crate::join_batch_norms::JoinBatchNorms;
 use crate::lower::{ExpectedTerms, LowerOptions, expected_terms, lower};
 use crate::memory::{Layout, LayoutOptions, layout};
+use crate::nest_concats::NestConcats;
 use crate::offload::InsertOffload;
-use crate::pass::{PassCtx, Stats, run_pass};
+use crate::pass::{Pass, PassCtx, Stats, run_pass};
+use crate::recompute::Recompute;
 use crate::schedule::Schedule;
 use crate::{Policy, SyncMode};
 use vdnn_cost::{CostModel, Precision};
@@ -252,11 +256,30 @@ pub(crate) fn inception(batch: u64, size: u64, blocks: usize) -> Graph {
 
 /// Runs autodiff and gives every convolution an algorithm: the fastest, or the one without
 /// workspace.
-pub(crate) fn selected(mut graph: Graph, train: bool, fastest: bool) -> Graph {
+pub(crate) fn selected(graph: Graph, train: bool, fastest: bool) -> Graph {
+    let autodiff: [&dyn Pass; 1] = [&Autodiff::default()];
+    selected_after(&autodiff[..usize::from(train)], graph, fastest)
+}
+
+/// A training step whose batch norms read what concats would join.
+pub(crate) fn joined(graph: Graph) -> Graph {
+    let passes: [&dyn Pass; 4] = [&NestConcats, &Autodiff::default(), &FuseEpilogues, &JoinBatchNorms];
+    selected_after(&passes, graph, true)
+}
+
+/// The same, what is cheap made again in backward.
+pub(crate) fn recomputed(graph: Graph) -> Graph {
+    let cheap = Recompute { within: None };
+    let passes: [&dyn Pass; 5] =
+        [&NestConcats, &Autodiff::default(), &FuseEpilogues, &JoinBatchNorms, &cheap];
+    selected_after(&passes, graph, true)
+}
+
+fn selected_after(passes: &[&dyn Pass], mut graph: Graph, fastest: bool) -> Graph {
     let cost = cost();
     let cx = PassCtx { cost: &cost };
-    if train {
-        run_pass(&Autodiff::default(), &mut graph, &cx).expect("autodiff");
+    for &pass in passes {
+        run_pass(pass, &mut graph, &cx).expect("a legal net");
     }
     for id in graph.order().to_vec() {
         let node = graph.node(id);
@@ -315,6 +338,7 @@ impl Scheduled {
             precision: vdnn_ir::Precision::F32,
             engines: None,
             model: None,
+            options: Vec::new(),
         };
         let options = LowerOptions { header, device_budget: None, host_budget: None };
         lower(&self.graph, layout, &self.expected, &options).expect("lower")

@@ -21,8 +21,10 @@ const PASS: &str = "insert-offload";
 ///
 /// The copy in starts at the beginning of the backward pass of some later layer, found as in
 /// the paper's figure 10: seen from layer l, the nearest preceding layer whose X is on the
-/// host, looking no further back than the next convolution. A tensor whose first reader comes
-/// before such a place is fetched right before that reader (counted as `demand_prefetches`).
+/// host, looking no further back than the next convolution, or the one after it if backward makes
+/// that one's X again. The X of a layer that joins what it reads is in pieces, which are fetched
+/// together. A tensor whose first reader comes before such a place is fetched right before that
+/// reader (counted as `demand_prefetches`).
 ///
 /// With [`Packing::Auto`] the tensors that are predicted to cross the link sooner packed are
 /// noted as packed on the host.
@@ -221,7 +223,10 @@ impl<'g> Inserter<'g> {
                 pending.insert(o.value, Pending { host, layer: o.layer, first_reader, state: State::Away });
             }
         }
-        let x_of: BTreeMap<NodeId, ValueId> = chosen.layers.iter().copied().collect();
+        let mut x_of: BTreeMap<NodeId, Vec<ValueId>> = BTreeMap::new();
+        for &(layer, x) in &chosen.layers {
+            x_of.entry(layer).or_default().push(x);
+        }
         let at = self.graph.positions();
         let mut backward_end: BTreeMap<NodeId, usize> = BTreeMap::new();
         for (p, &id) in self.order.iter().enumerate().filter(|&(p, _)| self.backward[p]) {
@@ -242,18 +247,19 @@ impl<'g> Inserter<'g> {
             };
             let found = layer
                 .filter(|l| !std::mem::replace(&mut begun[l.index()], true))
-                .and_then(|l| Some((l, self.window(at[l.index()] as usize, &x_of, &pending)?)));
+                .map(|l| (l, self.window(at[l.index()] as usize, &x_of, &pending)));
+            let ahead = found.as_ref().map_or(&[][..], |(_, xs)| xs);
             let wanted = first_reads.remove(&p).unwrap_or_default();
             // What this node reads goes first: copies in run one after another.
             for &x in &wanted {
-                if pending[&x].state == State::Away && found.is_none_or(|(_, y)| x != y) {
+                if pending[&x].state == State::Away && !ahead.contains(&x) {
                     self.start(p, x, &mut pending, None, stats)?;
                     *stats.entry("demand_prefetches").or_default() += 1;
                 }
             }
-            if let Some((layer, x)) = found {
+            for (layer, x) in found.iter().flat_map(|(layer, xs)| xs.iter().map(move |x| (layer, *x))) {
                 let done_after = match self.options.sync {
-                    SyncMode::Layer => backward_end.get(&layer).copied(),
+                    SyncMode::Layer => backward_end.get(layer).copied(),
                     SyncMode::Event => None,
                 };
                 self.start(p, x, &mut pending, done_after, stats)?;
@@ -265,24 +271,30 @@ impl<'g> Inserter<'g> {
         Ok(())
     }
 
-    /// Figure 10 of the paper: seen from the layer at position `from`, the X to fetch.
+    /// Figure 10 of the paper: seen from the layer at position `from`, the X to fetch, in pieces
+    /// if the layer reads them so.
     fn window(
         &self,
         from: usize,
-        x_of: &BTreeMap<NodeId, ValueId>,
+        x_of: &BTreeMap<NodeId, Vec<ValueId>>,
         pending: &BTreeMap<ValueId, Pending>,
-    ) -> Option<ValueId> {
+    ) -> Vec<ValueId> {
+        let is_away = |x: &ValueId| pending.get(x).is_some_and(|p| p.state == State::Away);
+        let mut further = false;
         for &id in self.order[..from].iter().rev() {
-            if let Some(x) = x_of.get(&id)
-                && pending.get(x).is_some_and(|p| p.state == State::Away)
-            {
-                return Some(*x);
+            let away: Vec<ValueId> = x_of.get(&id).into_iter().flatten().copied().filter(is_away).collect();
+            if !away.is_empty() {
+                return away;
             }
             if matches!(self.graph.node(id).op, Op::Conv(_) | Op::ConvEpilogue { .. }) {
-                return None;
+                // Behind one whose X is made again lies what that is made of, which is wanted first.
+                if further || x_of.contains_key(&id) {
+                    break;
+                }
+                further = true;
             }
         }
-        None
+        Vec::new()
     }
 
     /// Starts the copy in before old position `p`.

@@ -1,5 +1,6 @@
 //! Which values a policy offloads (vDNN, MICRO 2016, section III): the inputs X of layers of
-//! the feature extractor, that is of the forward nodes before the first fully connected one.
+//! the feature extractor, that is of the forward nodes before the first fully connected one, that
+//! backward reads.
 
 use crate::options::Policy;
 use vdnn_ir::graph::{Def, Graph, Node, NodeId, Stage, ValueId};
@@ -45,16 +46,24 @@ pub fn view_root(graph: &Graph, mut value: ValueId) -> ValueId {
 }
 
 /// Chooses what `policy` offloads. Pool indices, masks, statistics and the activations of
-/// the classifier are never chosen; in inference nothing is. `Dyn` is a search over the other
+/// the classifier are never chosen, and neither is what backward does not read, such as what it
+/// makes again; in inference nothing is. `Dyn` is a search over the other
 /// policies and chooses nothing itself.
 pub fn selection(graph: &Graph, policy: Policy) -> Selection {
     let mut out = Selection::default();
     if graph.mode == Mode::Infer || !matches!(policy, Policy::All | Policy::Conv) {
         return out;
     }
+    let backward = backward(graph);
+    let mut read = vec![false; graph.value_bound()];
+    for ((_, node), _) in graph.nodes().zip(&backward).filter(|(_, backward)| **backward) {
+        if !matches!(node.op, Op::Reshape { .. }) {
+            node.inputs.iter().for_each(|&v| read[view_root(graph, v).index()] = true);
+        }
+    }
     let mut seen = vec![false; graph.value_bound()];
     let mut classifier = false;
-    for ((id, node), backward) in graph.nodes().zip(backward(graph)) {
+    for ((id, node), backward) in graph.nodes().zip(backward) {
         if node.stage != Stage::Forward {
             classifier &= !backward;
             continue;
@@ -74,7 +83,7 @@ pub fn selection(graph: &Graph, policy: Policy) -> Selection {
                 Def::Node { node, .. } => graph.node(*node).stage == Stage::Forward,
                 Def::Param(_) | Def::Const(_) => false,
             };
-            if !moves {
+            if !moves || !read[x.index()] {
                 continue;
             }
             out.layers.push((id, x));

@@ -121,6 +121,51 @@ fn the_search_window_ends_at_the_next_convolution() {
     assert_eq!(stats["demand_prefetches"], 0);
 }
 
+#[test]
+fn what_backward_makes_again_does_not_leave_the_device() {
+    let net = || densenet(2, 32, &[3, 2]);
+    let (kept, again) = (joined(net()), recomputed(net()));
+    for policy in [Policy::Conv, Policy::All] {
+        let (_, stats) = place(&again, policy, SyncMode::Event);
+        assert_eq!(stats["offload_bytes"], stats["prefetch_bytes"], "{policy}: nothing leaves for nothing");
+        assert!(4 * stats["demand_prefetches"] < stats["prefetches"], "{policy}: {stats:?}");
+        let before = selection(&kept, policy).bytes(&kept).0;
+        assert!(stats["offload_bytes"] < before, "{policy}: {} of {before}", stats["offload_bytes"]);
+    }
+}
+
+#[test]
+fn the_pieces_that_a_batch_norm_joins_are_fetched_together_a_layer_ahead() {
+    let g = joined(densenet(2, 32, &[3, 2]));
+    let (placed, stats) = place(&g, Policy::All, SyncMode::Event);
+    let chosen = selection(&g, Policy::All);
+    let of = |layer: NodeId| chosen.layers.iter().filter(move |l| l.0 == layer).map(|l| l.1);
+    let most = chosen.layers.iter().map(|l| of(l.0).count()).max();
+    assert_eq!(most, Some(4), "what the second block's batch norm joins");
+    assert_eq!(stats["demand_prefetches"], 0);
+    check_order(&placed, SyncMode::Event);
+    // All but the loss's neighbours come while a convolution's gradients are computed.
+    let nodes: Vec<_> = placed.nodes().map(|(_, n)| n).collect();
+    let joins: Vec<usize> = nodes
+        .iter()
+        .enumerate()
+        .filter(|(_, n)| matches!(n.op, Op::BatchNormReluGradJoined { .. }))
+        .map(|(p, _)| p)
+        .collect();
+    assert!(joins.len() >= 5);
+    for p in joins {
+        for x in &nodes[p].inputs {
+            let Some(done) = placed.def_node(*x).filter(|d| placed.node(*d).op == Op::PrefetchDone) else {
+                continue;
+            };
+            let start = placed.def_node(placed.node(done).inputs[0]).expect("a start");
+            let start = nodes.iter().position(|n| std::ptr::eq(*n, placed.node(start))).expect("a place");
+            let between = nodes[start..p].iter().filter(|n| !n.op.is_transfer()).count();
+            assert!(between > 0, "{} waits for a copy that has just started", nodes[p].name);
+        }
+    }
+}
+
 /// Positions of start, done, first forward layer and readers of each offloaded tensor.
 fn check_order(g: &Graph, sync: SyncMode) {
     let at = g.positions();

@@ -11,6 +11,8 @@
 mod price;
 mod remake;
 #[cfg(test)]
+mod testnet;
+#[cfg(test)]
 mod tests;
 
 use crate::memory::live_profile;

@@ -7,8 +7,8 @@ use crate::nest_concats::NestConcats;
 use crate::pass::run_pass;
 use vdnn_cost::{CostModel, Precision};
 use vdnn_ir::graph::NodeSpec;
-use vdnn_ir::op::{ConvAttrs, ReduceKind, UnaryKind};
-use vdnn_ir::{Dims, Op, ParamRole, Real, TensorType};
+use vdnn_ir::op::UnaryKind;
+use vdnn_ir::{Op, ParamRole, TensorType};
 
 fn cost() -> CostModel {
     CostModel::named("h200", Precision::Tf32).expect("a shipped profile")
@@ -16,42 +16,7 @@ fn cost() -> CostModel {
 
 /// A step of layers that each read, batch-normalised, everything before them.
 fn dense(layers: u64) -> Graph {
-    let mut g = Graph::new("dense");
-    let square = |n: u64| Dims::from_slice(&[n, n]);
-    let conv = ConvAttrs {
-        kernel: square(3),
-        strides: square(1),
-        before: square(1),
-        after: square(1),
-        dilations: square(1),
-        groups: 1,
-    };
-    let add = |g: &mut Graph, op: Op, inputs: &[ValueId], name: &str| {
-        g.add1(op, inputs, NodeSpec::forward(name)).expect("a legal op")
-    };
-    let x = g.add_input("x", TensorType::f32([4, 8, 32, 32]));
-    let mut pieces = vec![x];
-    for i in 0..layers {
-        let (name, c) = (format!("layer{i}"), 8 * (i + 1));
-        let whole = match pieces.as_slice() {
-            &[lone] => lone,
-            all => add(&mut g, Op::Concat { axis: 1 }, all, &name),
-        };
-        let mut operands = vec![whole];
-        for what in ["scale", "bias", "mean", "var"] {
-            let role = if operands.len() < 3 { ParamRole::Trainable } else { ParamRole::Statistic };
-            operands.push(g.add_param(format!("{name}.{what}"), TensorType::f32([c]), role));
-        }
-        let norm = Op::BatchNormInfer { eps: Real(1e-5), momentum: Real(0.9) };
-        let y = add(&mut g, norm, &operands, &name);
-        let y = add(&mut g, Op::Unary(UnaryKind::Relu), &[y], &name);
-        let w = g.add_param(format!("{name}.w"), TensorType::f32([8, c, 3, 3]), ParamRole::Trainable);
-        pieces.push(add(&mut g, Op::Conv(conv.clone()), &[y, w], &name));
-    }
-    let last = pieces[pieces.len() - 1];
-    let mean = Op::Reduce { kind: ReduceKind::Mean, axes: Dims::from_slice(&[2, 3]), keepdims: false };
-    let value = add(&mut g, mean, &[last], "pool");
-    g.outputs.push(vdnn_ir::Output { name: "y".into(), value });
+    let mut g = super::testnet::dense([4, 8, 32, 32], 8, layers);
     g.phase = Phase::Simplified;
     let cost = cost();
     let cx = PassCtx { cost: &cost };

@@ -304,15 +304,30 @@ impl Channels {
                 self.need_all(graph, v);
             }
         }
-        loop {
-            let mut changed = false;
-            for &(id, node) in nodes.iter().rev() {
-                changed |= self.needs_of(graph, node, cut.contains(&id));
-            }
-            if !changed {
-                break;
+        // What is asked for; only then something to read for those that ask for nothing.
+        for lone in [false, true] {
+            loop {
+                let mut changed = false;
+                for &(id, node) in nodes.iter().rev() {
+                    changed |= self.needs_of(graph, node, cut.contains(&id));
+                    changed |= lone && self.lone_need(graph, node);
+                }
+                if !changed {
+                    break;
+                }
             }
         }
+    }
+
+    /// Lets a convolution or product whose filters are constants read one channel: it cannot be
+    /// without any.
+    fn lone_need(&mut self, graph: &Graph, node: &Node) -> bool {
+        if !matches!(kind(graph, node), Kind::Conv | Kind::Dense) {
+            return false;
+        }
+        let (x, y) = (node.inputs[0], node.outputs[0]);
+        let lacks = !self.kept(graph, y).is_empty() && self.kept(graph, x).is_empty();
+        lacks && count(graph, x).is_some_and(|n| n > 0) && self.need(x, 0)
     }
 
     fn tie_node(&mut self, graph: &Graph, node: &Node, cut: bool) {
@@ -351,12 +366,6 @@ impl Channels {
 
     fn needs_of(&mut self, graph: &Graph, node: &Node, cut: bool) -> bool {
         let mut changed = false;
-        // Nothing can be made of no channels.
-        for &v in node.inputs.iter().chain(&node.outputs) {
-            if count(graph, v).is_some_and(|n| n > 0) && self.kept(graph, v).is_empty() {
-                changed |= self.need(v, 0);
-            }
-        }
         match kind(graph, node) {
             Kind::Conv | Kind::Dense => {
                 for c in self.wanted(graph, node) {

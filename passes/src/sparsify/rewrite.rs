@@ -124,12 +124,20 @@ impl Rewrite<'_> {
         if !shrunk && !cut && whole(&y, all) {
             return Ok(());
         }
+        if y.is_empty() && all > 0 {
+            // Nobody reads it any more: it goes with the dead nodes.
+            self.done.channels += if has_channels_of_its_own(&old.op) { all as u64 } else { 0 };
+            return Ok(());
+        }
         let mut op = old.op.clone();
         let mut inputs: Vec<ValueId> = now.to_vec();
         match kind(&self.old, &old) {
             Kind::Conv | Kind::Dense => {
-                let wanted = nonempty(channels.wanted(&self.old, &old));
                 if cut {
+                    let mut wanted = channels.wanted(&self.old, &old);
+                    if wanted.is_empty() {
+                        wanted.extend(channels.kept(&self.old, old.inputs[0]).first());
+                    }
                     inputs[0] = self.only(id, inputs[0], &wanted)?;
                 }
                 self.filters(channels, id, &mut inputs, &y)?;
@@ -155,10 +163,14 @@ impl Rewrite<'_> {
                     dims[1] = y.len() as u64;
                 }
             }
-            Kind::Concat => {}
+            Kind::Concat => {
+                let pieces = old.inputs.iter().zip(&now);
+                let there = pieces.filter(|(v, _)| !channels.kept(&self.old, **v).is_empty());
+                inputs = there.map(|(_, now)| *now).collect();
+            }
             Kind::Opaque => return Ok(()),
         }
-        if !whole(&y, all) && !matches!(op, Op::Unary(_) | Op::Concat { .. } | Op::Reshape { .. }) {
+        if !whole(&y, all) && has_channels_of_its_own(&op) {
             self.done.channels += (all - y.len()) as u64;
         }
         let spec = NodeSpec { name: old.name.clone(), stage: old.stage, origin: old.origin, n_outputs: 1 };
@@ -222,6 +234,7 @@ impl Rewrite<'_> {
     }
 }
 
-fn nonempty(list: Vec<usize>) -> Vec<usize> {
-    if list.is_empty() { vec![0] } else { list }
+/// True if fewer channels of a result are counted as removed, and not as those of an operand.
+fn has_channels_of_its_own(op: &Op) -> bool {
+    !matches!(op, Op::Unary(_) | Op::Concat { .. } | Op::Reshape { .. })
 }

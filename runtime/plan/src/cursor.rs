@@ -166,9 +166,14 @@ impl<'a> Cursor<'a> {
         Ok(bytes)
     }
 
-    pub(crate) fn end(&mut self) -> Result<(), Fail> {
+    /// True if only spaces are left.
+    pub(crate) fn is_at_end(&mut self) -> bool {
         self.skip_space();
-        if self.rest().is_empty() { Ok(()) } else { self.fail("expected the end of the line") }
+        self.rest().is_empty()
+    }
+
+    pub(crate) fn end(&mut self) -> Result<(), Fail> {
+        if self.is_at_end() { Ok(()) } else { self.fail("expected the end of the line") }
     }
 
     pub(crate) fn at(&self) -> usize {

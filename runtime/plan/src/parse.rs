@@ -59,6 +59,7 @@ struct Parser<'a> {
     device_name: Option<(String, Precision)>,
     engines: Option<EngineOrigin>,
     model: Option<ModelRef>,
+    options: Option<Vec<String>>,
     predicted: Option<Predicted>,
     device: Option<Arena>,
     host: Option<Arena>,
@@ -166,6 +167,13 @@ impl<'a> Parser<'a> {
                     return c.fail("expected 64 hexadecimal digits");
                 };
                 once(&mut self.model, ModelRef { path, sha256 })?;
+            }
+            "options" => {
+                let mut options = vec![c.quoted()?];
+                while !c.is_at_end() {
+                    options.push(c.quoted()?);
+                }
+                once(&mut self.options, options)?;
             }
             "predicted" => {
                 let step = Nanos(number(c, "step")?);
@@ -298,6 +306,7 @@ impl<'a> Parser<'a> {
                 precision,
                 engines: self.engines,
                 model: self.model,
+                options: self.options.unwrap_or_default(),
             },
             device: need(self.device, "arena device")?,
             host: need(self.host, "arena host")?,
@@ -340,6 +349,7 @@ mod tests {
         let mut p = sound();
         p.header.model_name = "a \"b\" \\ \n\t\r\u{0}\u{2028}\u{202e} é ".into();
         p.header.engines = Some(EngineOrigin { device: "G \"1\"\n".into(), cudnn: String::new() });
+        p.header.options = vec!["fuse=all".into(), "dim=a b=\"2\"\n".into(), String::new()];
         p.header.model = Some(ModelRef { path: "dir/m.onnx".into(), sha256: [0xa5; 32] });
         p.predicted.step = Nanos(u64::MAX);
         p.device.budget = None;

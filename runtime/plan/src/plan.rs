@@ -67,6 +67,9 @@ pub struct Header {
     pub engines: Option<EngineOrigin>,
     /// The weights' file, if the plan loads any.
     pub model: Option<ModelRef>,
+    /// Options of the compilation that are not above, as `NAME=VALUE` in the compiler's words, for
+    /// making the plan anew. Executors do not read them; empty where they are not known.
+    pub options: Vec<String>,
 }
 
 /// Where convolution engines were chosen. Their numbers mean the same only on the same kind of

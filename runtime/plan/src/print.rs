@@ -10,6 +10,7 @@
 //! device "h200"
 //! engines "NVIDIA H200" cudnn="9.19.0"
 //! weights "lenet.onnx" sha256=9f86…
+//! options "fuse=auto" "recompute=off"
 //! predicted step=81200 compute=80000 stall=1200 lower_bound=4096
 //! arena device 8192 budget=16384
 //! arena host 4096
@@ -160,6 +161,11 @@ impl fmt::Display for Plan {
         }
         if let Some(m) = &h.model {
             writeln!(f, "weights {} sha256={}", Quoted(&m.path), Hex(&m.sha256))?;
+        }
+        if !h.options.is_empty() {
+            f.write_str("options")?;
+            h.options.iter().try_for_each(|option| write!(f, " {}", Quoted(option)))?;
+            writeln!(f)?;
         }
         let p = &self.predicted;
         writeln!(

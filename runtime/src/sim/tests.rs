@@ -54,6 +54,7 @@ impl Builder {
                 precision: vdnn_ir::Precision::F32,
                 engines: None,
                 model: None,
+                options: Vec::new(),
             },
             device: Arena::default(),
             host: Arena::default(),

@@ -4,7 +4,7 @@
 use crate::chain::{Chain, Kind};
 use crate::cost::{count, product};
 use crate::geometry::Geometry;
-use crate::machine::{BANDWIDTH, MAX_REGISTERS, OTHER_REGISTERS, THREADS, Target, UNFUSED};
+use crate::machine::{BANDWIDTH, MAX_REGISTERS, OTHER_REGISTERS, THREADS, Target};
 use crate::program::{ACCUMULATOR, element};
 use crate::tiling::Tiling;
 use vdnn_ir::{Bytes, Nanos};
@@ -70,26 +70,6 @@ pub fn estimate(chain: &Chain, tiling: Tiling, target: &Target, batch: u64) -> O
         cache,
         time: Nanos(arithmetic.max(moved).ceil() as u64).saturating_add(target.launch),
     })
-}
-
-/// Predicts every layer by itself, its pointwise functions in its epilogue, as a library runs it:
-/// one kernel per convolution or pool. Tensors that fit the second-level cache twice over are
-/// read and written there.
-pub fn unfused(chain: &Chain, target: &Target, batch: u64) -> Vec<Nanos> {
-    let element = element(target.precision);
-    let bandwidth = target.bandwidth * BANDWIDTH;
-    let moved = |l: usize| {
-        let bytes = batch as f64 * chain.shapes()[l].bytes(element).as_f64();
-        let cached = 3.0 * bytes < 2.0 * target.machine.l2.as_f64();
-        bytes / if cached { bandwidth * target.machine.l2_speed } else { bandwidth }
-    };
-    let layer = |l: usize| {
-        let flops = 2.0 * chain.macs(l) as f64 * waste(chain, l, target) * batch as f64;
-        let weights = (chain.weight_elements(l) * element.0) as f64 / bandwidth;
-        let time = (flops / (target.peak * UNFUSED)).max(moved(l) + moved(l + 1) + weights);
-        Nanos(time.ceil() as u64).saturating_add(target.launch)
-    };
-    (0..chain.layers().len()).map(layer).collect()
 }
 
 fn weights(chain: &Chain, element: Bytes) -> Bytes {
