@@ -15,7 +15,7 @@ use super::plan::{CHUNK, Conv, GROUP, Plan, Step};
 use super::{Tensor, Units};
 use vdnn_ir::{Nanos, Precision};
 
-/// Nanoseconds of a clock cycle.
+/// Nanoseconds of a clock cycle, at which matrix instructions of one worker fit their rated speed.
 const CYCLE: f64 = 1.0 / 1.755;
 
 /// What `mma.sync` takes of the time of `wgmma`: each warp reads the weights. Fitted.
@@ -27,7 +27,7 @@ const LATENCY: f64 = 1060.0;
 /// The same for the residual of a pass, which products hide in part. Fitted.
 const RESIDUAL: f64 = 570.0;
 
-/// Nanoseconds of a thread to round a chunk that was copied, or to order its copy. Fitted.
+/// Nanoseconds of a thread to bring a chunk to TF32, which rounds it in its place. Fitted.
 const ROUND: f64 = 105.0;
 
 /// Nanoseconds of a warp group for 64 positions of 8 outputs behind a product. Fitted.
