@@ -60,7 +60,7 @@ variants!(Op, op_name, OPS: [
 ], others: [
     Fill ConvDgrad ConvWgrad MaxPoolGrad AvgPoolGrad BatchNormGrad BatchNormInferGrad LrnGrad UnaryGrad
     SoftmaxGrad LogSoftmaxGrad SliceGrad SoftmaxCrossEntropyGrad NegativeLogLikelihoodGrad SgdUpdate
-    Gather PackSparse SparseConv AddSlice BatchNormInferRelu BatchNormApplyRelu BatchNormTrainRelu BatchNormReluGrad
+    Gather PackSparse SparseConv SparseInputConv AddSlice BatchNormInferRelu BatchNormApplyRelu BatchNormTrainRelu BatchNormReluGrad
     BatchNormTrainReluJoined BatchNormReluGradJoined ConvEpilogue Pyramid Relayout Cast OffloadStart OffloadDone PrefetchStart PrefetchDone
 ]);
 variants!(UnaryKind, unary_name, UNARY: [

@@ -139,13 +139,16 @@ fn removing_channels_changes_no_value() {
 
 #[test]
 fn sparse_plans_give_what_dense_plans_give() {
-    let (mut packed, mut gathers) = (0, 0);
+    let (mut packed, mut gathers, mut skipping) = (0, 0, 0);
+    let (auto, channels) = (SparseMode::Auto, SparseMode::Channels);
+    let modes =
+        [SparseMode::Off, auto, channels, SparseMode::Csr, SparseMode::Block, SparseMode::Activations];
     for seed in 0..GRAPHS / 2 {
         let graph = random_cnn(seed);
         let batch = graph.ty(graph.inputs()[0]).dims[0];
         let params = zeroed_params(&graph, seed);
         let mut results: Vec<BTreeMap<String, Tensor>> = Vec::new();
-        for mode in [SparseMode::Off, SparseMode::Auto, SparseMode::Channels, SparseMode::Csr] {
+        for mode in modes {
             for threads in [1, 2] {
                 let mut options = harness::options(Mode::Infer, Policy::None, AlgoMode::Memory);
                 options.sparse = sparse(&params, mode);
@@ -157,6 +160,7 @@ fn sparse_plans_give_what_dense_plans_give() {
                     if let Command::Launch { op, .. } = command {
                         packed += u64::from(matches!(op, Op::SparseConv { .. }));
                         gathers += u64::from(matches!(op, Op::Gather { .. }));
+                        skipping += u64::from(matches!(op, Op::SparseInputConv { .. }));
                     }
                 }
                 let inputs = harness::step_inputs(&plan, random_inputs(&graph, seed));
@@ -180,6 +184,7 @@ fn sparse_plans_give_what_dense_plans_give() {
         }
     }
     assert!(packed > 200 && gathers > 20, "{packed} packed, {gathers} gathers");
+    assert!(skipping > 40, "{skipping} leave out zeros of inputs");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod gpu;
 mod micro;
+mod reproduce;
 mod sparse;
 mod tools;
 
@@ -10,8 +11,9 @@ pub use gpu::{
     ProfileArgs,
 };
 pub use micro::{BenchConvArgs, MicroArgs, WorkspaceMode};
+pub use reproduce::{Artefact, CusnnArgs, Preprocess, ReproduceArgs};
 pub use sparse::{PruneArgs, Scope, SparseArgs};
-pub use tools::{Artefact, CheckArgs, InspectArgs, ReproduceArgs, ZooArgs};
+pub use tools::{CheckArgs, InspectArgs, ZooArgs};
 
 use crate::options::CompileOptions;
 use crate::slicing::Slices;
@@ -105,9 +107,11 @@ pub struct SharedArgs {
     #[arg(long, value_name = "none|baseline|all|conv|dyn", default_value = "dyn")]
     pub policy: Policy,
     /// Convolution algorithms: memory (no workspace), performance (fastest), dynamic
-    /// (fastest that lets the plan fit).
+    /// (fastest that lets the plan fit), or one for all of them, on a GPU by cuDNN's older API:
+    /// only=implicit_gemm, implicit_precomp_gemm, gemm, fft, fft_tiling, winograd or
+    /// winograd_nonfused.
     /// Default: dynamic, and memory where the CPU runs the plan, which needs no workspace.
-    #[arg(long, value_name = "memory|performance|dynamic")]
+    #[arg(long, value_name = "memory|performance|dynamic|only=NAME")]
     pub algo: Option<AlgoMode>,
     /// Batch size, for models whose batch dimension is symbolic. Default: the file's, else 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]

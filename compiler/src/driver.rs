@@ -15,7 +15,7 @@ use vdnn_passes::elide::{ElideOptions, elide};
 use vdnn_passes::fuse_pyramids::{Rule, footprints};
 use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
 use vdnn_passes::micro_batch::Menu;
-use vdnn_passes::{PassError, Policy, Recompute, Stats};
+use vdnn_passes::{AlgoMode, PassError, Policy, Recompute, Stats};
 use vdnn_plan::plan::{EngineOrigin, Header, ModelRef};
 use vdnn_plan::{Command, Plan, check::CheckStats};
 use vdnn_runtime::sim::{SimResult, simulate};
@@ -153,7 +153,7 @@ pub fn stop_after(
     }
     let attempt = pipeline::Attempt {
         policy: candidate.policy,
-        algo: vdnn_passes::AlgoMode::Performance,
+        algo: rule_for_fixed(candidate.algo),
         overrides: candidate
             .graph
             .nodes()
@@ -167,6 +167,11 @@ pub fn stop_after(
     };
     pipeline::to_phase(&mut graph, phase, &attempt, cost, &mut timings)?;
     Ok(graph)
+}
+
+/// The rule for a graph whose algorithms are those of a candidate: it prices them.
+fn rule_for_fixed(algo: AlgoMode) -> AlgoMode {
+    if matches!(algo, AlgoMode::Only(_)) { algo } else { AlgoMode::Performance }
 }
 
 fn choose(
@@ -289,7 +294,7 @@ pub fn plan_joint(
         mode: options.mode,
         batch,
         policy: options.policy.name().to_owned(),
-        algo: options.algo.name().to_owned(),
+        algo: options.algo.to_string(),
         device: cost.device_name().to_owned(),
         precision: cost.precision(),
         engines: None,
@@ -356,7 +361,7 @@ pub fn plan_joint(
     };
     let elapsed = |s: Instant| Nanos(u64::try_from(s.elapsed().as_nanos()).unwrap_or(u64::MAX));
     if !fits {
-        let smallest = search.smallest(&mut timings)?;
+        let smallest = search.smallest(options.algo, &mut timings)?;
         summary.compile = elapsed(start);
         summary.timings = timings;
         return Err(NoPlan::TooLarge {
@@ -433,7 +438,7 @@ fn baseline_peak(
     let mut graph = joint.clone();
     let attempt = pipeline::Attempt {
         policy: Policy::Baseline,
-        algo: vdnn_passes::AlgoMode::Performance,
+        algo: rule_for_fixed(chosen.algo),
         overrides,
         workspace: search.workspace,
         menu: Rc::clone(&search.menu),

@@ -10,7 +10,7 @@ use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_ir::{Graph, Mode, Op, Stage, TensorType, ValueId};
 use vdnn_passes::Recompute;
 use vdnn_passes::fuse_pyramids::{Candidate, candidates};
-use vdnn_passes::sparsify::{Sparse, SparseMode};
+use vdnn_passes::sparsify::{Sparse, SparseMode, skipping_kernels};
 
 /// Share of weights other than zero up to which packed ones are worth timing.
 const PACKED_AT_MOST: f64 = 0.5;
@@ -103,7 +103,14 @@ pub fn kernels_of(
                 Err(_) if !whole => break,
                 Err(e) => return Err(e.into()),
             };
-            for kernel in kernels(&joint) {
+            let mut found = kernels(&joint);
+            // Zeros of inputs are judged by the times of both kernels; in slices, too.
+            let skips = options.mode == Mode::Infer && options.sparse.mode == SparseMode::Auto;
+            if skips && !options.sparse.on_host && options.precision != Precision::Bf16 {
+                let kernel = |(op, inputs, y)| Kernel { op, inputs, outputs: vec![y] };
+                found.extend(skipping_kernels(&joint, cost).into_iter().map(kernel));
+            }
+            for kernel in found {
                 if !all.contains(&kernel) {
                     all.push(kernel);
                 }
@@ -122,8 +129,13 @@ fn variants(options: &CompileOptions) -> Vec<CompileOptions> {
     }
     // Packed weights are judged by both ways' times.
     let sparse = &options.sparse;
-    if sparse.mode == SparseMode::Auto && !sparse.on_host && sparse.facts.are_sparse(PACKED_AT_MOST) {
-        let forced = Sparse { mode: SparseMode::Csr, ..sparse.clone() };
+    let forms = [
+        (SparseMode::Csr, sparse.facts.are_sparse(PACKED_AT_MOST)),
+        (SparseMode::Block, sparse.facts.are_in_blocks(PACKED_AT_MOST)),
+    ];
+    let judged = sparse.mode == SparseMode::Auto && !sparse.on_host;
+    for (mode, _) in forms.into_iter().filter(|&(_, worth)| judged && worth) {
+        let forced = Sparse { mode, ..sparse.clone() };
         all.push(CompileOptions { sparse: forced, ..options.clone() });
     }
     all

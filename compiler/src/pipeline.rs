@@ -3,8 +3,8 @@
 //! ```text
 //! Imported --simplify--> Simplified --nest-concats, autodiff, [keep-zeros] | [sparsify],
 //!   fold-batch-norm, mark-setup-->
-//!   [mixed-precision, fuse-epilogues, join-batch-norms, pack-weights, channels-last,
-//!    fuse-pyramids, slice-batch, recompute, group-updates] Joint
+//!   [mixed-precision, fuse-epilogues, join-batch-norms, pack-weights, skip-zero-inputs,
+//!    channels-last, fuse-pyramids, slice-batch, recompute, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, elide--> Plan --check--> checked Plan
 //! ```
@@ -32,7 +32,7 @@ use vdnn_passes::schedule::Schedule;
 use vdnn_passes::select_conv::SelectConv;
 use vdnn_passes::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use vdnn_passes::slice_batch::SliceBatch;
-use vdnn_passes::sparsify::{KeepZeros, PackWeights, Sparse, Sparsify};
+use vdnn_passes::sparsify::{KeepZeros, PackWeights, SkipZeroInputs, Sparse, Sparsify};
 use vdnn_passes::{AlgoMode, Fuse, Packing, PassCtx, PassError, Policy, SyncMode, Workspace};
 
 /// What is fused.
@@ -141,8 +141,12 @@ pub fn to_joint_by(
     }
     // After folding, whose weights it packs, and after fusion, whose kernels are what it is judged
     // against; before layouts, of which packed weights have one.
-    if mode == Mode::Infer && sparse.is_active() && cost.precision() != Precision::Bf16 {
+    if mode == Mode::Infer && sparse.is_active() {
         timings.pass(&PackWeights(sparse.clone()), graph, &cx)?;
+    }
+    // After weights are packed, which leaves less work than zeros of the input do.
+    if mode == Mode::Infer && sparse.skips_inputs() && cost.precision() != Precision::Bf16 {
+        timings.pass(&SkipZeroInputs(sparse), graph, &cx)?;
     }
     // After autodiff, whose rules then need not know of layouts; before terms are taken and
     // kernels are priced, which do.

@@ -24,7 +24,7 @@ pub fn json(request: &Request<'_>, s: &Summary) -> Value {
         "batch": s.batch,
         "policy": request.options.policy.name(),
         "chosen_policy": s.chosen_policy.name(),
-        "algo": request.options.algo.name(),
+        "algo": request.options.algo.to_string(),
         "device": s.device,
         "fits": s.fits,
         "memory": {

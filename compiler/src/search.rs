@@ -201,8 +201,10 @@ impl Search<'_> {
     /// # Errors
     /// Those of the passes.
     pub fn dynamic(&self, algo: AlgoMode, timings: &mut Timings) -> Result<Candidate, PassError> {
-        let fastest = if algo == AlgoMode::Memory { AlgoMode::Memory } else { AlgoMode::Performance };
-        let leanest = if algo == AlgoMode::Performance { AlgoMode::Performance } else { AlgoMode::Memory };
+        let (fastest, leanest) = match algo {
+            AlgoMode::Dynamic => (AlgoMode::Performance, AlgoMode::Memory),
+            one => (one, one),
+        };
         let none = self.fixed(Policy::None, fastest, timings)?;
         if none.fits(self.budget) {
             return Ok(Candidate { algo, ..none });
@@ -232,15 +234,16 @@ impl Search<'_> {
         Ok(Candidate { algo, ..trainable })
     }
 
-    /// The smallest device arena any policy reaches with the leanest algorithms.
+    /// The smallest device arena any policy reaches with the leanest algorithms that `algo` permits.
     ///
     /// # Errors
     /// Those of the passes.
-    pub fn smallest(&self, timings: &mut Timings) -> Result<Candidate, PassError> {
+    pub fn smallest(&self, algo: AlgoMode, timings: &mut Timings) -> Result<Candidate, PassError> {
+        let leanest = if matches!(algo, AlgoMode::Only(_)) { algo } else { AlgoMode::Memory };
         let mut best: Option<Candidate> = None;
         for policy in [Policy::None, Policy::Conv, Policy::All] {
             for lag in [1, 0] {
-                let c = self.attempt(policy, AlgoMode::Memory, lag, timings)?;
+                let c = self.attempt(policy, leanest, lag, timings)?;
                 if best.as_ref().is_none_or(|b| c.layout.device_bytes < b.layout.device_bytes) {
                     best = Some(c);
                 }

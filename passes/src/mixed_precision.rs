@@ -13,6 +13,7 @@ use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use std::collections::{BTreeMap, BTreeSet};
 use vdnn_ir::op::PyramidUse;
 use vdnn_ir::op::infer::InferError;
+use vdnn_ir::sparse::SparseForm;
 use vdnn_ir::{DType, Def, Graph, NodeId, Op, Phase, Stage, Tensor, ValueId};
 
 /// Brings a joint graph of f32 into mixed precision. Runs after autodiff, whose rules then know
@@ -79,6 +80,8 @@ fn want(op: &Op, i: usize) -> Want {
         | Op::AvgPoolGrad { .. }
         | Op::Lrn(_)
         | Op::LrnGrad(_) => Want::Bf16,
+        // As of a convolution, or of a product.
+        Op::SparseConv { conv, form: SparseForm::BlockBf16, .. } => data(i != 2 || !conv.kernel.is_empty()),
         Op::BatchNormInfer { .. } | Op::BatchNormTrain { .. } => data(i == 0),
         Op::Pyramid(pyramid) => data(pyramid.uses().get(i) != Some(&PyramidUse::Bias)),
         Op::BatchNormInferRelu { .. }
@@ -98,6 +101,7 @@ fn want(op: &Op, i: usize) -> Want {
         | Op::NegativeLogLikelihoodGrad { .. }
         | Op::PackSparse { .. }
         | Op::SparseConv { .. }
+        | Op::SparseInputConv { .. }
         | Op::SgdUpdate => Want::F32,
         Op::Unary(_)
         | Op::UnaryGrad(_)

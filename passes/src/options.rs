@@ -4,6 +4,10 @@ use crate::fuse_pyramids::Rule;
 use std::fmt;
 use std::str::FromStr;
 use vdnn_ir::Bytes;
+use vdnn_ir::graph::ConvAlgo;
+
+/// In front of the algorithm of [`AlgoMode::Only`], here and in the header of plans.
+const ONLY: &str = vdnn_plan::plan::EXACT_ALGORITHM;
 
 macro_rules! named_enum {
     ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -52,17 +56,50 @@ named_enum!(
     }
 );
 
-named_enum!(
-    /// How convolution algorithms are chosen.
-    AlgoMode, "an algorithm mode" {
-        /// No workspace.
-        Memory = "memory",
-        /// Fastest, whatever the workspace.
-        Performance = "performance",
-        /// Fastest that lets the plan fit.
-        Dynamic = "dynamic",
+/// How convolution algorithms are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AlgoMode {
+    /// No workspace.
+    Memory,
+    /// Fastest, whatever the workspace.
+    Performance,
+    /// Fastest that lets the plan fit.
+    Dynamic,
+    /// One classic algorithm for every convolution, which runs as exactly that.
+    Only(ConvAlgo),
+}
+
+impl AlgoMode {
+    /// Every rule by which one among several algorithms is chosen.
+    pub const ALL: &'static [Self] = &[Self::Memory, Self::Performance, Self::Dynamic];
+}
+
+impl fmt::Display for AlgoMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::Performance => f.write_str("performance"),
+            Self::Dynamic => f.write_str("dynamic"),
+            Self::Only(algo) => write!(f, "{ONLY}{algo}"),
+        }
     }
-);
+}
+
+impl FromStr for AlgoMode {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let found = match s.strip_prefix(ONLY) {
+            Some(name) => ConvAlgo::CLASSIC.into_iter().find(|a| a.kind() == name).map(Self::Only),
+            None => Self::ALL.iter().copied().find(|m| m.to_string() == s),
+        };
+        found.ok_or_else(|| {
+            let names = ConvAlgo::CLASSIC.map(ConvAlgo::kind).join(", ");
+            format!(
+                "`{s}` is not an algorithm mode; choose memory, performance, dynamic, or {ONLY} and one of {names}"
+            )
+        })
+    }
+}
 
 named_enum!(
     /// Sizes of the micro-batches a convolution's batch may be divided into. The batch itself
@@ -180,3 +217,21 @@ named_enum!(
         Layer = "layer",
     }
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn algorithm_modes_print_and_parse() {
+        let only = ConvAlgo::CLASSIC.map(AlgoMode::Only);
+        for mode in AlgoMode::ALL.iter().copied().chain(only) {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        assert_eq!(AlgoMode::Only(ConvAlgo::ImplicitGemm).to_string(), "only=implicit_gemm");
+        for bad in ["", "only=", "only=eng5", "only=fastest", "implicit_gemm"] {
+            let error = bad.parse::<AlgoMode>().expect_err(bad);
+            assert!(error.contains("only=") && error.contains("implicit_precomp_gemm"), "{error}");
+        }
+    }
+}

@@ -20,7 +20,9 @@ use crate::schedule::Schedule;
 use crate::select_conv::SelectConv;
 use crate::simplify::{FoldBatchNorm, MarkSetup, Simplify};
 use crate::slice_batch::{SliceBatch, Slicing};
-use crate::sparsify::{Facts, KeepZeros, PackWeights, ParamFacts, Sparse, SparseMode, Sparsify};
+use crate::sparsify::{
+    Facts, KeepZeros, PackWeights, ParamFacts, SkipZeroInputs, Sparse, SparseMode, Sparsify,
+};
 use crate::{AlgoMode, BatchSizes, Packing, Policy, SyncMode, Workspace};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -49,6 +51,7 @@ pub const PASSES: &[Entry] = &[
     Entry { name: "fold-batch-norm", make: |_| Ok(Box::new(FoldBatchNorm)) },
     Entry { name: "mark-setup", make: |_| Ok(Box::new(MarkSetup)) },
     Entry { name: "pack-weights", make: |o| Ok(Box::new(PackWeights(sparse(o)?))) },
+    Entry { name: "skip-zero-inputs", make: |o| Ok(Box::new(SkipZeroInputs(sparse(o)?))) },
     Entry { name: "mixed-precision", make: |_| Ok(Box::new(MixedPrecision)) },
     Entry { name: "fuse-epilogues", make: |_| Ok(Box::new(FuseEpilogues)) },
     Entry { name: "join-batch-norms", make: |_| Ok(Box::new(JoinBatchNorms)) },

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use vdnn_cost::{ConvOption, CostModel};
+use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::{Bytes, ConvSchedule, Graph, Node, NodeId, Phase, Stage, TensorType};
 
 /// Gives every convolution, forward and backward, an algorithm and its workspace, or several
@@ -46,7 +47,7 @@ impl SelectConv {
     /// another.
     fn shares(&self, graph: &Graph, cost: &CostModel) -> Result<BTreeMap<NodeId, Choice>, PassError> {
         let Workspace::Total(total) = self.workspace else { return Ok(BTreeMap::new()) };
-        if self.mode == AlgoMode::Memory {
+        if matches!(self.mode, AlgoMode::Memory | AlgoMode::Only(_)) {
             return Ok(BTreeMap::new());
         }
         let mut pool = total;
@@ -95,6 +96,21 @@ pub fn downgrade(graph: &Graph, cost: &CostModel, node: NodeId) -> Option<ConvOp
 }
 
 impl SelectConv {
+    /// The one algorithm that is allowed, whatever was measured of others.
+    fn only(graph: &Graph, cost: &CostModel, id: NodeId, algo: ConvAlgo) -> Result<Choice, PassError> {
+        let node = graph.node(id);
+        let inputs: SmallVec<[&TensorType; 4]> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+        let outputs: SmallVec<[&TensorType; 4]> = node.outputs.iter().map(|&v| graph.ty(v)).collect();
+        cost.classic_option(&node.op, &inputs, &outputs, algo).map(Choice::from).ok_or_else(|| {
+            PassError::Unsupported(format!(
+                "node {id} `{}`: --algo {} cannot run this convolution on {}; choose another algorithm",
+                node.name,
+                AlgoMode::Only(algo),
+                cost.device_name()
+            ))
+        })
+    }
+
     /// What is fixed from outside, priced.
     fn fixed(
         &self,
@@ -104,6 +120,11 @@ impl SelectConv {
         schedule: &ConvSchedule,
     ) -> Result<Choice, PassError> {
         let node = graph.node(id);
+        if let AlgoMode::Only(algo) = self.mode
+            && *schedule == ConvSchedule::Whole(algo)
+        {
+            return Self::only(graph, cost, id, algo);
+        }
         self.menu.price(graph, cost, node, schedule).ok_or_else(|| {
             let can: Vec<_> = options(graph, cost, node).iter().map(|o| o.algo.kind()).collect();
             PassError::Unsupported(format!(
@@ -141,13 +162,16 @@ impl Pass for SelectConv {
             let choice = match (self.overrides.get(&id), shares.remove(&id)) {
                 (Some(schedule), _) => self.fixed(graph, cx.cost, id, schedule)?,
                 (None, Some(share)) => share,
-                (None, None) => self.pick(&self.menu.choices(graph, cx.cost, node)).ok_or_else(|| {
-                    PassError::Unsupported(format!(
-                        "node {id} `{}`: device profile {} has no algorithm within the workspace limit",
-                        node.name,
-                        cx.cost.device_name()
-                    ))
-                })?,
+                (None, None) => match self.mode {
+                    AlgoMode::Only(algo) => Self::only(graph, cx.cost, id, algo)?,
+                    _ => self.pick(&self.menu.choices(graph, cx.cost, node)).ok_or_else(|| {
+                        PassError::Unsupported(format!(
+                            "node {id} `{}`: device profile {} has no algorithm within the workspace limit",
+                            node.name,
+                            cx.cost.device_name()
+                        ))
+                    })?,
+                },
             };
             let schedule = Some(choice.schedule);
             outcome.changed |= node.algo != schedule || node.workspace != choice.workspace;
@@ -168,7 +192,7 @@ mod tests {
     use crate::options::BatchSizes;
     use crate::pass::run_pass;
     use vdnn_cost::{Measured, MeasuredRow, Precision};
-    use vdnn_ir::graph::{ConvAlgo, EngineConfig, NodeSpec};
+    use vdnn_ir::graph::{EngineConfig, NodeSpec};
     use vdnn_ir::op::ConvAttrs;
     use vdnn_ir::{Nanos, Op, ParamRole, TensorType};
 
@@ -314,6 +338,31 @@ mod tests {
         pass.overrides.insert(a, ConvAlgo::Gemm.into());
         let error = run_pass(&pass, &mut g, &PassCtx { cost: &cost }).unwrap_err().to_string();
         assert!(error.contains("gemm cannot run this convolution"), "{error}");
+    }
+
+    #[test]
+    fn one_algorithm_for_all_ignores_what_was_measured_and_names_who_cannot_have_it() {
+        let (mut g, [a, b, ..], setup) = graph();
+        let (cost, _) = measured(&g, a);
+        let mut run = |algo| {
+            run_pass(&rule(AlgoMode::Only(algo), None), &mut g, &PassCtx { cost: &cost }).map(|_| g.clone())
+        };
+        let only = run(ConvAlgo::ImplicitGemm).expect("it runs everything");
+        assert!(
+            only.nodes()
+                .filter(|(id, n)| n.op.is_conv() && *id != setup)
+                .all(|(_, n)| { whole(n) == Some(ConvAlgo::ImplicitGemm) && n.workspace == Bytes::ZERO })
+        );
+        assert_eq!(whole(only.node(setup)), None, "it runs on the host");
+        let error = run(ConvAlgo::Gemm).unwrap_err().to_string();
+        assert!(error.contains("`dx`") && error.contains("only=gemm cannot run"), "{error}");
+        let error = run(ConvAlgo::WinogradNonfused).unwrap_err().to_string();
+        assert!(error.contains("`b`"), "a 1x1 convolution with stride: {error}");
+        // What a search has fixed to the same is priced the same.
+        let mut pass = rule(AlgoMode::Only(ConvAlgo::ImplicitGemm), None);
+        pass.overrides.insert(a, ConvAlgo::ImplicitGemm.into());
+        run_pass(&pass, &mut g, &PassCtx { cost: &cost }).expect("the same");
+        assert_eq!(whole(g.node(b)), Some(ConvAlgo::ImplicitGemm));
     }
 
     #[test]

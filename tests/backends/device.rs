@@ -62,6 +62,11 @@ impl Device {
         }
     }
 
+    /// The CUDA backend itself.
+    pub fn cuda() -> Result<CudaBackend, String> {
+        CudaBackend::new(cuda_options(PLAIN)).map_err(|e| e.to_string())
+    }
+
     /// Runs steps of a plan, one per entry of `inputs`.
     pub fn run(
         self,

@@ -8,6 +8,7 @@
 //! memory filled with NaN, so that a checker sees what is read uninitialised.
 
 mod device;
+mod exact;
 mod golden;
 mod micro;
 mod nets;
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
         micro::run(device, poison, &is_wanted, &mut report);
         nets::run(device, &is_wanted, &mut report);
         nets::run_controls(device, &is_wanted, &mut report);
+        exact::run(device, &is_wanted, &mut report);
         // Looks for files, and says so if they are not there; the CPU has tests of its own for these.
         let all = wanted.is_empty() || wanted.iter().any(|w| "cuda/golden/".contains(w.as_str()));
         if wanted.iter().any(|w| w.contains("golden")) || all && device == Device::Cuda {

@@ -13,6 +13,7 @@ use std::time::Instant;
 use vdnn_cost::Precision;
 use vdnn_interp::interpret_f64;
 use vdnn_ir::graph::NodeSpec;
+use vdnn_ir::sparse::SparseForm;
 use vdnn_ir::{DType, Graph, Layout, Mode, Op, Output, Phase, Tensor, TensorType, ValueId, bf16};
 use vdnn_passes::autodiff::gradients;
 use vdnn_passes::channels_last::ChannelsLast;
@@ -42,6 +43,9 @@ const CONVOLUTIONS: usize = 3;
 /// Suite of the pyramids that have no kernel for matrix units.
 const LOOPS: &str = "pyramid-loops";
 
+/// Suites of packed weights that have no kernel for other precisions.
+const BLOCKS: [&str; 2] = ["sparse-block", "sparse-block-bf16"];
+
 /// The cases of one op, as one graph.
 struct Group {
     name: String,
@@ -68,6 +72,8 @@ pub fn run(device: Device, poison: bool, wanted: &dyn Fn(&str) -> bool, report: 
         let kind = match &case.op {
             Op::Unary(_) => "unary".to_owned(),
             Op::Pyramid(pyramid) if !op_cases::is_plain(pyramid) => LOOPS.to_owned(),
+            Op::SparseConv { form: SparseForm::Block, .. } => BLOCKS[0].to_owned(),
+            Op::SparseConv { form: SparseForm::BlockBf16, .. } => BLOCKS[1].to_owned(),
             op => op.name(),
         };
         by_op.entry(kind).or_default().push(case);
@@ -93,6 +99,8 @@ fn applies(device: Device, op: &str, precision: Precision, layout: Layout) -> bo
         Device::Cpu => {
             precision == Precision::Bf16 || precision == Precision::F32 && layout == Layout::RowMajor
         }
+        Device::Cuda if op == BLOCKS[0] => precision == Precision::Tf32,
+        Device::Cuda if op == BLOCKS[1] => precision == Precision::Bf16,
         // There is a kernel for each layout that a device wants.
         Device::Cuda if op == LOOPS => (precision, layout) == (Precision::F32, Layout::RowMajor),
         Device::Cuda if op == "pyramid" => {

@@ -7,6 +7,8 @@ usage: checks.py line|within|same FILE ...          one line of figures; memory 
        checks.py recompute OFF CHEAP                a step that keeps less
        checks.py faster A B                         B takes at most 1/0.99 of A's time
        checks.py sparse PRECISION FILE              packed weights against dense kernels
+       checks.py cusnn FILE                         what leaving zeros out gains
+       checks.py energy FILE                        the energy of a step is known and plausible
        checks.py losses A B LIMIT                   two courses of training
        checks.py mnist FOLDER X.npy Y.npy           1,600 images as arrays
 """
@@ -176,8 +178,62 @@ def sparse(precision, path):
             good &= mean(gains) >= 1.5
         if precision == "tf32" and zeros == 98:
             good &= len(taken) >= 6 and mean(taken) >= 1.3
-        if zeros == 90:
+        if zeros == 90 and precision in ("f32", "tf32"):
             good &= all(c["gain"] >= 2.5 for c in products)
+    return good
+
+
+# Least gain of the whole step over IMPLICIT_GEMM, and of layers of these sizes over the best of three.
+CUSNN = {"densenet169": (1.26, None), "resnet50-conv4": (None, ((28, 14), 3.14))}
+
+
+def cusnn(path):
+    good = True
+    for model in json.load(open(path))["models"]:
+        name = model["model"]
+        if model["skipped"]:
+            print(f"{name}: skipped: {model['skipped']}")
+            good = False
+            continue
+        for row in model["layers"]:
+            times = [row[k] for k in ("implicit_gemm_ns", "implicit_precomp_gemm_ns", "gemm_ns", "dense_ns", "sparse_ns")]
+            text = "".join(f"{t / 1e3:9.1f}" if t else "        -" for t in times)
+            gains = "".join(f"{g:8.2f}" if g else "       -" for g in (row["gain_over_three"], row["gain_over_dense"]))
+            print(f"{name} {row['name']:22} {row['size']:3} {100 * row['zero_share']:5.1f} %{text}{gains}")
+        for row in model["means"]:
+            print(f"{name} {row['layers']}: over three {row['gain_over_three']}, over dense {row['gain_over_dense']}")
+        for row in model["not_timed"]:
+            print(f"{name} {row['plan']} was not timed: {row['why']}")
+        steps = {row["plan"]: row for row in model["steps"]}
+        for row in steps.values():
+            print(
+                f"{name} {row['plan']:14} {row['step_ns'] / 1e6:8.3f} ms x{row['gain']:.3f} sparse {row['sparse_layers']}"
+                f" difference {row['difference']:.1e} graph {row['graph']} {row['energy']}"
+            )
+        good &= all(row["graph"] and (plan == "dense" or row["energy"].get("step_mj")) for plan, row in steps.items())
+        good &= steps["implicit_gemm"]["difference"] <= 1e-4
+        if "sparse" not in steps:
+            good = False
+            continue
+        good &= steps["sparse"]["difference"] <= 1e-5 and steps["sparse"]["sparse_layers"] >= len(model["layers"])
+        step, layers = CUSNN.get(name, (None, None))
+        if step:
+            good &= steps["sparse"]["gain"] >= step
+        if layers:
+            sizes, least = layers
+            gains = [row["gain_over_three"] for row in model["layers"] if row["size"] in sizes]
+            mean = sum(gains) / len(gains)
+            print(f"{name} {len(gains)} layers at {sizes}: x{mean:.3f} over the best of three")
+            good &= mean >= least
+    return good
+
+
+def energy(path):
+    good = True
+    for result, _ in read(path):
+        found = result.get("energy") or {"not_available": result.get("message")}
+        print(found)
+        good &= found.get("step_mj") is not None and 50 < found["idle_watts"] <= found["watts"] < 1500
     return good
 
 
@@ -209,7 +265,7 @@ def main():
     elif what == "same":
         good = same(*args)
     else:
-        good = {"between": between, "pair": pair, "packed": packed, "recompute": recompute, "faster": faster, "sparse": sparse, "losses": losses, "mnist": mnist}[what](*args)
+        good = {"between": between, "pair": pair, "packed": packed, "recompute": recompute, "faster": faster, "sparse": sparse, "cusnn": cusnn, "energy": energy, "losses": losses, "mnist": mnist}[what](*args)
     sys.exit(0 if good else 1)
 
 

@@ -7,7 +7,7 @@
 #   OUT       a folder for results; a part that left OUT/PART.pass is skipped
 #   PART      see `parts` below; `checks`, `times` and `peers` stand for several
 # Environment: DATA, a folder with golden/, onnx/ and mnist/ as tests/gpu/data.sh makes it, for the
-# parts golden and lenet; DELAY_EVERY, steps that a seed of delays serves in the part same (1;
+# parts golden and lenet, and with pretrained/ for cusnn; DELAY_EVERY, steps that a seed of delays serves in the part same (1;
 # what five steps leave is compared); CHAINS, the NET:PRECISION of that part; CUDA_VISIBLE_DEVICES, one GPU of several.
 # Every part has a time limit, its output goes to OUT/PART.log, a table of all comes last. Peers
 # need PyTorch, sanitizers compute-sanitizer.
@@ -17,15 +17,15 @@ shift 3
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONUNBUFFERED=1
 
-checks="devices ops nets golden control same dropped pair errors lenet"
+checks="devices ops exact nets golden control same dropped pair errors lenet"
 sanitizers="memcheck racecheck initcheck"
-times="profile train infer capped packed recompute f32 sparse pyramids"
+times="profile train infer capped packed recompute f32 sparse pyramids cusnn"
 peers="peers-vgg16 peers-resnet50 peers-densenet121 peers-googlenet peers-infer peers-f32 peers-offload peers-densenet121-compile"
 limit() { # of a part, in seconds
   case $1 in
-  devices) echo 20 ;; ops | lenet | errors | dropped | f32 | peers-f32) echo 60 ;;
+  devices) echo 20 ;; ops | exact | lenet | errors | dropped | f32 | peers-f32) echo 60 ;;
   nets | golden | control | pair | train | infer | initcheck) echo 90 ;;
-  memcheck | capped | packed | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-googlenet | peers-offload) echo 120 ;;
+  memcheck | capped | packed | cusnn | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-googlenet | peers-offload) echo 120 ;;
   profile | peers-infer | racecheck | sparse | pyramids) echo 200 ;; peers-densenet121-compile) echo 300 ;; same) echo 500 ;; *) echo 60 ;;
   esac
 }
@@ -88,6 +88,7 @@ run() { # a part
   case $part in
   devices) "$vdnnc" devices && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv ;;
   ops) shared "" cuda/ops cuda/micro ;;
+  exact) shared "" cuda/exact ;;
   nets) shared "" cuda/nets ;;
   golden) VDNNC_TEST_DATA=${DATA:?} shared "" cuda/golden ;;
   control) shared "" cuda/control ;;
@@ -225,6 +226,18 @@ run() { # a part
         --db "$out/sparse.sqlite" --json --csv "$out/sparse-$p.csv" --svg "$out/sparse-$p.svg" >"$out/sparse-$p.json" || return 1
       python3 "$here/checks.py" sparse $p "$out/sparse-$p.json" || status=1
     done
+    for p in tf32 bf16; do # the same in blocks
+      "$vdnnc" bench-conv "$here/sparse_layers.csv" --quick --precision $p --sparsity 50,80,90,95 --method block --device cuda:0 \
+        --db "$out/sparse.sqlite" --json --csv "$out/blocks-$p.csv" --svg "$out/blocks-$p.svg" >"$out/blocks-$p.json" || return 1
+      python3 "$here/checks.py" sparse blocks-$p "$out/blocks-$p.json" || status=1
+    done
+    return ${status:-0}
+    ;;
+  cusnn) # zeros of feature maps: layers, steps and energy, and the energy of any step
+    "$vdnnc" reproduce cusnn --data "${DATA:?}/pretrained" --limit 4 --db "$out/cusnn.sqlite" --json --svg "$out" \
+      >"$out/cusnn.json" && python3 "$here/checks.py" cusnn "$out/cusnn.json" || status=1
+    bench cusnn-energy "$DATA/pretrained/densenet169.onnx" --mode infer --batch 1 --precision f32 --fuse off \
+      --algo only=implicit_gemm --energy && python3 "$here/checks.py" energy "$out/cusnn-energy.json" || status=1
     return ${status:-0}
     ;;
   f32)

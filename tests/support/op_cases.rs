@@ -4,6 +4,8 @@
 mod layers;
 mod operands;
 mod pyramids;
+mod sparse;
+mod zeros;
 
 pub use layers::layers;
 pub use operands::Operand;

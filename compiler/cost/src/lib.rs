@@ -253,6 +253,19 @@ impl CostModel {
         }
     }
 
+    /// A classic algorithm, priced by the roofline whatever was measured; `None` if it cannot run
+    /// this convolution direction, or the profile has no rate for it.
+    pub fn classic_option(
+        &self,
+        op: &Op,
+        inputs: &[&TensorType],
+        outputs: &[&TensorType],
+        algo: ConvAlgo,
+    ) -> Option<ConvOption> {
+        let shape = ConvShape::of(op, inputs, outputs)?;
+        self.roofline.options(&shape, op, inputs, outputs).into_iter().find(|o| o.algo == algo)
+    }
+
     /// True if the kernel was measured, at this precision, with whatever result.
     pub fn is_measured(&self, op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> bool {
         self.measured.rows(op, inputs, outputs, self.precision).is_some()

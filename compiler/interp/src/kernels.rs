@@ -182,6 +182,7 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         | Op::PackSparse { .. }
         | Op::SparseConv { .. }
         | Op::ConvEpilogue { .. }
+        | Op::SparseInputConv { .. }
         | Op::Pyramid(_) => {
             return Err(KernelError::Unsupported { op: op.to_string(), why: "it runs as its parts".into() });
         }

@@ -40,6 +40,7 @@ pub fn is_fused(op: &Op) -> bool {
             | Op::BatchNormReluGrad { .. }
             | Op::AddSlice(_)
             | Op::ConvEpilogue { .. }
+            | Op::SparseInputConv { .. }
             | Op::Pyramid(_)
     )
 }
@@ -72,6 +73,23 @@ impl Parts {
             Op::ConvEpilogue { conv, relu } => {
                 let mut y = self.one(Op::Conv(conv.clone()), x.get(..3)?)?;
                 if let Some(&r) = x.get(3) {
+                    y = self.one(Op::Binary(BinaryKind::Add), &[y, r])?;
+                }
+                if *relu {
+                    y = self.one(Op::Unary(UnaryKind::Relu), &[y])?;
+                }
+                Some(vec![y])
+            }
+            Op::SparseInputConv { conv, relu } => {
+                let &[image, w, ref rest @ ..] = x else { return None };
+                let &[c, _, m] = self.graph.ty(w).dims.as_slice() else { return None };
+                let dims = [c].iter().chain(&conv.kernel).chain(&[m]).copied().collect();
+                let w = self.one(Op::Reshape { dims }, &[w])?;
+                let w = self.one(Op::Transpose { perm: [3, 0, 1, 2].into_iter().collect() }, &[w])?;
+                let mut operands = vec![image, w];
+                operands.extend(rest.first());
+                let mut y = self.one(Op::Conv(conv.clone()), &operands)?;
+                if let Some(&r) = rest.get(1) {
                     y = self.one(Op::Binary(BinaryKind::Add), &[y, r])?;
                 }
                 if *relu {

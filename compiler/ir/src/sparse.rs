@@ -7,12 +7,88 @@
 //!
 //! The direct sparse convolution that reads this is that of Chen, *Escort* (arXiv 1802.10280), and
 //! Park et al. (ICLR 2017): no zero is multiplied, and nothing is unfolded.
+//!
+//! That is the form `csr`; [`blocks`] has the one that tensor cores multiply.
+
+pub mod blocks;
 
 use crate::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
 use crate::op::Op;
 use crate::tensor::Tensor;
 use crate::types::{DType, TensorType};
+use blocks::BlockShape;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
+
+/// How packed weights lie in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SparseForm {
+    /// Row by row column and value of each weight that is not zero.
+    #[default]
+    Csr,
+    /// [`blocks`] of f32.
+    Block,
+    /// [`blocks`] of bf16.
+    BlockBf16,
+}
+
+impl SparseForm {
+    /// True for [`Self::Csr`].
+    pub fn is_csr(&self) -> bool {
+        *self == Self::Csr
+    }
+
+    /// Words of packed weights of so many rows with room for so many entries, which are weights or
+    /// blocks; saturating.
+    pub fn packed_len(self, rows: u64, room: u64) -> u64 {
+        if self.is_csr() { packed_len(rows, room) } else { blocks::packed_len(self, rows, room) }
+    }
+
+    /// The room of packed weights of so many rows and words; `None` if there is no such room.
+    pub fn room(self, rows: u64, len: u64) -> Option<u64> {
+        if self.is_csr() { room(rows, len) } else { blocks::room(self, rows, len) }
+    }
+
+    /// Entries of weights of this shape without any zeros; `None` for no weights at all.
+    pub fn most(self, w_dims: &[u64]) -> Option<u64> {
+        if self.is_csr() {
+            return w_dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+        }
+        let shape = BlockShape::of(w_dims)?;
+        Some((shape.groups() as u64).saturating_mul(shape.columns() as u64))
+    }
+
+    /// Weights of an entry.
+    pub fn weights(self) -> u64 {
+        if self.is_csr() { 1 } else { (blocks::BLOCK * blocks::BLOCK) as u64 }
+    }
+
+    /// Writes weights of this shape into `packed`.
+    ///
+    /// # Errors
+    /// As [`pack`].
+    pub fn pack(self, w: &[f32], w_dims: &[u64], packed: &mut [i32]) -> Result<(), KernelError> {
+        if self.is_csr() {
+            return pack(w, w_dims.first().copied().unwrap_or(0) as usize, packed);
+        }
+        let shape = BlockShape::of(w_dims).ok_or_else(|| misfit("no filters and channels"))?;
+        blocks::pack(shape, self, w, packed)
+    }
+
+    /// The weights, row by row.
+    ///
+    /// # Errors
+    /// As [`unpack`].
+    pub fn unpack(self, packed: &[i32], w_dims: &[u64]) -> Result<Vec<f32>, KernelError> {
+        if self.is_csr() {
+            let rows = w_dims.first().copied().unwrap_or(0) as usize;
+            return unpack(packed, rows, w_dims.iter().skip(1).product::<u64>() as usize);
+        }
+        let shape = BlockShape::of(w_dims).ok_or_else(|| misfit("no filters and channels"))?;
+        blocks::unpack(shape, self, packed)
+    }
+}
 
 /// Words of packed weights of so many rows with room for so many entries, saturating.
 pub fn packed_len(rows: u64, room: u64) -> u64 {
@@ -82,7 +158,7 @@ pub fn through_dense(
     outputs: &mut [TensorMut<'_>],
 ) -> Option<Result<(), KernelError>> {
     match op {
-        Op::PackSparse { .. } => Some(run_pack(inputs, outputs)),
+        Op::PackSparse { form, .. } => Some(run_pack(*form, inputs, outputs)),
         Op::SparseConv { .. } => Some(run_conv(kernels, op, inputs, outputs)),
         _ => None,
     }
@@ -92,9 +168,12 @@ fn misfit(what: &str) -> KernelError {
     KernelError::BadData(format!("sparse weights: {what}"))
 }
 
-fn run_pack(inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) -> Result<(), KernelError> {
+fn run_pack(
+    form: SparseForm,
+    inputs: &[TensorRef<'_>],
+    outputs: &mut [TensorMut<'_>],
+) -> Result<(), KernelError> {
     let ([w], [packed]) = (inputs, outputs) else { return Err(misfit("one operand and one result")) };
-    let rows = w.ty.dims.first().copied().unwrap_or(0) as usize;
     let narrow;
     let values: &[f32] = match w.ty.dtype {
         DType::F64 => {
@@ -104,7 +183,8 @@ fn run_pack(inputs: &[TensorRef<'_>], outputs: &mut [TensorMut<'_>]) -> Result<(
         }
         _ => bytemuck::try_cast_slice(w.bytes).map_err(|_| misfit("unaligned"))?,
     };
-    pack(values, rows, bytemuck::try_cast_slice_mut(packed.bytes).map_err(|_| misfit("unaligned"))?)
+    let packed = bytemuck::try_cast_slice_mut(packed.bytes).map_err(|_| misfit("unaligned"))?;
+    form.pack(values, &w.ty.dims, packed)
 }
 
 fn run_conv(
@@ -113,12 +193,10 @@ fn run_conv(
     inputs: &[TensorRef<'_>],
     outputs: &mut [TensorMut<'_>],
 ) -> Result<(), KernelError> {
-    let Op::SparseConv { conv, w_dims } = op else { return Err(misfit("another op")) };
+    let Op::SparseConv { conv, w_dims, form, relu } = op else { return Err(misfit("another op")) };
     let [x, packed, rest @ ..] = inputs else { return Err(misfit("operands are missing")) };
-    let rows = w_dims.first().copied().unwrap_or(0) as usize;
-    let columns = w_dims.iter().skip(1).product::<u64>() as usize;
     let packed = bytemuck::try_cast_slice(packed.bytes).map_err(|_| misfit("unaligned"))?;
-    let values = unpack(packed, rows, columns)?;
+    let values = form.unpack(packed, w_dims)?;
     let w = match x.ty.dtype {
         DType::F64 => {
             let bytes: Vec<u8> = values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect();
@@ -129,6 +207,8 @@ fn run_conv(
     let w = w.ok_or_else(|| misfit("another size"))?;
     let dense = if conv.kernel.is_empty() {
         Op::Gemm { trans_a: false, trans_b: true, alpha: 1.0.into(), beta: 1.0.into() }
+    } else if *relu || rest.len() > 1 {
+        Op::ConvEpilogue { conv: conv.clone(), relu: *relu }
     } else {
         Op::Conv(conv.clone())
     };

@@ -212,6 +212,9 @@ pub struct BenchArgs {
     /// Options of the CUDA backend.
     #[command(flatten)]
     pub cuda: CudaArgs,
+    /// Also measure the energy of a step by the GPU's own counter (NVML), over two seconds of steps.
+    #[arg(long)]
+    pub energy: bool,
     /// Hash all parameters after the last step: plans that differ in where things lie give
     /// the same hash if their kernels are the same and deterministic.
     #[arg(long)]

@@ -10,8 +10,11 @@ use vdnn_passes::sparsify::{Sparse, SparseMode};
 pub struct SparseArgs {
     /// Zeros in the weights of an inference: auto leaves out channels that are not needed and packs
     /// weights that are sparse enough: where the CPU runs the plan, or, on a GPU, where packed ones
-    /// were measured to be faster; force=channels leaves out every channel it can, gathering the
-    /// rest; force=csr packs all weights.
+    /// were measured to be faster, and there leaves out products with zeros of inputs where that was;
+    /// force=channels leaves out every channel it can, gathering the rest; force=csr packs all
+    /// weights row by row, force=block in blocks of 16 filters by 16 channels, which tensor cores
+    /// multiply; force=activations leaves out products with zeros that a ReLU made in all convolutions
+    /// but 1x1 ones, and does nothing about weights.
     #[arg(long, value_name = "off|auto|force=KIND", default_value = "auto")]
     pub sparse: SparseMode,
     /// Batch norms whose factor is smaller than this and whose shift is not larger count as dead

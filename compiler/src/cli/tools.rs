@@ -1,7 +1,7 @@
-//! Options of the commands that look at files or make them: zoo, check, inspect, reproduce.
+//! Options of the commands that look at files or make them: zoo, check, inspect.
 
 use super::parse_dim;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::path::PathBuf;
 
 /// `vdnnc zoo`.
@@ -33,44 +33,6 @@ pub struct CheckArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
-}
-
-/// `vdnnc reproduce`.
-#[derive(Debug, Args)]
-pub struct ReproduceArgs {
-    /// vdnn: the figures of the vDNN paper (MICRO 2016). vdnn-seed: the memory of its open
-    /// implementation. fused-layer: traffic, buffers and recomputation of fused-layer CNN
-    /// accelerators (MICRO 2016).
-    #[arg(value_name = "vdnn|vdnn-seed|fused-layer")]
-    pub what: Artefact,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-    /// Write each figure as bars into this folder.
-    #[arg(long, value_name = "DIR")]
-    pub svg: Option<PathBuf>,
-}
-
-/// What can be reproduced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Artefact {
-    /// Rhu et al., vDNN, MICRO 2016.
-    Vdnn,
-    /// `james98kr/vDNN_Implementation`.
-    VdnnSeed,
-    /// Alwani et al., Fused-Layer CNN Accelerators, MICRO 2016.
-    FusedLayer,
-}
-
-impl Artefact {
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vdnn => "vdnn",
-            Self::VdnnSeed => "vdnn-seed",
-            Self::FusedLayer => "fused-layer",
-        }
-    }
 }
 
 /// `vdnnc inspect`.

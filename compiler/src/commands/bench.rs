@@ -1,7 +1,7 @@
 //! `vdnnc bench MODEL…`: how fast plans run, beside what was predicted.
 
 mod delays;
-mod report;
+pub(super) mod report;
 
 use super::backend::{Choice, cuda};
 use super::equivalence;
@@ -18,15 +18,16 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vdnn_frontends::onnx::{self, ImportOptions};
 use vdnn_frontends::safe_file::write_atomic;
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::{Bytes, Mode, Nanos, Tensor, TensorType};
 use vdnn_plan::Plan;
 use vdnn_runtime::backend::Backend;
-use vdnn_runtime::cuda::CudaBackend;
+use vdnn_runtime::cuda::{CudaBackend, Energy};
 use vdnn_runtime::executor::Executor;
+use vdnn_runtime::program::Span;
 
 /// Optimizer settings of measured steps: small enough that random data stays finite.
 const HYPER: [f32; 3] = [1e-4, 0.9, 0.0];
@@ -43,6 +44,9 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
         return Err(Failure::user(
             "--delay-seeds compares the parameters of training steps on --backend cuda",
         ));
+    }
+    if args.energy && args.backend == ComputeBackend::Cpu {
+        return Err(Failure::user("--energy reads the counter of a GPU").hint("use --backend cuda"));
     }
     choice(args).probe()?;
     let mut failed = Vec::new();
@@ -248,6 +252,7 @@ fn on_gpu(
     let delayed = repeated.map(|r| r.compare(&mut executor, inputs, args)).transpose()?;
     let packed = executor.packed().map_err(Failure::user)?;
     let (backend, bound) = executor.bind(inputs).map_err(Failure::user)?;
+    let energy = args.energy.then(|| energy(backend, &bound, &steps));
     let profile = backend.profile_step(&bound).map_err(Failure::user)?;
     let gpu = Gpu {
         name: backend.device().facts().name.clone(),
@@ -257,8 +262,23 @@ fn on_gpu(
         captured: backend.is_captured(),
         profile,
         delayed,
+        energy,
     };
     Ok(Measured { steps, loss, checksum, packed, gpu: Some(gpu) })
+}
+
+/// How long steps are repeated for their energy: the counter's ticks are then 5 % of it at most.
+pub(super) const ENERGY_TIME: Duration = Duration::from_secs(2);
+
+/// The energy of steps that took so long; why there is none is for the report.
+pub(super) fn energy(
+    backend: &mut CudaBackend,
+    bound: &[(Span, &[u8])],
+    steps: &[Nanos],
+) -> Result<Energy, String> {
+    let mut sorted = steps.to_vec();
+    sorted.sort();
+    backend.measure_energy(bound, report::median(&sorted), ENERGY_TIME).map_err(|e| e.to_string())
 }
 
 /// Every parameter, in the order of their names: plans of other policies may list them in

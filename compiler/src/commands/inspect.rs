@@ -71,7 +71,8 @@ fn activations_on(
     };
     let Ok(shared) = Shared::try_parse_from(["inspect"]) else { return Err(Failure::internal("defaults")) };
     let options = shared.shared.options_on_cpu(Mode::Infer);
-    activations::measure(&model.imported, &tensor, &options, cost, super::run::default_threads())
+    let relus = activations::relus(&model.imported.graph);
+    activations::measure(&model.imported, relus, &tensor, &options, cost, super::run::default_threads())
 }
 
 /// The compile options nobody gave.

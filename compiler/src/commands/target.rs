@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use vdnn_benchdb::BenchDb;
 use vdnn_cost::{CostModel, DeviceRates, Measured, MeasuredOn, Precision};
 use vdnn_ir::{Bytes, Graph};
+use vdnn_passes::AlgoMode;
 use vdnn_passes::fuse_pyramids::{Candidate, Rule};
 use vdnn_plan::Command;
 use vdnn_runtime::cuda::DeviceFacts;
@@ -108,6 +109,10 @@ impl Target {
             return Ok(self.cost.clone());
         }
         let mut kernels = measuring::kernels_of(imported, options, &self.cost)?;
+        if matches!(options.algo, AlgoMode::Only(_)) {
+            // There is nothing to choose.
+            kernels.retain(|k| !k.op.is_conv());
+        }
         let pyramids = measuring::pyramids_of(imported, options, &self.cost)?;
         if let Some(rule) = options.fuse.pyramids() {
             let mut asked = pyramids.clone();

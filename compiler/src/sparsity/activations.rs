@@ -4,17 +4,18 @@ use crate::commands::load::{self, FromWeights};
 use crate::driver;
 use crate::error::Failure;
 use crate::options::CompileOptions;
+use crate::progress::Progress;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use vdnn_cost::CostModel;
 use vdnn_frontends::onnx::Imported;
 use vdnn_ir::op::UnaryKind;
-use vdnn_ir::{Op, Output, Tensor, packed};
+use vdnn_ir::{Graph, Op, Output, Tensor, ValueId, packed};
 use vdnn_runtime::cpu::{CpuBackend, CpuOptions};
 use vdnn_runtime::executor::Executor;
 
-/// The zeros of one ReLU's results.
+/// The zeros of one value: the result of a ReLU, or what a convolution reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Activation {
     /// The node's name.
@@ -27,31 +28,34 @@ pub struct Activation {
     pub packed: u64,
 }
 
+/// The results of every ReLU, by the node's name.
+pub fn relus(graph: &Graph) -> Vec<(String, ValueId)> {
+    graph
+        .nodes()
+        .filter(|(_, n)| matches!(n.op, Op::Unary(UnaryKind::Relu)))
+        .map(|(_, n)| (n.name.clone(), n.outputs[0]))
+        .collect()
+}
+
 /// Runs a model on its only input, in whole batches of the imported size, and counts the zeros
-/// behind every ReLU.
+/// of `wanted` values, which have names. None of them may be the input or appear twice.
 ///
 /// # Errors
 /// If the model has another number of inputs, the input does not fit, or there is no plan.
 pub fn measure(
     imported: &Imported,
+    wanted: Vec<(String, ValueId)>,
     input: &Tensor,
     options: &CompileOptions,
     cost: &CostModel,
     threads: usize,
 ) -> Result<Vec<Activation>, Failure> {
     let mut graph = imported.graph.clone();
-    let relus: Vec<_> = graph
-        .nodes()
-        .filter(|(_, n)| matches!(n.op, Op::Unary(UnaryKind::Relu)))
-        .map(|(_, n)| (n.name.clone(), n.outputs[0]))
-        .collect();
-    graph.outputs = relus
-        .iter()
-        .enumerate()
-        .map(|(i, (_, value))| Output { name: format!("relu{i}"), value: *value })
-        .collect();
+    let output =
+        |(i, (_, value)): (usize, &(String, ValueId))| Output { name: format!("v{i}"), value: *value };
+    graph.outputs = wanted.iter().enumerate().map(output).collect();
     let &[x] = graph.inputs() else { return Err(Failure::user("activations need a model of one input")) };
-    if relus.is_empty() {
+    if wanted.is_empty() {
         return Err(Failure::user("the model has no ReLU"));
     }
     let ty = graph.ty(x).clone();
@@ -69,21 +73,31 @@ pub fn measure(
     let backend = CpuBackend::new(CpuOptions { threads, ..CpuOptions::default() });
     let mut executor =
         Executor::load(plan, &FromWeights(&imported.weights), backend).map_err(Failure::user)?;
-    let mut found: Vec<Activation> =
-        relus.into_iter().map(|(name, _)| Activation { name, elements: 0, zeros: 0, packed: 0 }).collect();
+    let none = |(name, _)| Activation { name, elements: 0, zeros: 0, packed: 0 };
+    let mut found: Vec<Activation> = wanted.into_iter().map(none).collect();
+    let progress = Progress::new((input.bytes().len() / size) as u64, "counting zeros");
     for batch in input.bytes().chunks_exact(size) {
         let batch = Tensor::from_bytes(ty.clone(), batch).ok_or_else(|| Failure::internal("a batch"))?;
         let outputs = executor.step(&BTreeMap::from([(name.clone(), batch)])).map_err(Failure::user)?;
         for (i, a) in found.iter_mut().enumerate() {
-            let data = outputs[&format!("relu{i}")].f32();
+            let data = outputs[&format!("v{i}")].f32();
             let zeros = data.iter().filter(|v| v.to_bits() == 0).count();
             a.elements += data.len();
             a.zeros += zeros;
             let masks = (data.len() as u64).div_ceil(packed::CHUNK) * packed::MASK.0;
             a.packed += masks + 4 * (data.len() - zeros) as u64;
         }
+        progress.tick("");
     }
+    progress.finish();
     Ok(found)
+}
+
+impl Activation {
+    /// Share of the elements that are zero.
+    pub fn share(&self) -> f64 {
+        self.zeros as f64 / self.elements.max(1) as f64
+    }
 }
 
 fn ratio(a: &Activation) -> f64 {
@@ -91,7 +105,7 @@ fn ratio(a: &Activation) -> f64 {
 }
 
 /// All of them together.
-fn total(all: &[Activation]) -> Activation {
+pub fn total(all: &[Activation]) -> Activation {
     let mut sum = Activation { name: "all ReLUs".into(), elements: 0, zeros: 0, packed: 0 };
     for a in all {
         sum.elements += a.elements;
@@ -105,14 +119,8 @@ fn total(all: &[Activation]) -> Activation {
 pub fn text(all: &[Activation]) -> String {
     let mut t = format!("\n{:<42}{:>14}{:>10}{:>14}\n", "ReLU", "elements", "zeros", "packed");
     for a in all.iter().chain([&total(all)]) {
-        let _ = writeln!(
-            t,
-            "{:<42}{:>14}{:>8.1} %{:>11.2} x",
-            a.name,
-            a.elements,
-            100.0 * a.zeros as f64 / a.elements.max(1) as f64,
-            ratio(a)
-        );
+        let _ =
+            writeln!(t, "{:<42}{:>14}{:>8.1} %{:>11.2} x", a.name, a.elements, 100.0 * a.share(), ratio(a));
     }
     t
 }

@@ -41,11 +41,9 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
     };
     let result_rows = || graph.ty(node.outputs[0]).dims.first() == Some(&batch);
     let rule = match &node.op {
-        Op::Conv(_)
-        | Op::SparseConv { .. }
-        | Op::ConvDgrad { .. }
-        | Op::BatchNormInfer { .. }
-        | Op::Dropout { .. } => leading(1, Part::Rows),
+        Op::Conv(_) | Op::ConvDgrad { .. } | Op::BatchNormInfer { .. } | Op::Dropout { .. } => {
+            leading(1, Part::Rows)
+        }
         Op::BatchNormInferRelu { .. } => {
             Rule { cut: (0..is.len()).map(|i| i >= 4).collect(), results: all(Part::Rows), scaled: None }
         }
@@ -53,7 +51,7 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
             let cut = pyramid.uses().iter().map(|u| *u == PyramidUse::Image).collect();
             Rule { cut, results: all(Part::Rows), scaled: None }
         }
-        Op::ConvEpilogue { .. } => {
+        Op::ConvEpilogue { .. } | Op::SparseConv { .. } | Op::SparseInputConv { .. } => {
             let mut rule = leading(1, Part::Rows);
             if let Some(residual) = rule.cut.get_mut(3) {
                 *residual = true;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use vdnn_ir::graph::Def;
+use vdnn_ir::sparse::blocks::{BLOCK, BlockShape};
 use vdnn_ir::{DType, Graph, ValueId};
 
 /// Elements up to which the values of a vector are kept.
@@ -15,6 +16,9 @@ pub struct ParamFacts {
     pub nonzeros: u64,
     /// All elements.
     pub elements: u64,
+    /// Blocks ([`vdnn_ir::sparse::blocks`]) of a parameter of rank 2 or more that hold something
+    /// other than zeros.
+    pub blocks: u64,
     /// The values of a parameter of rank 0 or 1.
     values: Option<Vec<f32>>,
     /// Of a parameter of shape `[M, C, ..]`: which `[m, c]` hold something other than zeros, row
@@ -48,7 +52,14 @@ impl ParamFacts {
                 }
             }
         }
-        Self { nonzeros, elements, values: None, alive, rows, columns }
+        let blocks = BlockShape::of(dims).map_or(0, |shape| shape.count(data));
+        Self { nonzeros, elements, blocks, values: None, alive, rows, columns }
+    }
+
+    /// Of each `[m, c]` whether it holds something other than zeros, row by row; `None` if that is
+    /// not known.
+    pub fn alive(&self) -> Option<&[bool]> {
+        self.alive.as_deref()
     }
 
     /// The values of a vector.
@@ -96,6 +107,14 @@ impl Facts {
     /// zero.
     pub fn are_sparse(&self, share: f64) -> bool {
         let sparse = |p: &ParamFacts| p.nonzeros as f64 <= share * p.elements as f64;
+        self.params.values().any(|p| !p.rows.is_empty() && sparse(p))
+    }
+
+    /// True if a parameter of two dimensions or more has at most this share of the blocks that its
+    /// weights would be without zeros in between.
+    pub fn are_in_blocks(&self, share: f64) -> bool {
+        let size = (BLOCK * BLOCK) as f64;
+        let sparse = |p: &ParamFacts| p.blocks as f64 * size <= share * p.elements as f64;
         self.params.values().any(|p| !p.rows.is_empty() && sparse(p))
     }
 

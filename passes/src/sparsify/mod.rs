@@ -3,15 +3,19 @@
 //!
 //! [`Sparsify`] removes channels and makes dense shapes smaller; [`PackWeights`] lets convolutions
 //! that are left sparse run on packed weights. Both know the weights by [`Facts`] only, and leave
-//! them as they are in the file: what is cut is cut at load, in the setup stage.
+//! them as they are in the file: what is cut is cut at load, in the setup stage. [`SkipZeroInputs`]
+//! is about zeros that only a step makes, and knows where they may be.
 
 mod channels;
+mod entries;
 mod facts;
+mod inputs;
 mod keep_zeros;
 mod pack;
 mod rewrite;
 
 pub use facts::{Facts, ParamFacts};
+pub use inputs::{SkipZeroInputs, skipping_kernels};
 pub use keep_zeros::KeepZeros;
 pub use pack::{PackWeights, worthwhile};
 
@@ -37,8 +41,14 @@ pub enum SparseMode {
     /// Every channel that can be removed is, also where the rest must be gathered at run time;
     /// no weights are packed.
     Channels,
-    /// As [`Self::Auto`], and every convolution and product with static weights on packed ones.
+    /// As [`Self::Auto`], and every convolution and product with static weights on packed ones, row
+    /// by row.
     Csr,
+    /// The same with blocks of weights.
+    Block,
+    /// Every convolution with a window of several taps leaves out products with zeros that a ReLU
+    /// made; nothing is done about weights.
+    Activations,
 }
 
 impl fmt::Display for SparseMode {
@@ -48,6 +58,8 @@ impl fmt::Display for SparseMode {
             Self::Auto => "auto",
             Self::Channels => "force=channels",
             Self::Csr => "force=csr",
+            Self::Block => "force=block",
+            Self::Activations => "force=activations",
         })
     }
 }
@@ -55,10 +67,14 @@ impl fmt::Display for SparseMode {
 impl FromStr for SparseMode {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Off, Self::Auto, Self::Channels, Self::Csr]
+        [Self::Off, Self::Auto, Self::Channels, Self::Csr, Self::Block, Self::Activations]
             .into_iter()
             .find(|m| m.to_string() == text)
-            .ok_or_else(|| format!("`{text}` is not off, auto, force=channels or force=csr"))
+            .ok_or_else(|| {
+                format!(
+                    "`{text}` is not off, auto, force=channels, force=csr, force=block or force=activations"
+                )
+            })
     }
 }
 
@@ -79,9 +95,13 @@ pub struct Sparse {
 }
 
 impl Sparse {
-    /// True if there is anything to do.
+    /// True if there is anything to do about zeros in the weights.
     pub fn is_active(&self) -> bool {
-        self.mode != SparseMode::Off && !self.facts.is_empty()
+        !matches!(self.mode, SparseMode::Off | SparseMode::Activations) && !self.facts.is_empty()
+    }
+    /// True if zeros in feature maps may be looked for.
+    pub fn skips_inputs(&self) -> bool {
+        self.mode == SparseMode::Activations || (self.mode == SparseMode::Auto && !self.on_host)
     }
 }
 

@@ -1,21 +1,23 @@
 //! Which convolutions run on packed weights.
 
-use super::{Facts, Sparse, SparseMode};
+use super::entries::entries;
+use super::{Sparse, SparseMode};
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
+use smallvec::SmallVec;
 use vdnn_cost::CostModel;
-use vdnn_ir::graph::{Def, NodeSpec};
+use vdnn_ir::graph::NodeSpec;
+use vdnn_ir::op::ConvAttrs;
 use vdnn_ir::op::infer::InferError;
-use vdnn_ir::op::{BinaryKind, ConvAttrs, UnaryKind};
+use vdnn_ir::sparse::SparseForm;
 use vdnn_ir::types::Dims;
-use vdnn_ir::{DType, Graph, Mode, NodeId, Op, Phase, Stage, TensorType, ValueId, sparse};
+use vdnn_ir::{DType, Graph, Mode, NodeId, Op, Phase, Precision, Stage, TensorType, ValueId};
 
 const PASS: &str = "pack-weights";
 
 /// Gives convolutions and fully connected layers whose weights have many zeros packed weights
 /// ([`vdnn_ir::sparse`]) in an inference graph: where the host runs the plan by what
-/// [`worthwhile`] says, on a GPU where both ways were measured and packed weights are faster, with
-/// the sum and the ReLU that then run by themselves. How many entries there is room
-/// for follows from the facts; the weights are packed in the setup stage, and only the packed ones
+/// [`worthwhile`] says, on a GPU where both ways were measured and packed weights are faster. How
+/// many entries there is room for follows from the facts; the weights are packed in the setup stage, and only the packed ones
 /// are in the plan's arena.
 ///
 /// Counters: `packed`, `dense` (that stay so) and `entries` (of all packed weights).
@@ -34,30 +36,36 @@ impl Pass for PackWeights {
     }
     fn run(&self, graph: &mut Graph, cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
         let Sparse { mode, facts, on_host, .. } = &self.0;
-        let (mut packed, mut dense, mut entries) = (0, 0, 0);
+        let (mut packed, mut dense, mut all) = (0, 0, 0);
         let wanted = self.0.is_active() && *mode != SparseMode::Channels;
         if wanted && graph.mode == Mode::Infer {
             for id in graph.order().to_vec() {
-                let Some(layer) = Layer::of(graph, id).filter(|l| *on_host || l.has_gpu_kernel()) else {
-                    continue;
-                };
-                let found = nonzeros(graph, facts, layer.w, 16);
+                let Some(layer) = Layer::of(graph, id) else { continue };
+                let forms = if *on_host { &layer.forms[..] } else { layer.on_gpu(cx.cost) };
+                let known = forms.iter().filter_map(|&form| {
+                    let n = entries(graph, facts, layer.w, form)?;
+                    i32::try_from(graph.ty(layer.w).elements()).is_ok().then_some((form, n))
+                });
                 let (x, w) = (graph.ty(graph.node(id).inputs[0]), graph.ty(layer.w));
-                let pays = |n: u64| match on_host {
-                    _ if *mode == SparseMode::Csr => true,
-                    true => worthwhile(x, w, &layer.conv, n),
-                    false => layer.is_faster(graph, id, n, cx.cost),
+                let chosen = match (mode, on_host) {
+                    (SparseMode::Csr, _) => known.into_iter().find(|(form, _)| form.is_csr()),
+                    (SparseMode::Block, _) => known.into_iter().find(|(form, _)| !form.is_csr()),
+                    // It reads blocks row by row.
+                    (_, true) => {
+                        known.into_iter().find(|&(form, n)| form.is_csr() && worthwhile(x, w, &layer.conv, n))
+                    }
+                    (_, false) => layer.fastest(graph, id, known, cx.cost),
                 };
-                let Some(n) = found.filter(|&n| i32::try_from(w.elements()).is_ok() && pays(n)) else {
+                if let Some((form, n)) = chosen {
+                    layer.pack(graph, id, form, n).map_err(|error| PassError::Infer { pass: PASS, error })?;
+                    packed += 1;
+                    all += n;
+                } else if !forms.is_empty() {
                     dense += 1;
-                    continue;
-                };
-                layer.pack(graph, id, n).map_err(|error| PassError::Infer { pass: PASS, error })?;
-                packed += 1;
-                entries += n;
+                }
             }
         }
-        let stats = Stats::from([("packed", packed), ("dense", dense), ("entries", entries)]);
+        let stats = Stats::from([("packed", packed), ("dense", dense), ("entries", all)]);
         Ok(Outcome { changed: packed > 0, stats })
     }
 }
@@ -93,6 +101,8 @@ struct Layer {
     added: Option<ValueId>,
     /// A ReLU follows.
     relu: bool,
+    /// How its weights may be packed.
+    forms: SmallVec<[SparseForm; 2]>,
 }
 
 impl Layer {
@@ -103,7 +113,17 @@ impl Layer {
             return None;
         }
         let w = node.inputs[1];
-        let of = |conv: ConvAttrs| Self { conv, w, turned: false, added: None, relu: false };
+        let of = |conv: ConvAttrs| {
+            let narrow = graph.ty(node.inputs[0]).dtype == DType::BF16;
+            let mut forms = SmallVec::new();
+            if !narrow {
+                forms.push(SparseForm::Csr);
+            }
+            if conv.groups == 1 {
+                forms.push(if narrow { SparseForm::BlockBf16 } else { SparseForm::Block });
+            }
+            Self { conv, w, turned: false, added: None, relu: false, forms }
+        };
         match &node.op {
             Op::Conv(a) if fixed(1) && fixed(2) && a.kernel.len() <= 2 => Some(of(a.clone())),
             Op::ConvEpilogue { conv, relu } if fixed(1) && fixed(2) && conv.kernel.len() <= 2 => {
@@ -121,47 +141,62 @@ impl Layer {
         }
     }
 
-    /// True for what runtime/src/cuda/kernels/sparse.rs runs.
-    fn has_gpu_kernel(&self) -> bool {
-        self.conv.groups == 1 && matches!(self.conv.kernel.len(), 0 | 2)
+    /// The forms for which runtime/src/cuda/kernels has a kernel.
+    fn on_gpu(&self, cost: &CostModel) -> &[SparseForm] {
+        if self.conv.groups != 1 || !matches!(self.conv.kernel.len(), 0 | 2) {
+            return &[];
+        }
+        // Blocks are for tensor cores.
+        let strict = cost.precision() == Precision::F32;
+        if strict { self.forms.strip_suffix(&[SparseForm::Block]).unwrap_or_default() } else { &self.forms }
     }
 
-    /// True if packed weights with so many entries were measured to be faster than the node.
-    fn is_faster(&self, graph: &Graph, id: NodeId, entries: u64, cost: &CostModel) -> bool {
+    /// The form in which packed weights were measured to be faster than the node, if there is one.
+    fn fastest(
+        &self,
+        graph: &Graph,
+        id: NodeId,
+        forms: impl Iterator<Item = (SparseForm, u64)>,
+        cost: &CostModel,
+    ) -> Option<(SparseForm, u64)> {
         let node = graph.node(id);
         // As the graph will be.
         let ty = |v: ValueId| match graph.ty(v) {
             ty if ty.rank() == 4 => ty.in_layout(cost.layout()),
             ty => ty.clone(),
         };
-        let dense: Vec<TensorType> = node.inputs.iter().map(|&v| ty(v)).collect();
-        let dense: Vec<&TensorType> = dense.iter().collect();
-        let (x, y) = (ty(node.inputs[0]), ty(node.outputs[0]));
-        let mut w_dims = graph.ty(self.w).dims.clone();
-        if self.turned {
-            w_dims.reverse();
-        }
-        let words = TensorType::new(DType::I32, [sparse::packed_len(w_dims[0], entries)]);
-        let bias = node.inputs.get(2).map(|_| TensorType::f32([w_dims[0]]));
-        let packed: Vec<&TensorType> = [&x, &words].into_iter().chain(&bias).collect();
-        let op = Op::SparseConv { conv: self.conv.clone(), w_dims };
-        if !cost.is_measured(&node.op, &dense, &[&y]) || !cost.is_measured(&op, &packed, &[&y]) {
-            return false;
+        let inputs: Vec<TensorType> = node.inputs.iter().map(|&v| ty(v)).collect();
+        let dense: Vec<&TensorType> = inputs.iter().collect();
+        let y = ty(node.outputs[0]);
+        if !cost.is_measured(&node.op, &dense, &[&y]) {
+            return None;
         }
         let algos = cost.conv_options(&node.op, &dense, &[&y]);
         let whole = algos.iter().map(|o| o.time).min();
         let whole = whole.unwrap_or_else(|| cost.kernel(&node.op, &dense, &[&y], None));
-        let mut apart = cost.kernel(&op, &packed, &[&y], None);
-        if self.added.is_some() {
-            apart += cost.kernel(&Op::Binary(BinaryKind::Add), &[&y, &y], &[&y], None);
+        let mut w_dims = graph.ty(self.w).dims.clone();
+        if self.turned {
+            w_dims.reverse();
         }
-        if self.relu {
-            apart += cost.kernel(&Op::Unary(UnaryKind::Relu), &[&y], &[&y], None);
-        }
-        apart < whole
+        let time = |(form, n): (SparseForm, u64)| {
+            let words = TensorType::new(DType::I32, [form.packed_len(w_dims[0], n)]);
+            let bias = inputs.get(2).map(|b| TensorType::new(b.dtype, [w_dims[0]]));
+            let mut packed: Vec<&TensorType> = [&inputs[0], &words].into_iter().chain(&bias).collect();
+            packed.extend(self.added.map(|_| &y));
+            let op = self.op(form, w_dims.clone());
+            let time =
+                cost.is_measured(&op, &packed, &[&y]).then(|| cost.kernel(&op, &packed, &[&y], None))?;
+            (time < whole).then_some((time, form, n))
+        };
+        forms.filter_map(time).min().map(|(_, form, n)| (form, n))
     }
 
-    fn pack(self, graph: &mut Graph, id: NodeId, entries: u64) -> Result<(), InferError> {
+    /// The op with packed weights, the sum and the ReLU in it.
+    fn op(&self, form: SparseForm, w_dims: Dims) -> Op {
+        Op::SparseConv { conv: self.conv.clone(), w_dims, form, relu: self.relu }
+    }
+
+    fn pack(&self, graph: &mut Graph, id: NodeId, form: SparseForm, nonzeros: u64) -> Result<(), InferError> {
         let node = graph.node(id).clone();
         let mut at = graph.order().iter().position(|&n| n == id).unwrap_or(0);
         let mut setup = |graph: &mut Graph, op: Op, x: ValueId| {
@@ -176,7 +211,7 @@ impl Layer {
             w = setup(graph, Op::Transpose { perm: Dims::from_slice(&[1, 0]) }, w)?;
         }
         let w_dims = graph.ty(w).dims.clone();
-        let mut inputs = vec![node.inputs[0], setup(graph, Op::PackSparse { nonzeros: entries }, w)?];
+        let mut inputs = vec![node.inputs[0], setup(graph, Op::PackSparse { nonzeros, form }, w)?];
         if let Some(&bias) = node.inputs.get(2) {
             let flat = Dims::from_slice(&w_dims[..1]);
             let bias = if graph.ty(bias).dims == flat {
@@ -186,51 +221,14 @@ impl Layer {
             };
             inputs.push(bias);
         }
+        inputs.extend(self.added);
         let spec = NodeSpec { name: node.name.clone(), stage: node.stage, origin: node.origin, n_outputs: 1 };
-        let new = graph.insert(at, Op::SparseConv { conv: self.conv, w_dims }, &inputs, spec)?;
-        let from = node.outputs[0];
-        let mut to = graph.node(new).outputs[0];
-        let mut then = |graph: &mut Graph, op: Op, inputs: &[ValueId], what: &str| {
-            at += 1;
-            let name = format!("{}/{what}", node.name);
-            let spec = NodeSpec { name, stage: node.stage, origin: node.origin, n_outputs: 1 };
-            let new = graph.insert(at, op, inputs, spec)?;
-            Ok::<ValueId, InferError>(graph.node(new).outputs[0])
-        };
-        if let Some(added) = self.added {
-            to = then(graph, Op::Binary(BinaryKind::Add), &[to, added], "sum")?;
-        }
-        if self.relu {
-            to = then(graph, Op::Unary(UnaryKind::Relu), &[to], "relu")?;
-        }
+        let new = graph.insert(at, self.op(form, w_dims), &inputs, spec)?;
+        let (from, to) = (node.outputs[0], graph.node(new).outputs[0]);
         let hint = graph.value(from).name.clone();
         graph.set_name(to, hint);
         graph.replace_all_uses(from, to);
         graph.remove(id);
         Ok(())
     }
-}
-
-/// A bound of the elements of a static value that are not zero, through what folding and removal
-/// do to weights.
-fn nonzeros(graph: &Graph, facts: &Facts, v: ValueId, depth: u32) -> Option<u64> {
-    let most = graph.ty(v).elements();
-    let found = match graph.value(v).def {
-        Def::Node { node, .. } if depth > 0 => {
-            let node = graph.node(node);
-            let of = |i: usize| nonzeros(graph, facts, node.inputs[i], depth - 1);
-            match &node.op {
-                Op::Reshape { .. } | Op::Transpose { .. } | Op::Gather { .. } => of(0)?,
-                Op::Binary(BinaryKind::Mul | BinaryKind::Div)
-                    if graph.ty(node.inputs[0]).dims == graph.ty(v).dims =>
-                {
-                    of(0)?
-                }
-                _ => return None,
-            }
-        }
-        Def::Node { .. } => return None,
-        _ => facts.get(graph, v)?.nonzeros,
-    };
-    Some(found.min(most))
 }

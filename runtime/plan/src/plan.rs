@@ -46,6 +46,10 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Every buffer offset is a multiple of this (bytes).
 pub const ALIGNMENT: u64 = 256;
 
+/// In front of an algorithm's name in [`Header::algo`]: every convolution runs as exactly the
+/// classic algorithm that its launch names.
+pub const EXACT_ALGORITHM: &str = "only=";
+
 /// What the plan was made from, for people and for refusing the wrong model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -57,7 +61,7 @@ pub struct Header {
     pub batch: u64,
     /// Offload policy, by name.
     pub policy: String,
-    /// Algorithm mode, by name.
+    /// Algorithm mode, by name; see [`EXACT_ALGORITHM`].
     pub algo: String,
     /// Device profile, by name.
     pub device: String,
@@ -70,6 +74,14 @@ pub struct Header {
     /// Options of the compilation that are not above, as `NAME=VALUE` in the compiler's words, for
     /// making the plan anew. Executors do not read them; empty where they are not known.
     pub options: Vec<String>,
+}
+
+impl Header {
+    /// True if a classic name on a launch means that algorithm itself, and not that any kernel may
+    /// run which is as fast and needs no more workspace.
+    pub fn is_exact(&self) -> bool {
+        self.algo.starts_with(EXACT_ALGORITHM)
+    }
 }
 
 /// Where convolution engines were chosen. Their numbers mean the same only on the same kind of

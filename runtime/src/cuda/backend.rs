@@ -1,12 +1,13 @@
 //! The backend: a plan's commands on a GPU's streams.
 
 use super::arena::{DeviceArena, PinnedArena};
+use super::cudnn::Dnn;
 use super::delays::{self, Delays};
 use super::device::{self, Device, DeviceSelector};
 use super::error::CudaError;
 use super::kernels::Modules;
 use super::lanes::Lanes;
-use super::launch::SCRATCH;
+use super::launch::{DeviceRange, SCRATCH};
 use super::libs::{self, LibrarySearch, Loaded as LoadedLibrary};
 use super::replay::{Mode, Replay};
 use super::stream::Stream;
@@ -147,6 +148,10 @@ impl CudaBackend {
     /// True once steps are replayed from a graph.
     pub fn is_captured(&self) -> bool {
         self.loaded.as_ref().is_some_and(|l| l.replay.is_captured())
+    }
+
+    pub(super) fn dnn(&self) -> Result<&Dnn, CudaError> {
+        self.handles.dnn()
     }
 
     pub(super) fn loaded(&self) -> &Loaded {
@@ -295,6 +300,11 @@ impl Loaded {
             Space::Device => self.device_arena.at(span.start, span.len),
             Space::Host => self.host_arena.device_at(span.start, span.len),
         }
+    }
+
+    /// The scratch range of a stream.
+    pub(super) fn scratch(&self, stream: usize) -> DeviceRange {
+        self.scratch[stream].range()
     }
 
     /// Bytes of all scratch ranges.

@@ -198,6 +198,17 @@ impl Device {
         &self.facts
     }
 
+    /// Where it is on the bus, such as `0000:4a:00.0`; `None` if the driver does not tell.
+    #[expect(unsafe_code, reason = "asks the driver")]
+    pub(super) fn pci_bus_id(&self) -> Option<String> {
+        let mut text = [0u8; 32];
+        // SAFETY: the buffer has the length given; the driver ends the text with a zero.
+        let status =
+            unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, self.handle) };
+        CudaError::check("cuDeviceGetPCIBusId", status).ok()?;
+        std::ffi::CStr::from_bytes_until_nul(&text).ok()?.to_str().ok().map(str::to_owned)
+    }
+
     /// Makes the context current on this thread.
     ///
     /// # Errors

@@ -51,6 +51,9 @@ pub(crate) struct LaunchSpec<'a> {
     pub scratch: DeviceRange,
     /// Convolution algorithm.
     pub algo: Option<ConvAlgo>,
+    /// A classic name of `algo` means exactly that algorithm, by cuDNN's older API; otherwise any
+    /// engine may stand for it.
+    pub exact: bool,
     /// The result is added to what the output holds; for weight gradients only.
     pub accumulate: bool,
     /// Arithmetic of products.

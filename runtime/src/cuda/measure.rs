@@ -93,8 +93,8 @@ pub struct Measurer {
     operands: Memory,
     workspace: Memory,
     scratch: DeviceArena,
-    /// The same numbers as f32 and as bf16.
-    noise: [DeviceArena; 2],
+    /// The same numbers as f32 and as bf16, and as a ReLU leaves them.
+    noise: [DeviceArena; 3],
     blas: Blas,
     dnn: Dnn,
     modules: Modules,
@@ -192,6 +192,7 @@ impl Measurer {
                     workspace: range,
                     scratch: self.scratch.range(),
                     algo: None,
+                    exact: false,
                     accumulate: false,
                     precision,
                     name: "measured",
@@ -252,6 +253,7 @@ impl Measurer {
             workspace,
             scratch: self.scratch.range(),
             algo,
+            exact: false,
             accumulate,
             precision: kernel.precision,
             name: "measured",
@@ -287,9 +289,15 @@ impl Measurer {
     /// Gives the inputs their numbers, and waits for it: fills are on the default stream, which
     /// the meter's does not wait for.
     fn fill_inputs(&self, kernel: Kernel<'_>, places: &Places) -> Result<(), CudaError> {
-        for (ty, &ptr) in kernel.inputs.iter().zip(&places.inputs) {
+        for (i, (ty, &ptr)) in kernel.inputs.iter().zip(&places.inputs).enumerate() {
+            let [wide, narrow, half] = &self.noise;
             match ty.dtype {
-                DType::F32 | DType::BF16 => self.fill_random(ptr, ty)?,
+                // With as many zeros as a ReLU leaves ([`vdnn_cost::RELU_ZEROS`]), of which the time depends.
+                DType::F32 if i == 0 && matches!(kernel.op, Op::SparseInputConv { .. }) => {
+                    self.fill_random(ptr, ty, half)?;
+                }
+                DType::F32 => self.fill_random(ptr, ty, wide)?,
+                DType::BF16 => self.fill_random(ptr, ty, narrow)?,
                 // Zeros would be weights without entries.
                 DType::I32 if matches!(kernel.op, Op::SparseConv { .. }) => {
                     write_words(ptr, &packed_at_random(kernel.op, ty))?;
@@ -300,10 +308,15 @@ impl Measurer {
         self.device.synchronize()
     }
 
-    /// Random numbers, and copies of them where there are not enough.
+    /// Numbers of the noise, and copies of them where there are not enough.
     #[expect(unsafe_code, reason = "copies on the device")]
-    fn fill_random(&self, to: sys::CUdeviceptr, ty: &TensorType) -> Result<(), CudaError> {
-        let noise = if ty.dtype == DType::BF16 { &self.noise[1] } else { &self.noise[0] }.range();
+    fn fill_random(
+        &self,
+        to: sys::CUdeviceptr,
+        ty: &TensorType,
+        noise: &DeviceArena,
+    ) -> Result<(), CudaError> {
+        let noise = noise.range();
         let total = size(ty.bytes())?;
         let mut done = total.min(size(noise.bytes)?);
         // SAFETY: the range is that of an operand, which `take` gave, and as long as it; the
@@ -412,10 +425,11 @@ fn noise() -> Vec<f32> {
     (0..NOISE as u64).map(number).collect()
 }
 
-/// That, on the device of the current context, as f32 and as bf16.
+/// That, on the device of the current context, as f32 and as bf16, and with zeros for what is below.
 #[expect(unsafe_code, reason = "copies to the device")]
-fn noise_on_device() -> Result<[DeviceArena; 2], CudaError> {
+fn noise_on_device() -> Result<[DeviceArena; 3], CudaError> {
     let wide = noise();
+    let half: Vec<f32> = wide.iter().map(|x| x.max(0.0)).collect();
     let narrow: Vec<u16> = wide.iter().map(|&x| bf16::round(x)).collect();
     let copy = |bytes: &[u8]| {
         let arena = DeviceArena::new(Bytes(bytes.len() as u64), "the numbers that measured kernels read")?;
@@ -424,7 +438,8 @@ fn noise_on_device() -> Result<[DeviceArena; 2], CudaError> {
             .map_err(CudaError::of("cuMemcpyHtoD"))?;
         Ok(arena)
     };
-    Ok([copy(bytemuck::cast_slice(&wide))?, copy(bytemuck::cast_slice(&narrow))?])
+    let [wide, half] = [&wide, &half].map(|v| copy(bytemuck::cast_slice(v)));
+    Ok([wide?, copy(bytemuck::cast_slice(&narrow))?, half?])
 }
 
 /// True if `a[i]` is `factor * b[i]`, to a quarter of what the factor differs from 1, wherever

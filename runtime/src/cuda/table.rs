@@ -34,7 +34,7 @@ impl Handles {
         Self { deterministic, ..Self::default() }
     }
 
-    fn dnn(&self) -> Result<&Dnn, CudaError> {
+    pub(super) fn dnn(&self) -> Result<&Dnn, CudaError> {
         if let Some(dnn) = self.dnn.get() {
             return Ok(dnn);
         }
@@ -159,6 +159,14 @@ impl Table {
         Ok(Self(entries))
     }
 
+    /// The kernel of a command, if it is one.
+    pub(super) fn kernel(&self, at: CmdId) -> Option<&dyn Prepared> {
+        match &self.0[at.index()].action {
+            Action::Kernel(kernel) => Some(&**kernel),
+            _ => None,
+        }
+    }
+
     /// Queues one command on its stream.
     pub(super) fn enqueue(&self, at: CmdId, lanes: &Lanes) -> Result<(), CudaError> {
         let entry = &self.0[at.index()];
@@ -245,6 +253,7 @@ fn entry(
                     .map(|w| DeviceRange { ptr: resources.address(w), bytes: Bytes(w.len as u64) }),
                 scratch: resources.scratch[stream.index()].range(),
                 algo: algo.as_ref().and_then(ConvSchedule::whole),
+                exact: program.plan().header.is_exact(),
                 precision: program.plan().header.precision,
                 name,
             };

@@ -19,7 +19,7 @@ use vdnn_plan::plan::ALIGNMENT;
 const QUEUEING: u64 = 20_000;
 
 /// The inputs of a step in pinned memory, from where they are copied on a stream.
-struct Staged {
+pub(super) struct Staged {
     memory: PinnedArena,
     /// Offset in `memory`, and where it goes.
     parts: Vec<(usize, Span)>,
@@ -27,7 +27,7 @@ struct Staged {
 
 impl Staged {
     #[expect(unsafe_code, reason = "fills pinned memory")]
-    fn new(inputs: &[(Span, &[u8])]) -> Result<Self, CudaError> {
+    pub(super) fn new(inputs: &[(Span, &[u8])]) -> Result<Self, CudaError> {
         let mut total = 0usize;
         let mut parts = Vec::with_capacity(inputs.len());
         for (span, bytes) in inputs {
@@ -47,7 +47,7 @@ impl Staged {
 
     /// Queues the copies into the arenas.
     #[expect(unsafe_code, reason = "queues copies")]
-    fn enqueue(&self, loaded: &Loaded, stream: &Stream) -> Result<(), CudaError> {
+    pub(super) fn enqueue(&self, loaded: &Loaded, stream: &Stream) -> Result<(), CudaError> {
         for (at, span) in self.parts.iter().filter(|p| p.1.len > 0) {
             let (to, from) = (loaded.address(*span), self.memory.device_at(*at, span.len));
             // SAFETY: both ranges live until the stream is idle, which every user of this

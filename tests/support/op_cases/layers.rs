@@ -120,6 +120,8 @@ pub fn layers() -> Vec<Case> {
         g.add(Op::Softmax { axis: 1 }, vec![operand]);
     }
     g.pyramids();
+    g.packed_weights();
+    g.inputs_with_zeros();
     g.cases
 }
 

@@ -136,8 +136,9 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
             cx.one(DType::F32, dims.clone())
         }
         Op::Gather { axis } => movement::gather(cx, *axis),
-        Op::PackSparse { nonzeros } => sparse::pack(cx, *nonzeros),
-        Op::SparseConv { conv, w_dims } => sparse::conv(cx, conv, w_dims),
+        Op::PackSparse { nonzeros, form } => sparse::pack(cx, *nonzeros, *form),
+        Op::SparseConv { conv, w_dims, form, relu } => sparse::conv(cx, conv, w_dims, (*form, *relu)),
+        Op::SparseInputConv { conv, .. } => sparse::input_conv(cx, conv),
         Op::ConvDgrad { conv, x_dims } => grad::conv_dgrad(cx, conv, x_dims),
         Op::ConvWgrad { conv, w_dims } => grad::conv_wgrad(cx, conv, w_dims),
         Op::MaxPoolGrad { pool, x_dims } => grad::max_pool(cx, pool, x_dims),

@@ -23,6 +23,7 @@ pub use attrs::{
 pub use pyramid::{PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep, PyramidUse};
 
 use crate::phase::Phase;
+use crate::sparse::SparseForm;
 use crate::types::{DType, Dims, Layout, Real};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -237,19 +238,38 @@ pub enum Op {
         /// Axis in `0..rank`.
         axis: u64,
     },
-    /// `w[M,..] -> p:i32[L]`: the elements of w that are not zero, row by row, in the format of
-    /// [`crate::sparse`].
+    /// `w[M,..] -> p:i32[L]`: the elements or blocks of w that are not zero, row by row, in the
+    /// format of [`crate::sparse`].
     PackSparse {
         /// How many there is room for.
         nonzeros: u64,
+        /// The format.
+        #[serde(default, skip_serializing_if = "SparseForm::is_csr")]
+        form: SparseForm,
     },
-    /// `x[N,C,..], p:i32[L], [b[M]] -> y`: [`Op::Conv`] with the weights that were packed into p;
-    /// without spatial dimensions, `y[N,M] = x w^T + b`.
+    /// `x[N,C,..], p:i32[L], [b[M]], [r[N,M,..]] -> y`: [`Op::Conv`] with the weights that were
+    /// packed into p; without spatial dimensions, `y[N,M] = x w^T + b`, with them it may be
+    /// [`Op::ConvEpilogue`]. Blocks know no groups.
     SparseConv {
         /// The convolution; empty lists without spatial dimensions.
         conv: ConvAttrs,
         /// Shape of the weights, `[M,C/g,k..]`.
         w_dims: Dims,
+        /// How they are packed.
+        #[serde(default, skip_serializing_if = "SparseForm::is_csr")]
+        form: SparseForm,
+        /// Ends with a ReLU.
+        #[serde(default, skip_serializing_if = "is_false")]
+        relu: bool,
+    },
+    /// `x[N,C,H,W], w[C,k*k,M], [b[M]], [r] -> y`: [`Op::ConvEpilogue`] on the weights
+    /// `[M,C,k,k]` with the filters last, for kernels that leave out products with zeros of x. The
+    /// weights must be finite. One group.
+    SparseInputConv {
+        /// The convolution.
+        conv: ConvAttrs,
+        /// Ends with a ReLU.
+        relu: bool,
     },
     // ---- backward ------------------------------------------------------------------
     /// `dy, w -> dx`.
@@ -477,6 +497,7 @@ impl Op {
             | Self::Gather { .. }
             | Self::PackSparse { .. }
             | Self::SparseConv { .. }
+            | Self::SparseInputConv { .. }
             | Self::Relayout { .. } => Phase::Joint,
             Self::OffloadStart | Self::OffloadDone | Self::PrefetchStart | Self::PrefetchDone => {
                 Phase::Placed
@@ -494,6 +515,11 @@ impl Op {
 
 fn is_zero(n: &u64) -> bool {
     *n == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_false(b: &bool) -> bool {
+    !b
 }
 
 fn ron_options() -> ron::Options {

@@ -5,7 +5,6 @@
 //! those ops are bound by memory traffic.
 
 use super::Op;
-use crate::sparse;
 use crate::types::TensorType;
 use crate::units::{Bytes, Flops};
 
@@ -68,11 +67,17 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::Reduce { .. } => input(0),
         Op::SgdUpdate => (0..outputs.len() as u64 / 2)
             .fold(0u64, |n, i| n.saturating_add(product(&[6, input(3 * i as usize)]))),
-        Op::SparseConv { w_dims, .. } => {
+        // As if there were no zeros: how many there are is the data's.
+        Op::SparseInputConv { .. } => {
+            let bias = if inputs.len() > 2 { output(0) } else { 0 };
+            let taps = inputs.get(1).map_or(&[][..], |w| w.dims.get(..2).unwrap_or_default());
+            product(&[2, output(0), product(taps)]).saturating_add(bias)
+        }
+        Op::SparseConv { w_dims, form, .. } => {
             let bias = if inputs.len() > 2 { output(0) } else { 0 };
             let rows = w_dims.first().copied().unwrap_or(1).max(1);
-            let entries = sparse::room(rows, input(1)).unwrap_or(0);
-            product(&[2, output(0) / rows, entries]).saturating_add(bias)
+            let entries = form.room(rows, input(1)).unwrap_or(0);
+            product(&[2, output(0) / rows, entries, form.weights()]).saturating_add(bias)
         }
         Op::Concat { .. }
         | Op::Gather { .. }

@@ -4,6 +4,7 @@ use crate::cli::BenchArgs;
 use serde_json::{Value, json};
 use vdnn_ir::{Bytes, Mode, Nanos};
 use vdnn_plan::PlanStats;
+use vdnn_runtime::cuda::Energy;
 use vdnn_runtime::packed::Packed;
 use vdnn_runtime::trace::{Overlap, Trace};
 
@@ -33,6 +34,8 @@ pub(super) struct Gpu {
     pub captured: bool,
     pub profile: Trace,
     pub delayed: Option<Delayed>,
+    /// If it was asked for: of a step, or why it is not known.
+    pub energy: Option<Result<Energy, String>>,
 }
 
 /// Steps under random delays.
@@ -128,6 +131,9 @@ impl Report<'_> {
             set("copy_busy_ns", json!(overlap.copying.0));
             set("copy_hidden_ns", json!(overlap.hidden.0));
             set("copy_hidden_share", json!(hidden_share(overlap)));
+            if let Some(energy) = &gpu.energy {
+                set("energy", energy_json(energy));
+            }
             if let Some(delayed) = gpu.delayed {
                 set("delay_seeds", json!(delayed.seeds));
                 set("delay_comparisons", json!(delayed.comparisons));
@@ -186,6 +192,9 @@ impl Report<'_> {
                 let busy = ms(overlap.copying);
                 rows.push(("copies", format!("{busy:.3} ms, {:.1} % behind kernels", 100.0 * share)));
             }
+            if let Some(energy) = &gpu.energy {
+                rows.push(("energy", energy_text(energy)));
+            }
             if let Some(Delayed { seeds, comparisons, step }) = gpu.delayed {
                 let step = ms(step);
                 rows.push((
@@ -216,6 +225,31 @@ impl Report<'_> {
     }
 }
 
+/// The energy of a step as one line.
+pub(in crate::commands) fn energy_text(energy: &Result<Energy, String>) -> String {
+    match energy {
+        Ok(e) => format!(
+            "{:.2} mJ per step, {:.1} W in the mean (idle {:.1} W), {} steps",
+            e.per_step(),
+            e.watts(),
+            e.idle_watts,
+            e.steps
+        ),
+        Err(why) => format!("not available: {why}"),
+    }
+}
+
+/// The same as JSON; `null` values and a reason where it is not known.
+pub(in crate::commands) fn energy_json(energy: &Result<Energy, String>) -> Value {
+    match energy {
+        Ok(e) => json!({
+            "step_mj": e.per_step(), "watts": e.watts(), "idle_watts": e.idle_watts, "steps": e.steps,
+            "millijoules": e.millijoules, "time_ns": e.time.0,
+        }),
+        Err(why) => json!({ "step_mj": null, "watts": null, "not_available": why }),
+    }
+}
+
 /// Share of copy time that kernels hide; `None` without copies.
 fn hidden_share(overlap: Overlap) -> Option<f64> {
     (overlap.copying > Nanos::ZERO).then(|| overlap.hidden.as_f64() / overlap.copying.as_f64())
@@ -232,6 +266,17 @@ mod tests {
         assert_eq!(of(&[7]), Nanos(7));
         assert_eq!(of(&[1, 3]), Nanos(2));
         assert_eq!(of(&[1, 2, 9]), Nanos(2));
+    }
+
+    #[test]
+    fn energy_is_said_or_why_not() {
+        let e = Energy { steps: 400, millijoules: 1_000_000, time: Nanos(2_000_000_000), idle_watts: 75.0 };
+        let text = energy_text(&Ok(e));
+        assert_eq!(text, "2500.00 mJ per step, 500.0 W in the mean (idle 75.0 W), 400 steps");
+        assert_eq!(energy_json(&Ok(e))["step_mj"], 2500.0);
+        let none = Err("the device counts none".to_owned());
+        assert_eq!(energy_text(&none), "not available: the device counts none");
+        assert_eq!(energy_json(&none)["not_available"], "the device counts none");
     }
 
     #[test]

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use vdnn_cost::CostModel;
 use vdnn_ir::op::ConvAttrs;
-use vdnn_ir::{Bytes, DType, Nanos, Op, TensorType, sparse};
+use vdnn_ir::sparse::SparseForm;
+use vdnn_ir::{Bytes, DType, Nanos, Op, TensorType};
 use vdnn_passes::BatchSizes;
 use vdnn_passes::micro_batch::Menu;
 
@@ -66,11 +67,9 @@ pub(super) fn run(
     let mut all = Vec::new();
     for layer in layers {
         let [conv, ..] = layer.kernels(options.precision, layout).map_err(|e| fail(layer, e))?;
-        let dense = if layer.is_product() { product(layer) } else { conv };
+        let dense = if layer.is_product() { product(layer, conv.inputs[0].dtype) } else { conv };
         for &zeros in &args.sparsity {
-            let packed = packed(&dense, zeros).ok_or_else(|| {
-                fail(layer, "packed weights are f32; use --precision f32 or tf32".to_owned())
-            })?;
+            let packed = packed(&dense, zeros, args.method == "block").map_err(|why| fail(layer, why))?;
             all.push((layer, zeros, dense.clone(), packed));
         }
     }
@@ -94,24 +93,33 @@ pub(super) fn run(
 }
 
 /// A fully connected layer: a 1x1 filter on one position.
-fn product(layer: &Layer) -> Kernel {
+fn product(layer: &Layer, dtype: DType) -> Kernel {
     let op = Op::Gemm { trans_a: false, trans_b: true, alpha: 1.0.into(), beta: 1.0.into() };
-    let f32 = |dims: [u64; 2]| TensorType::f32(dims);
-    let (x, w, y) = ([layer.n, layer.c], [layer.k, layer.c], [layer.n, layer.k]);
-    Kernel { op, inputs: vec![f32(x), f32(w)], outputs: vec![f32(y)] }
+    let (x, w) = ([layer.n, layer.c], [layer.k, layer.c]);
+    let inputs = [x, w].map(|dims| TensorType::new(dtype, dims)).to_vec();
+    Kernel { op, inputs, outputs: vec![TensorType::f32([layer.n, layer.k])] }
 }
 
-/// The same with weights of which so many percent are zero; `None` unless they are f32.
-fn packed(dense: &Kernel, zeros: u64) -> Option<Kernel> {
+/// The same with weights of which so many percent, or of whose blocks, are zero.
+fn packed(dense: &Kernel, zeros: u64, blocks: bool) -> Result<Kernel, String> {
     let (x, w) = (&dense.inputs[0], &dense.inputs[1]);
     let conv = match &dense.op {
         Op::Conv(conv) => conv.clone(),
         _ => ConvAttrs::without_axes(),
     };
-    let entries = w.elements() * (100 - zeros.min(100)) / 100;
-    let words = TensorType::new(DType::I32, [sparse::packed_len(w.dims[0], entries)]);
-    (x.dtype == DType::F32).then(|| Kernel {
-        op: Op::SparseConv { conv, w_dims: w.dims.clone() },
+    let form = match (blocks, x.dtype) {
+        (true, DType::BF16) => SparseForm::BlockBf16,
+        (true, _) => SparseForm::Block,
+        (false, DType::F32) => SparseForm::Csr,
+        _ => return Err("weights packed row by row are f32; use --precision f32 or tf32".to_owned()),
+    };
+    if blocks && conv.groups != 1 {
+        return Err("blocks know no groups".to_owned());
+    }
+    let entries = form.most(&w.dims).unwrap_or(0) * (100 - zeros.min(100)) / 100;
+    let words = TensorType::new(DType::I32, [form.packed_len(w.dims[0], entries)]);
+    Ok(Kernel {
+        op: Op::SparseConv { conv, w_dims: w.dims.clone(), form, relu: false },
         inputs: vec![x.clone(), words],
         outputs: dense.outputs.clone(),
     })

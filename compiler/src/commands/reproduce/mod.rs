@@ -1,6 +1,7 @@
 //! `vdnnc reproduce WHAT`: published tables beside ours.
 
 pub mod chart;
+mod cusnn;
 pub mod fused_layer;
 pub mod layers;
 pub mod replay;
@@ -44,10 +45,16 @@ pub struct Report {
 /// # Errors
 /// If a cell is outside its tolerance: the table names them all.
 pub fn run(args: &ReproduceArgs) -> Result<(), Failure> {
+    let own = &args.cusnn;
+    let given = !own.models.is_empty() || own.data.is_some() || own.images.is_some() || own.limit.is_some();
+    if given && args.what != Artefact::Cusnn {
+        return Err(Failure::user(format!("reproduce {} takes neither models nor images", args.what.name())));
+    }
     let report = match args.what {
         Artefact::Vdnn => vdnn::report()?,
         Artefact::VdnnSeed => vdnn_seed::report()?,
         Artefact::FusedLayer => fused_layer::report()?,
+        Artefact::Cusnn => return cusnn::run(args),
     };
     if let Some(dir) = &args.svg {
         std::fs::create_dir_all(dir)

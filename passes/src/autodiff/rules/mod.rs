@@ -81,6 +81,7 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::Gather { .. }
         | Op::PackSparse { .. }
         | Op::SparseConv { .. }
+        | Op::SparseInputConv { .. }
         | Op::OffloadStart
         | Op::OffloadDone
         | Op::PrefetchStart

@@ -136,8 +136,10 @@ impl Kernels for CpuKernels {
             Op::Transpose { perm } => shape::transpose(&call, perm, outputs),
             Op::Expand { .. } => shape::expand(&call, outputs),
             Op::Gather { axis } => shape::gather(&call, *axis as usize, outputs),
-            Op::PackSparse { .. } => sparse::pack(&call, outputs),
-            Op::SparseConv { conv, w_dims } => sparse::conv(&call, conv, w_dims, outputs),
+            Op::PackSparse { form, .. } => sparse::pack(&call, *form, outputs),
+            Op::SparseConv { conv, w_dims, form, relu } => {
+                sparse::conv(&call, conv, w_dims, (*form, *relu), outputs)
+            }
             Op::Fill { value, .. } => shape::fill(&call, value.0, outputs),
             Op::SgdUpdate => update::sgd(&call, outputs),
             Op::Reshape { .. }
@@ -154,6 +156,7 @@ impl Kernels for CpuKernels {
             | Op::BatchNormReluGrad { .. }
             | Op::AddSlice(_)
             | Op::ConvEpilogue { .. }
+            | Op::SparseInputConv { .. }
             | Op::Pyramid(_)
             | Op::Cast { .. } => {
                 Err(KernelError::Unsupported { op: op.to_string(), why: "the interface runs it".into() })

@@ -7,10 +7,12 @@
 //! column of a row lies in a row of its own), so every run is contiguous. Channels are taken in
 //! blocks whose panel stays in the first-level cache.
 //!
+//! Blocks ([`vdnn_ir::sparse::blocks`]) are read out into rows first.
+//!
 //! Each output is the bias, then its products in the order of the packed columns: neither tiles
 //! nor blocks nor threads change a bit.
 
-use super::args::{Call, shape};
+use super::args::{Call, Shape, shape};
 use super::conv::{self, Filter};
 use super::gemm::MACS_PER_VISIT;
 use super::geometry::{Conv, Dim};
@@ -22,7 +24,8 @@ use std::ops::Range;
 use vdnn_ir::DType;
 use vdnn_ir::kernel::{KernelError, TensorMut};
 use vdnn_ir::op::ConvAttrs;
-use vdnn_ir::sparse;
+use vdnn_ir::sparse::blocks::{BlockShape, Blocks};
+use vdnn_ir::sparse::{self, SparseForm};
 
 /// Outputs of a vector: those of the widest.
 pub(super) const LANES: usize = 16;
@@ -49,11 +52,14 @@ const MIN_TASK_MACS: usize = 1 << 18;
 const DOTS: usize = 2;
 
 /// [`vdnn_ir::Op::PackSparse`].
-pub(super) fn pack(call: &Call<'_>, outputs: &mut [TensorMut<'_>]) -> Result<(), KernelError> {
-    let rows = shape(call.input(0)?.ty).first().copied().unwrap_or(0);
+pub(super) fn pack(
+    call: &Call<'_>,
+    form: SparseForm,
+    outputs: &mut [TensorMut<'_>],
+) -> Result<(), KernelError> {
     let w = call.f32(0)?;
     let packed = call.one(outputs)?;
-    sparse::pack(w, rows, call.cast_out(packed, DType::I32)?)
+    form.pack(w, &call.input(0)?.ty.dims, call.cast_out(packed, DType::I32)?)
 }
 
 /// [`vdnn_ir::Op::SparseConv`].
@@ -61,6 +67,7 @@ pub(super) fn conv(
     call: &Call<'_>,
     a: &ConvAttrs,
     w_dims: &[u64],
+    (form, relu): (SparseForm, bool),
     outputs: &mut [TensorMut<'_>],
 ) -> Result<(), KernelError> {
     let out = call.one(outputs)?;
@@ -70,24 +77,76 @@ pub(super) fn conv(
     let (x, bias) = (call.f32(0)?, call.f32_if_present(2)?);
     let rows = w_dims.first().map_or(0, |&m| m as usize);
     let columns = w_dims.iter().skip(1).product::<u64>() as usize;
-    let weights = Weights::new(packed, rows, columns)
-        .ok_or_else(|| KernelError::BadData("packed weights without row starts".into()))?;
+    let added = call.f32_if_present(3)?;
     let y = call.f32_out(out)?;
     if y.is_empty() {
         return Ok(());
     }
+    let mut rows_of = |packed: &[i32]| {
+        let weights = Weights::new(packed, rows, columns)
+            .ok_or_else(|| KernelError::BadData("packed weights without row starts".into()))?;
+        by_rows(call, a, &weights, [&x_shape, &y_shape], (x, bias), y)
+    };
+    if form.is_csr() {
+        rows_of(packed)?;
+    } else {
+        let shape = BlockShape::of(w_dims).ok_or_else(|| KernelError::BadData("no filters".into()))?;
+        let blocks = Blocks::new(shape, form, packed)?;
+        let columns: usize = (0..shape.groups()).map(|g| blocks.columns(g).len()).sum();
+        unpacked(&blocks, (rows, columns * form.weights() as usize), rows_of)?;
+    }
+    if let Some(added) = added {
+        y.iter_mut().zip(added).for_each(|(y, &r)| *y += r);
+    }
+    if relu {
+        y.iter_mut().for_each(|y| *y = if *y <= 0.0 { 0.0 } else { *y });
+    }
+    Ok(())
+}
+
+/// Calls `then` with blocks as so many rows of at most so many weights.
+fn unpacked(
+    blocks: &Blocks<'_>,
+    (rows, most): (usize, usize),
+    then: impl FnOnce(&[i32]) -> Result<(), KernelError>,
+) -> Result<(), KernelError> {
+    scratch::with(rows + 1 + 2 * most, |buffer| {
+        let words: &mut [i32] = bytemuck::cast_slice_mut(buffer);
+        let (starts, entries) = words.split_at_mut(rows + 1);
+        starts[0] = 0;
+        let mut at = 0;
+        for (m, end) in starts[1..].iter_mut().enumerate() {
+            blocks.row(m, |column, value| {
+                entries[2 * at..2 * at + 2].copy_from_slice(&[column as i32, value.to_bits() as i32]);
+                at += 1;
+            });
+            *end = at as i32;
+        }
+        then(&words[..rows + 1 + 2 * at])
+    })
+}
+
+/// The sums of rows of weights.
+fn by_rows(
+    call: &Call<'_>,
+    a: &ConvAttrs,
+    weights: &Weights<'_>,
+    [x_shape, y_shape]: [&Shape; 2],
+    (x, bias): (&[f32], Option<&[f32]>),
+    y: &mut [f32],
+) -> Result<(), KernelError> {
     if x_shape.len() == 2 {
-        product(call.par, &weights, x, x_shape[0], bias, y);
+        product(call.par, weights, x, x_shape[0], bias, y);
         return Ok(());
     }
-    let g = Conv::new(call, a, &x_shape, &y_shape)?;
+    let g = Conv::new(call, a, x_shape, y_shape)?;
     if g.space[0] != UNIT {
         // Volumes are rare: with their zeros.
-        let w = sparse::unpack(packed, rows, columns)?;
+        let w = sparse::unpack(weights.packed, weights.rows(), weights.columns)?;
         conv::run(call.par, &g, x, Filter::Rows(&w), bias, y);
         return Ok(());
     }
-    direct(call.par, &g, &weights, x, bias, y);
+    direct(call.par, &g, weights, x, bias, y);
     Ok(())
 }
 
@@ -95,6 +154,7 @@ const UNIT: Dim = Dim { input: 1, output: 1, kernel: 1, stride: 1, dilation: 1, 
 
 /// Packed weights whose row starts are within bounds.
 struct Weights<'a> {
+    packed: &'a [i32],
     starts: &'a [i32],
     entries: &'a [i32],
     columns: usize,
@@ -103,7 +163,7 @@ struct Weights<'a> {
 impl<'a> Weights<'a> {
     fn new(packed: &'a [i32], rows: usize, columns: usize) -> Option<Self> {
         let (starts, entries) = packed.split_at_checked(rows + 1)?;
-        Some(Self { starts, entries, columns })
+        Some(Self { packed, starts, entries, columns })
     }
 
     fn rows(&self) -> usize {

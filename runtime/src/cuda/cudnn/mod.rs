@@ -38,8 +38,6 @@ pub(crate) type MakeEpilogue<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Prepare
 pub(crate) struct DnnOptions {
     /// No engine whose results differ from run to run.
     pub deterministic: bool,
-    /// Run classic algorithm names through the older API, as exactly that algorithm.
-    pub legacy: bool,
     /// Ask the slower, learned heuristic as well.
     pub mode_b: bool,
 }
@@ -231,14 +229,16 @@ pub(crate) fn workspace(
 
 /// Prepares a convolution or one of its gradients.
 ///
-/// An engine runs in the plan's workspace. A classic name, or none, stands for the first of
+/// An engine runs in the plan's workspace. A classic name of an exact launch is that algorithm, by
+/// the older API. Another one, or none, stands for the first of
 /// [`candidates`] that builds and whose scratch fits the plan's workspace or, where that is
 /// larger, the shared scratch range.
 ///
 /// # Errors
 /// [`CudaError::Unsupported`] as [`Problem::of`] or if no engine fits; [`CudaError::BadPlan`]
 /// if the engine named does not exist or build here, needs more workspace than the plan gives
-/// it, or its arithmetic is not what was asked for.
+/// it, or its arithmetic is not what was asked for; [`CudaError::Cudnn`] if cuDNN refuses an exact
+/// algorithm for the shape.
 pub(crate) fn prepare(
     spec: &LaunchSpec<'_>,
     dnn: &Dnn,
@@ -253,7 +253,7 @@ pub(crate) fn prepare(
     let pointers = Pointers::of(spec, problem.dir)?;
     match spec.algo {
         Some(ConvAlgo::Engine(config)) => exact(spec, dnn, epilogue, &problem, pointers, config),
-        Some(algo) if dnn.options.legacy => named(spec, dnn, epilogue, &problem, pointers, algo),
+        Some(algo) if spec.exact => named(spec, dnn, epilogue, &problem, pointers, algo),
         _ => first_that_fits(spec, dnn, epilogue, &problem, pointers),
     }
 }

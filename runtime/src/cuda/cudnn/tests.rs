@@ -178,6 +178,7 @@ fn try_prepare(
         workspace: (workspace > 0).then(|| range(16, workspace)),
         scratch: range(17, SCRATCH.0),
         algo,
+        exact: false,
         accumulate: false,
         precision,
         name: "c",

@@ -26,6 +26,9 @@ mod shape;
 mod softmax;
 mod source;
 mod sparse;
+mod sparse_blocks;
+mod sparse_conv;
+mod sparse_input;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -41,6 +44,7 @@ use context::Cx;
 use source::{Kernel, Source};
 use step::{Args, ITEMS, Step, THREADS};
 use vdnn_ir::Op;
+use vdnn_ir::sparse::SparseForm;
 
 /// Prepares a launch of any op but convolutions and matrix products.
 ///
@@ -152,7 +156,9 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::SgdUpdate => update::sgd(cx),
         Op::Fill { value, .. } => update::fill(cx, value.0),
         Op::Reshape { .. } => update::copy(cx),
-        Op::SparseConv { conv, w_dims } => sparse::conv(cx, conv, w_dims),
+        Op::SparseConv { conv, w_dims, form: SparseForm::Csr, relu } => sparse::conv(cx, conv, w_dims, *relu),
+        Op::SparseConv { conv, w_dims, form, relu } => sparse_blocks::conv(cx, conv, w_dims, (*form, *relu)),
+        Op::SparseInputConv { conv, relu } => sparse_input::conv(cx, conv, *relu),
         Op::Gather { .. } | Op::PackSparse { .. } => {
             Err(cx.unsupported("it runs on the CPU only; compile with --sparse off"))
         }

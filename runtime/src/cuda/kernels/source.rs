@@ -25,6 +25,9 @@ pub(super) enum Source {
     Cast,
     Pack,
     Sparse,
+    SparseConv,
+    SparseBlocks,
+    SparseInput,
 }
 
 /// The files that sources include, with their names.
@@ -72,6 +75,9 @@ impl Source {
             Self::Cast => ("cast.cu", include_str!("source/cast.cu")),
             Self::Pack => ("pack.cu", include_str!("source/pack.cu")),
             Self::Sparse => ("sparse.cu", include_str!("source/sparse.cu")),
+            Self::SparseConv => ("sparse_conv.cu", include_str!("source/sparse_conv.cu")),
+            Self::SparseBlocks => ("sparse_blocks.cu", include_str!("source/sparse_blocks.cu")),
+            Self::SparseInput => ("sparse_input.cu", include_str!("source/sparse_input.cu")),
         }
     }
 }

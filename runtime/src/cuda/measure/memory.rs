@@ -5,7 +5,8 @@ use crate::cuda::error::CudaError;
 use crate::cuda::launch::DeviceRange;
 use cudarc::driver::{result, sys};
 use vdnn_ir::random::splitmix64;
-use vdnn_ir::{Bytes, Op, TensorType, sparse};
+use vdnn_ir::sparse::blocks::BlockShape;
+use vdnn_ir::{Bytes, Op, TensorType};
 
 /// Results compared to see whether products are f32.
 pub(super) const LOOK: usize = 4096;
@@ -66,10 +67,15 @@ pub(super) fn write_words(ptr: sys::CUdeviceptr, words: &[i32]) -> Result<(), Cu
 
 /// Packed weights ([`vdnn_ir::sparse`]) of the op's shape that fill this type, at random places.
 pub(super) fn packed_at_random(op: &Op, ty: &TensorType) -> Vec<i32> {
-    let Op::SparseConv { w_dims, .. } = op else { return Vec::new() };
+    let Op::SparseConv { w_dims, form, .. } = op else { return Vec::new() };
     let rows = w_dims.first().copied().unwrap_or(0);
-    let columns: u64 = w_dims.iter().skip(1).product();
-    let mut left = (rows * columns, sparse::room(rows, ty.elements()).unwrap_or(0));
+    let room = form.room(rows, ty.elements()).unwrap_or(0);
+    // Of blocks a matrix of blocks.
+    let (rows, columns) = match BlockShape::of(w_dims) {
+        Some(shape) if !form.is_csr() => (shape.groups() as u64, shape.columns() as u64),
+        _ => (rows, w_dims.iter().skip(1).product()),
+    };
+    let mut left = (rows * columns, room);
     let mut starts = vec![0i32];
     let mut entries = Vec::new();
     for row in 0..rows {
@@ -79,15 +85,24 @@ pub(super) fn packed_at_random(op: &Op, ty: &TensorType) -> Vec<i32> {
             let z = splitmix64(row, column);
             let taken = (u128::from(z) * u128::from(places)) >> 64 < u128::from(wanted);
             left = (places - 1, wanted - u64::from(taken));
-            if taken {
+            if taken && form.is_csr() {
                 let value = 0.5 + (z >> 40) as f32 / (1 << 24) as f32;
                 entries.extend([column as i32, value.to_bits() as i32]);
+            } else if taken {
+                entries.push(column as i32);
             }
         }
-        starts.push(entries.len() as i32 / 2);
+        starts.push((entries.len() / if form.is_csr() { 2 } else { 1 }) as i32);
     }
     starts.extend(entries);
-    starts.truncate(ty.elements() as usize);
+    let words = ty.elements() as usize;
+    if !form.is_csr() {
+        // 0.5 and something, in bf16 twice; the first of them are the head's filling.
+        starts.extend(
+            (starts.len()..words).map(|i| 0x3f00_3f00 | (splitmix64(1, i as u64) & 0x7f_007f) as i32),
+        );
+    }
+    starts.truncate(words);
     starts
 }
 
@@ -104,17 +119,25 @@ pub(super) fn read(ptr: sys::CUdeviceptr, bytes: Bytes) -> Result<Vec<f32>, Cuda
 mod tests {
     use super::*;
     use vdnn_ir::op::ConvAttrs;
+    use vdnn_ir::sparse::SparseForm;
     use vdnn_ir::{DType, Dims};
 
     #[test]
     fn random_packed_weights_fill_their_type() {
-        let op = Op::SparseConv { conv: ConvAttrs::without_axes(), w_dims: Dims::from_slice(&[7, 50]) };
-        for entries in [0, 1, 35, 349, 350] {
-            let ty = TensorType::new(DType::I32, [sparse::packed_len(7, entries)]);
-            let packed = packed_at_random(&op, &ty);
-            assert_eq!(packed.len() as u64, ty.elements());
-            let w = sparse::unpack(&packed, 7, 50).expect("packed weights");
-            assert_eq!(w.iter().filter(|v| **v != 0.0).count() as u64, entries);
+        for (form, dims) in
+            [(SparseForm::Csr, [7, 50]), (SparseForm::Block, [48, 80]), (SparseForm::BlockBf16, [48, 80])]
+        {
+            let (conv, w_dims) = (ConvAttrs::without_axes(), Dims::from_slice(&dims));
+            let most = form.most(&w_dims).expect("weights");
+            let op = Op::SparseConv { conv, w_dims, form, relu: false };
+            for entries in [0, 1, most / 10, most - 1, most] {
+                let ty = TensorType::new(DType::I32, [form.packed_len(dims[0], entries)]);
+                let packed = packed_at_random(&op, &ty);
+                assert_eq!(packed.len() as u64, ty.elements());
+                let w = form.unpack(&packed, &dims).expect("packed weights");
+                let nonzeros = w.iter().filter(|v| **v != 0.0).count() as u64;
+                assert_eq!(nonzeros, entries * form.weights(), "{form:?}");
+            }
         }
     }
 }

@@ -37,6 +37,7 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::BatchNormReluGrad { .. }
             | Op::ConvEpilogue { .. }
             | Op::SparseConv { .. }
+            | Op::SparseInputConv { .. }
             | Op::Pyramid(_)
             | Op::BatchNormInferGrad { .. }
             | Op::LrnGrad(_)

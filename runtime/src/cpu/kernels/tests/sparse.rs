@@ -2,6 +2,8 @@
 
 use super::*;
 use vdnn_ir::op::ConvAttrs;
+use vdnn_ir::sparse::SparseForm;
+use vdnn_ir::sparse::blocks::{BLOCK, BlockShape};
 use vdnn_ir::{Dims, sparse};
 
 const ZEROS: [u64; 8] = [0, 30, 50, 80, 90, 95, 98, 100];
@@ -16,7 +18,8 @@ fn pruned(rng: &mut Rng, dims: &[u64], percent: u64) -> Tensor {
 
 fn packed(w: &Tensor, spare: u64) -> Tensor {
     let nonzeros = w.f32().iter().filter(|v| **v != 0.0).count() as u64;
-    let op = Op::PackSparse { nonzeros: (nonzeros + spare).min(w.ty().elements()) };
+    let nonzeros = (nonzeros + spare).min(w.ty().elements());
+    let op = Op::PackSparse { nonzeros, form: SparseForm::Csr };
     run_n(&op, from_ref(w), 1).remove(0)
 }
 
@@ -27,7 +30,7 @@ fn compare(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, conv: Option<&ConvAttr
         None => Op::Gemm { trans_a: false, trans_b: true, alpha: 1.0.into(), beta: 1.0.into() },
     };
     let conv = conv.cloned().unwrap_or_else(ConvAttrs::without_axes);
-    let op = Op::SparseConv { conv, w_dims: w.ty().dims.clone() };
+    let op = Op::SparseConv { conv, w_dims: w.ty().dims.clone(), form: SparseForm::Csr, relu: false };
     let with = |w: &Tensor, x: &Tensor, b: Option<Tensor>| -> Vec<Tensor> {
         [x.clone(), w.clone()].into_iter().chain(b).collect()
     };
@@ -163,10 +166,136 @@ fn broken_packed_weights_are_no_undefined_behaviour() {
             .collect();
         let bytes: Vec<u8> = words.iter().flat_map(|i| i.to_le_bytes()).collect();
         let packed = Tensor::from_bytes(TensorType::new(DType::I32, [len as u64]), &bytes).expect("words");
-        let op = Op::SparseConv { conv: conv.clone(), w_dims: w_dims.clone() };
+        let (conv, w_dims) = (conv.clone(), w_dims.clone());
+        let op = Op::SparseConv { conv, w_dims, form: SparseForm::Csr, relu: false };
         for kernels in [CpuKernels::new(1), CpuKernels { par: Par::narrow(1) }] {
             // Any result or an error will do.
             let _ = launch(&kernels, &op, &[x.clone(), packed.clone()], &[], 1, 0);
+        }
+    }
+}
+
+/// Weights of which about so many percent of the blocks are zero.
+fn pruned_blocks(rng: &mut Rng, dims: &[u64], percent: u64) -> Tensor {
+    let dense = rng.tensor(dims);
+    let (c, taps) = (dims[1] as usize, dims[2..].iter().product::<u64>() as usize);
+    let across = c.div_ceil(BLOCK) * taps;
+    let gone: Vec<bool> =
+        (0..(dims[0] as usize).div_ceil(BLOCK) * across).map(|_| rng.pick(0, 99) < percent).collect();
+    let block = |i: usize| i / taps / c / BLOCK * across + i / taps % c / BLOCK * taps + i % taps;
+    let data = dense.f32().iter().enumerate().map(|(i, &w)| if gone[block(i)] { 0.0 } else { w });
+    Tensor::from_f32(dims.iter().copied(), &data.collect::<Vec<_>>())
+}
+
+/// Blocks with everything that may follow them, against the dense convolution and what follows it.
+fn compare_blocks(rng: &mut Rng, x: &Tensor, w: &Tensor, conv: Option<&ConvAttrs>, form: SparseForm) {
+    let exact = |t: &Tensor| {
+        let narrow = t.to_dtype(DType::BF16).expect("f32");
+        if form == SparseForm::BlockBf16 { narrow.to_dtype(DType::F32).expect("bf16") } else { t.clone() }
+    };
+    let (w, w_dims) = (exact(w), w.ty().dims.clone());
+    let blocks = BlockShape::of(&w_dims).expect("filters").count(w.f32());
+    let nonzeros = (blocks + rng.pick(0, 2)).min(form.most(&w_dims).expect("blocks"));
+    let packed = run_n(&Op::PackSparse { nonzeros, form }, from_ref(&w), 1).remove(0);
+    let Some(conv) = conv else {
+        let (conv, bias) = (ConvAttrs::without_axes(), rng.tensor(&w_dims[..1]));
+        let op = Op::SparseConv { conv, w_dims, form, relu: false };
+        let dense = Op::Gemm { trans_a: false, trans_b: true, alpha: 1.0.into(), beta: 1.0.into() };
+        let got = run_n(&op, &[x.clone(), packed, bias.clone()], 1).remove(0);
+        let inputs = [x.clone(), w, bias];
+        let wanted = launch(&NaiveKernels, &dense, &inputs, &[], 1, 0).expect("dense").remove(0);
+        return near(&op, &got, &wanted);
+    };
+    let plain = launch(&NaiveKernels, &Op::Conv(conv.clone()), &[x.clone(), w.clone()], &[], 1, 0);
+    let plain = plain.expect("dense").remove(0);
+    for operands in 2..=4 {
+        let relu = operands > 2 && rng.pick(0, 1) == 0;
+        let rest = [rng.tensor(&w_dims[..1]), rng.tensor(&plain.ty().dims)];
+        let with =
+            |w: &Tensor| -> Vec<Tensor> { [x, w].into_iter().chain(&rest).take(operands).cloned().collect() };
+        let op = Op::SparseConv { conv: conv.clone(), w_dims: w_dims.clone(), form, relu };
+        let got = run_n(&op, &with(&packed), 1).remove(0);
+        let wanted = if operands == 2 {
+            plain.clone()
+        } else {
+            let dense = Op::ConvEpilogue { conv: conv.clone(), relu };
+            launch(&NaiveKernels, &dense, &with(&w), &[], 1, 0).expect("dense").remove(0)
+        };
+        near(&op, &got, &wanted);
+    }
+}
+
+fn near(op: &Op, got: &Tensor, wanted: &Tensor) {
+    let scale = wanted.f32().iter().fold(1.0f32, |m, v| m.max(v.abs()));
+    for (&a, &b) in got.f32().iter().zip(wanted.f32()) {
+        assert!((a - b).abs() <= 2e-6 * scale, "{op}: {a}, dense {b}");
+    }
+}
+
+#[test]
+fn blocks_at_every_density_are_the_dense_convolution() {
+    let mut rng = Rng(29);
+    for (round, zeros) in ZEROS.into_iter().cycle().take(96).enumerate() {
+        let form = if round % 3 == 0 { SparseForm::BlockBf16 } else { SparseForm::Block };
+        let (c, m) = (rng.pick(1, 70), rng.pick(1, 70));
+        let (n, k) = (rng.pick(1, 3), [rng.pick(1, 4), rng.pick(1, 4)]);
+        if round % 8 == 7 {
+            let (x, w) = (rng.tensor(&[n, c]), pruned_blocks(&mut rng, &[m, c], zeros));
+            compare_blocks(&mut rng, &x, &w, None, form);
+            continue;
+        }
+        let (stride, dilation) = ([rng.pick(1, 3), rng.pick(1, 3)], rng.pick(1, 2));
+        let pads = [0; 4].map(|_| rng.pick(0, 3));
+        let least = |i: usize| ((k[i] - 1) * dilation + 1).saturating_sub(pads[i] + pads[i + 2]).max(1);
+        let dims = [n, c, least(0) + rng.pick(0, 9), least(1) + rng.pick(0, 20)];
+        let x = rng.tensor(&dims);
+        let w = pruned_blocks(&mut rng, &[m, c, k[0], k[1]], zeros);
+        compare_blocks(&mut rng, &x, &w, Some(&attrs(k, stride, dilation, pads, 1)), form);
+    }
+}
+
+#[test]
+fn broken_blocks_are_an_error() {
+    let mut rng = Rng(31);
+    let (conv, x) = (attrs([3, 3], [1, 1], 1, [1; 4], 1), rng.tensor(&[1, 20, 9, 9]));
+    let w = pruned_blocks(&mut rng, &[40, 20, 3, 3], 50);
+    let (form, w_dims) = (SparseForm::Block, w.ty().dims.clone());
+    let packed = run_n(&Op::PackSparse { nonzeros: 40, form }, from_ref(&w), 1).remove(0);
+    let op = Op::SparseConv { conv, w_dims, form, relu: false };
+    for word in 0..40 {
+        let mut bytes = packed.bytes().to_vec();
+        bytes[4 * word..4 * word + 4].copy_from_slice(&(rng.next() as i32 | 0x4000).to_le_bytes());
+        let broken = Tensor::from_bytes(packed.ty().clone(), &bytes).expect("words");
+        // What is behind the last block is not looked at.
+        let done = launch(&CpuKernels::new(1), &op, &[x.clone(), broken], &[], 1, 0);
+        assert!(done.is_err() || word > 20, "word {word}");
+    }
+}
+
+#[test]
+fn leaving_out_zeros_of_the_input_changes_nothing() {
+    let mut rng = Rng(11);
+    for percent in ZEROS {
+        for ([n, c, h, w], m, k, stride, pad) in
+            [([1, 6, 9, 7], 5, 3, 1, 1), ([3, 4, 8, 8], 33, 3, 2, 1), ([2, 9, 5, 6], 7, 1, 1, 0)]
+        {
+            let conv = attrs([k, k], [stride, stride], 1, [pad; 4], 1);
+            let (x, weights) = (pruned(&mut rng, &[n, c, h, w], percent), rng.tensor(&[m, c, k, k]));
+            let bias = rng.tensor(&[m]);
+            let mut last = vec![0.0; weights.f32().len()];
+            let (c, taps, m) = (c as usize, (k * k) as usize, m as usize);
+            for (i, &v) in weights.f32().iter().enumerate() {
+                let (filter, rest) = (i / (c * taps), i % (c * taps));
+                last[rest * m + filter] = v;
+            }
+            let last = Tensor::from_f32([c as u64, taps as u64, m as u64], &last);
+            for relu in [false, true] {
+                let dense = Op::ConvEpilogue { conv: conv.clone(), relu };
+                let op = Op::SparseInputConv { conv: conv.clone(), relu };
+                let want = run_n(&dense, &[x.clone(), weights.clone(), bias.clone()], 1);
+                let got = run_n(&op, &[x.clone(), last.clone(), bias.clone()], 1);
+                assert_eq!(got[0], want[0], "{percent} % zeros, {op}");
+            }
         }
     }
 }

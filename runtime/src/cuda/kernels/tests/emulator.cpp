@@ -6,6 +6,7 @@
 
 #include <vector>
 
+alignas(128) unsigned char dynamic_shared[227 << 10];
 Index threadIdx, blockIdx, blockDim, gridDim;
 
 std::map<std::string, Call>& kernels() {
@@ -20,7 +21,10 @@ constexpr size_t STACK = 128 << 10, MOST = 1024;
 
 ucontext_t scheduler, contexts[MOST];
 State states[MOST];
-unsigned char slots[MOST][16];
+unsigned char slots[MOST][32];
+unsigned shared_bytes;
+struct Copy { unsigned to, size; unsigned char bytes[16]; };
+std::vector<std::vector<Copy>> copies[MOST];
 unsigned current;
 Call running;
 void** arguments;
@@ -64,7 +68,9 @@ void run_block(unsigned threads, bool backwards) {
         contexts[t].uc_link = nullptr;
         makecontext(&contexts[t], body, 0);
         states[t] = READY;
+        copies[t].assign(1, {});
     }
+    memset(dynamic_shared, 0xff, shared_bytes);
     for (;;) {
         bool progress = false;
         unsigned done = 0;
@@ -109,6 +115,94 @@ void exchange(const void* value, void* result, size_t size, unsigned mask) {
     wait(AT_SHUFFLE_END);
 }
 
+namespace {
+
+// The values of all lanes of the warp.
+void gather(const void* value, size_t size, unsigned char (*all)[32]) {
+    const unsigned me = current;
+    memcpy(slots[me], value, size);
+    wait(AT_SHUFFLE);
+    memcpy(all, slots[me / 32 * 32], sizeof slots[0] * 32);
+    wait(AT_SHUFFLE_END);
+}
+
+void in_shared(unsigned at) {
+    if (at % 16 != 0 || at + 16 > shared_bytes) die("no address of 16 bytes of shared memory");
+}
+
+// Until a copy is waited for, nothing can be known of its place.
+void start_copy(unsigned to, unsigned size, const void* from, bool in) {
+    Copy c{to, size, {}};
+    if (in) memcpy(c.bytes, from, size);
+    memset(dynamic_shared + to, 0xff, size);
+    copies[current].back().push_back(c);
+}
+
+// D[16,8] += A[16,k] B[k,8]: words of `a` and `b` with `per` numbers each.
+template <class V>
+void multiply(float (&d)[4], const uint4& a, unsigned x, unsigned y, unsigned per, V value) {
+    const unsigned mine[6] = {a.x, a.y, a.z, a.w, x, y}, lane = current % 32;
+    unsigned char all[32][32];
+    gather(mine, sizeof mine, all);
+    auto word = [&](unsigned from, unsigned i) { unsigned w; memcpy(&w, all[from] + 4 * i, 4); return w; };
+    for (unsigned h = 0; h < 2; ++h) {
+        for (unsigned e = 0; e < 2; ++e) {
+            for (unsigned k = 0; k < 8 * per; ++k) {
+                const unsigned second = k / (4 * per), from = k / per % 4;
+                const unsigned p = word(lane / 4 * 4 + from, 2 * second + h);
+                const unsigned q = word((lane % 4 * 2 + e) * 4 + from, 4 + second);
+                d[2 * h + e] += value(p, k) * value(q, k);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void copy16(unsigned to, const void* from, bool in) {
+    in_shared(to);
+    if ((uintptr_t)from % 16 != 0) die("a copy from an odd address");
+    start_copy(to, 16, from, in);
+}
+
+void copy4(float* to, const float* from, bool in) {
+    const unsigned at = address(to);
+    if (at % 4 != 0 || at + 4 > shared_bytes) die("no address of an element of shared memory");
+    start_copy(at, 4, from, in);
+}
+
+void copies_commit() { copies[current].emplace_back(); }
+
+void copies_wait_for_all_but(size_t left) {
+    auto& groups = copies[current];
+    // The last is not yet committed.
+    while (groups.size() > left + 1) {
+        for (const Copy& c : groups[0]) memcpy(dynamic_shared + c.to, c.bytes, c.size);
+        groups.erase(groups.begin());
+    }
+}
+
+void read_matrices(unsigned (&r)[4], unsigned at) {
+    in_shared(at);
+    unsigned char all[32][32];
+    const unsigned lane = current % 32;
+    gather(&at, 4, all);
+    for (unsigned i = 0; i < 4; ++i) {
+        unsigned row;
+        memcpy(&row, all[8 * i + lane / 4], 4);
+        memcpy(&r[i], dynamic_shared + row + lane % 4 * 4, 4);
+    }
+}
+
+void multiply_tf32(float (&d)[4], const uint4& a, unsigned x, unsigned y) {
+    // The units drop what is behind the tenth bit.
+    multiply(d, a, x, y, 1, [](unsigned w, unsigned) { return __uint_as_float(w & ~0x1fffu); });
+}
+
+void multiply_bf16(float (&d)[4], const uint4& a, unsigned x, unsigned y) {
+    multiply(d, a, x, y, 2, [](unsigned w, unsigned k) { return __uint_as_float(k % 2 ? w & 0xffff0000u : w << 16); });
+}
+
 int main() {
     for (;;) {
         uint64_t base, bytes;
@@ -123,7 +217,7 @@ int main() {
         for (uint32_t steps = take32(); steps > 0; steps--) {
             std::string name(take32(), ' ');
             take(name.data(), name.size());
-            uint32_t shape[4];
+            uint32_t shape[5];
             take(shape, sizeof shape);
             std::vector<std::vector<uint64_t>> words(take32());
             std::vector<void*> pointers;
@@ -137,6 +231,8 @@ int main() {
             arguments = pointers.data();
             gridDim = {shape[0], shape[1], shape[2]};
             blockDim = {shape[3], 1, 1};
+            shared_bytes = shape[4];
+            if (shared_bytes > sizeof dynamic_shared) die("more shared memory than a block has");
             const uint64_t blocks = (uint64_t)shape[0] * shape[1] * shape[2];
             for (uint64_t i = 0; i < blocks; i++) {
                 const uint64_t b = backwards ? blocks - 1 - i : i;

@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <utility>
 
+#define VDNN_EMULATED
 #define __device__
 #define __global__
 #define __forceinline__ inline
@@ -52,6 +53,11 @@ T __shfl_xor_sync(unsigned, T value, unsigned mask) {
     exchange(&value, &result, sizeof(T), mask);
     return result;
 }
+inline unsigned __ballot_sync(unsigned, bool vote) {
+    unsigned votes = (unsigned)vote << threadIdx.x % 32;
+    for (unsigned mask = 16; mask > 0; mask >>= 1) votes |= __shfl_xor_sync(~0u, votes, mask);
+    return votes;
+}
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((uint64_t)a * b) >> 32); }
 inline double __longlong_as_double(long long bits) { double d; memcpy(&d, &bits, 8); return d; }
 inline float __int_as_float(int bits) { float f; memcpy(&f, &bits, 4); return f; }
@@ -61,6 +67,20 @@ inline unsigned __popc(unsigned bits) { return __builtin_popcount(bits); }
 #define __align__(n) __attribute__((aligned(n)))
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
+
+// Copies that are asynchronous happen when they are waited for, and what warps multiply.
+extern unsigned char dynamic_shared[227 << 10];
+inline unsigned address(const void* p) { return (unsigned)((const unsigned char*)p - dynamic_shared); }
+void copy16(unsigned to, const void* from, bool in);
+void copy4(float* to, const float* from, bool in);
+void copies_commit();
+void copies_wait_for_all_but(size_t left);
+template <int N>
+void copies_wait() { copies_wait_for_all_but(N); }
+void read_matrices(unsigned (&r)[4], unsigned at);
+void multiply_tf32(float (&d)[4], const uint4& a, unsigned x, unsigned y);
+void multiply_bf16(float (&d)[4], const uint4& a, unsigned x, unsigned y);
+inline unsigned tf32(unsigned x) { return (x & 0x7f800000) == 0x7f800000 ? x : (x + 0x1000) & ~0x1fffu; }
 
 using Call = void (*)(void** arguments);
 std::map<std::string, Call>& kernels();

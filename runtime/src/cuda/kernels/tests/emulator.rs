@@ -166,7 +166,7 @@ impl Emulator {
         for step in steps {
             message.extend_from_slice(&(step.kernel.name.len() as u32).to_le_bytes());
             message.extend_from_slice(step.kernel.name.as_bytes());
-            for n in step.grid.iter().chain([&step.block]) {
+            for n in step.grid.iter().chain([&step.block, &step.shared]) {
                 message.extend_from_slice(&n.to_le_bytes());
             }
             let args: Vec<&[u64]> = step.args.all().collect();

@@ -85,7 +85,10 @@ struct Placed {
 
 impl Placed {
     fn plan(&self, op: &Op, processors: u32) -> Vec<Step> {
-        self.plan_at(op, processors, Precision::F32).unwrap_or_else(|e| panic!("{op}: {e}"))
+        // Blocks have kernels for tensor cores only.
+        let blocks = matches!(op, Op::SparseConv { form, .. } if !form.is_csr());
+        let precision = if blocks { Precision::Tf32 } else { Precision::F32 };
+        self.plan_at(op, processors, precision).unwrap_or_else(|e| panic!("{op}: {e}"))
     }
 
     fn plan_at(&self, op: &Op, processors: u32, precision: Precision) -> Result<Vec<Step>, CudaError> {
@@ -101,6 +104,7 @@ impl Placed {
             workspace: None,
             scratch: DeviceRange { ptr: self.scratch, bytes: Bytes(self.scratch_bytes) },
             algo: None,
+            exact: false,
             accumulate: false,
             precision,
             name: "test",
@@ -206,6 +210,7 @@ fn check(emulator: &mut Emulator, case: &Case) -> Result<(), String> {
         op,
         Op::Reduce { .. }
             | Op::AvgPool { .. }
+            | Op::SparseInputConv { .. }
             | Op::BatchNormTrain { .. }
             | Op::BatchNormGrad
             | Op::BatchNormTrainRelu { .. }

@@ -101,6 +101,8 @@ pub(super) fn all() -> Vec<Case> {
     layers::joined_batch_norm(&mut rng, &mut out);
     layers::local_response(&mut rng, &mut out);
     sparse::packed_weights(&mut rng, &mut out);
+    sparse::blocks(&mut rng, &mut out);
+    sparse::inputs_with_zeros(&mut rng, &mut out);
     out
 }
 

@@ -1,0 +1,323 @@
+//! Convolutions with packed weights ([`vdnn_ir::sparse`]): which tiles, and launches.
+
+use super::context::Cx;
+use super::shape::{Divisor, Image};
+use super::source::{Kernel, Source};
+use super::sparse::Packed;
+use super::step::Step;
+use crate::cuda::error::CudaError;
+use bytemuck::{Pod, Zeroable};
+use std::fmt;
+use vdnn_ir::op::ConvAttrs;
+use vdnn_ir::{Dims, Layout};
+
+/// Shared memory of a block at most, with what the driver takes of it.
+const SHARED: u64 = 224 << 10;
+
+/// Shared memory of a multiprocessor.
+const PROCESSOR_SHARED: u64 = 228 << 10;
+
+/// Warps that a multiprocessor holds, and registers of each of their threads then.
+const PROCESSOR_WARPS: u64 = 64;
+const REGISTERS: u64 = 64 << 10;
+
+/// `Extents` of sparse_conv.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Extents {
+    channels: u32,
+    height: u32,
+    width: u32,
+    filters: u32,
+    out_height: u32,
+    out_width: u32,
+    top: i32,
+    left: i32,
+    turns: u32,
+    slabs: u32,
+    relu: u32,
+    tiles_across: Divisor,
+}
+
+/// Launches of [`vdnn_ir::Op::SparseConv`] with two spatial dimensions.
+pub(super) fn conv(
+    cx: &mut Cx<'_>,
+    conv: &ConvAttrs,
+    weights: &Packed,
+    (w_dims, room): (&Dims, u64),
+    relu: bool,
+) -> Result<(), CudaError> {
+    let (x, y) = (cx.f32(0)?, cx.f32_out(0)?);
+    let added = if cx.spec.inputs.len() > 3 { cx.f32(3)?.ptr } else { 0 };
+    if conv.groups != 1 || conv.kernel.len() != 2 {
+        return Err(cx.unsupported(
+            "of packed convolutions, those with groups or other than two axes run on the CPU only",
+        ));
+    }
+    let (from, to) = (Image::new(x.ty), Image::new(y.ty));
+    let flat = conv.kernel.iter().all(|&k| k == 1)
+        && conv.strides.iter().all(|&s| s == 1)
+        && conv.before.iter().chain(&conv.after).all(|&p| p == 0);
+    // Without neighbours a plane is one long row.
+    let plane = |dims: &Dims| if flat { [1, dims[2] * dims[3]] } else { [dims[2], dims[3]] };
+    let ([height, width], out) = (plane(&x.ty.dims), plane(&y.ty.dims));
+    let last = x.ty.layout == Layout::ChannelsLast;
+    let layer = Layer {
+        window: [conv.kernel[0], conv.kernel[1]],
+        strides: [conv.strides[0], conv.strides[1]],
+        dilations: [conv.dilations[0], conv.dilations[1]],
+        channels: from.channels,
+        filters: to.channels,
+        out,
+        images: from.images,
+        entries: room as f64 / to.channels.max(1) as f64,
+        last,
+    };
+    let Some(way) = layer.best(u64::from(cx.processors)) else {
+        return Err(cx.unsupported("a window that reads more than shared memory has room for"));
+    };
+    let tiles = [out[1].div_ceil(way.across), out[0].div_ceil(way.down())];
+    let pad = |i: usize| cx.count(conv.before[i]).map(|p| p as i32);
+    let extents = Extents {
+        channels: cx.count(from.channels)?,
+        height: cx.count(height)?,
+        width: cx.count(width)?,
+        filters: cx.count(to.channels)?,
+        out_height: cx.count(out[0])?,
+        out_width: cx.count(out[1])?,
+        top: pad(0)?,
+        left: pad(1)?,
+        turns: way.turns as u32,
+        slabs: layer.slabs(&way) as u32,
+        relu: u32::from(relu),
+        tiles_across: Divisor::new(tiles[0]),
+    };
+    // Indices within an image have 32 bits, and a grid's third extent 16.
+    cx.count(from.channels * from.plane)?;
+    cx.count(to.channels * to.plane)?;
+    cx.count(w_dims.iter().product::<u64>().saturating_mul(2))?;
+    let window = [layer.window, layer.strides, layer.dilations].concat();
+    let words: Vec<String> = window.iter().map(u64::to_string).collect();
+    let kernel =
+        Kernel::instance(Source::SparseConv, "SPARSE_CONV", &format!("{}, {way}, {last}", words.join(", ")));
+    let grid = [cx.count(tiles[0] * tiles[1])?, cx.count(to.channels.div_ceil(way.filters()))?];
+    let mut image = 0;
+    while image < from.images {
+        let images = (from.images - image).min(0xffff);
+        let at = |base: u64, i: &Image| base + 4 * image * i.channels * i.plane;
+        let added = if added == 0 { 0 } else { at(added, &to) };
+        let args = weights.args(at(x.ptr, &from), at(y.ptr, &to)).ptr(added).pod(&extents);
+        let (grid, block) = ([grid[0], grid[1], images as u32], 32 * way.warps as u32);
+        cx.push(Step { kernel: kernel.clone(), grid, block, shared: layer.shared(&way) as u32, args });
+        image += images;
+    }
+    Ok(())
+}
+
+/// What a choice depends on.
+#[derive(Clone, Copy, Debug)]
+struct Layer {
+    window: [u64; 2],
+    strides: [u64; 2],
+    dilations: [u64; 2],
+    channels: u64,
+    filters: u64,
+    out: [u64; 2],
+    images: u64,
+    /// Weights of a filter that are not zero.
+    entries: f64,
+    last: bool,
+}
+
+/// How outputs are dealt to blocks: parameters of the kernel, and `turns`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    /// Outputs of a tile next to each other.
+    across: u64,
+    /// Outputs of a lane.
+    run: u64,
+    /// Channels in shared memory at a time.
+    slab: u64,
+    /// Warps of a block.
+    warps: u64,
+    /// Filters of a warp at a time.
+    each: u64,
+    /// Slabs in shared memory: with two, one comes while the other is multiplied.
+    stages: u64,
+    /// Times that a block takes filters.
+    turns: u64,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { across, run, slab, warps, each, stages, .. } = self;
+        write!(f, "{across}, {run}, {slab}, {warps}, {each}, {stages}")
+    }
+}
+
+impl Way {
+    fn down(&self) -> u64 {
+        32 * self.run / self.across
+    }
+
+    /// Filters of a block.
+    fn filters(&self) -> u64 {
+        self.warps * self.each * self.turns
+    }
+}
+
+impl Layer {
+    fn slabs(&self, way: &Way) -> u64 {
+        self.channels.div_ceil(way.slab)
+    }
+
+    /// Rows and columns of input that a tile reads: `Tile` of the source.
+    fn extent(&self, way: &Way) -> [u64; 2] {
+        std::array::from_fn(|i| {
+            let leap = if self.window[i] == 1 { 1 } else { self.strides[i] };
+            ([way.down(), way.across][i] - 1) * leap + (self.window[i] - 1) * self.dilations[i] + 1
+        })
+    }
+
+    /// Elements of a slab in shared memory: `Tile::size` of the source.
+    fn size(&self, way: &Way) -> u64 {
+        let [rows, columns] = self.extent(way);
+        let unit = if self.last { way.slab + 1 } else { 1 };
+        let spread = way.across < 32 && self.strides == [1, 1];
+        let odd = if spread { (way.across * unit + 32 - columns * unit % 32) % 32 } else { 0 };
+        rows * (columns * unit + odd) * if self.last { 1 } else { way.slab }
+    }
+
+    /// Dynamic shared memory of a block, in bytes.
+    fn shared(&self, way: &Way) -> u64 {
+        (way.stages * self.size(way)).div_ceil(4) * 16 + way.warps * 256
+    }
+
+    /// The ways that have room, each kind of tile with turns that leave some blocks for all
+    /// multiprocessors.
+    fn ways(&self) -> impl Iterator<Item = Way> + '_ {
+        let flat = self.out[0] == 1;
+        let runs = [8, 4, 2, 1].into_iter();
+        let shapes = runs.flat_map(move |run| {
+            let across: &[u64] = match self.out[1] {
+                _ if flat => &[32 * 8, 32 * 4, 64, 32],
+                0..=8 => &[8],
+                9..=16 => &[16, 8],
+                17..=24 => &[32, 16, 8],
+                _ => &[32, 16],
+            };
+            across
+                .iter()
+                .filter(move |a| if flat { **a == 32 * run } else { **a <= 32 * run })
+                .map(move |a| (run, *a))
+        });
+        let all = self.channels.next_power_of_two().max(8);
+        let slabs = move || [8, 16, 32, 64, 128, 256, 512].into_iter().filter(move |s| *s <= all);
+        shapes
+            .flat_map(move |(run, across)| slabs().map(move |slab| (run, across, slab)))
+            .flat_map(|(run, across, slab)| [4, 8, 16].map(|warps| (run, across, slab, warps)))
+            .flat_map(|(run, across, slab, warps)| [8, 4, 2, 1].map(|each| (run, across, slab, warps, each)))
+            .filter(|&(run, .., warps, each)| run * each <= 64 && !(warps == 16 && run * each > 32))
+            .flat_map(move |(run, across, slab, warps, each)| {
+                let stages = if self.channels > slab { 2 } else { 1 };
+                [1, 2, 4, 8].map(|turns| Way { across, run, slab, warps, each, stages, turns })
+            })
+            .filter(|way| way.turns == 1 || way.warps * way.each * (way.turns - 1) < self.filters)
+            .filter(|way| self.shared(way) <= SHARED)
+    }
+
+    /// The way that [`Self::cycles`] finds fastest, the first of equals.
+    fn best(&self, processors: u64) -> Option<Way> {
+        let mut best: Option<(f64, Way)> = None;
+        for way in self.ways() {
+            let cycles = self.cycles(&way, processors);
+            if best.is_none_or(|(least, _)| cycles < least) {
+                best = Some((cycles, way));
+            }
+        }
+        best.map(|(_, way)| way)
+    }
+
+    /// Clock cycles that a launch takes, roughly. A multiprocessor serves one access to shared memory a
+    /// cycle, or the copies of 32 bytes; a warp by itself waits for each.
+    fn cycles(&self, way: &Way, processors: u64) -> f64 {
+        let tiles = self.out[1].div_ceil(way.across) * self.out[0].div_ceil(way.down());
+        let blocks = self.images * tiles * self.filters.div_ceil(way.filters());
+        let registers = (way.run * way.each + 2 * way.each + 40).next_multiple_of(8);
+        let resident = (PROCESSOR_SHARED / (self.shared(way) + 1024))
+            .min(PROCESSOR_WARPS / way.warps)
+            .min(REGISTERS / (32 * way.warps * registers))
+            .max(1);
+        let held = blocks.div_ceil(processors).min(resident) as f64;
+        let rounds = blocks.div_ceil(processors * resident) as f64;
+        let slabs = self.slabs(way) as f64;
+        let loads = if slabs > 1.0 { slabs * way.turns as f64 } else { 1.0 };
+        let [rows, columns] = self.extent(way);
+        let bring = loads * (rows * columns * way.slab.min(self.channels)) as f64 * 4.0 / 32.0;
+        let (warps, run) = (way.warps as f64, way.run as f64);
+        // Of one warp, over all its turns.
+        let filters = (way.each * way.turns).min(self.filters) as f64;
+        let chunks = filters * slabs * (1.0 + (self.entries / slabs / 32.0).floor());
+        let served = filters * self.entries * (run + 0.75) + chunks * 12.0;
+        let alone = filters * self.entries * (18.0 + run) + chunks * 90.0;
+        let waits = if way.stages == 2 { 1.0 } else { loads } * 1200.0 + loads * 200.0;
+        let multiply = (held * warps * served).max(alone);
+        let bring = held * bring;
+        let overlap = if way.stages == 2 || held > 1.0 {
+            bring.max(multiply) + bring.min(multiply) * 0.3
+        } else {
+            bring + multiply
+        };
+        rounds * (overlap + waits / held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layers() -> impl Iterator<Item = Layer> {
+        let shapes = [
+            [1, 256, 64, 56, 56, 1],
+            [32, 64, 64, 56, 56, 3],
+            [1, 512, 512, 7, 7, 3],
+            [32, 1024, 256, 14, 14, 1],
+        ];
+        let strides = [1, 2].into_iter();
+        strides.flat_map(move |stride| shapes.map(|shape| (stride, shape))).flat_map(
+            |(stride, [n, c, m, h, w, k])| {
+                [false, true].map(|last| Layer {
+                    window: [k, k],
+                    strides: [stride, stride],
+                    dilations: [1, 1],
+                    channels: c,
+                    filters: m,
+                    out: if k == 1 && stride == 1 { [1, h * w] } else { [h / stride, w / stride] },
+                    images: n,
+                    entries: (c * k * k) as f64 / 20.0,
+                    last,
+                })
+            },
+        )
+    }
+
+    #[test]
+    fn blocks_have_room_and_there_are_many() {
+        for layer in layers() {
+            let way = layer.best(132).expect("a way");
+            assert!(
+                layer.shared(&way) <= SHARED && way.across * way.down() == 32 * way.run,
+                "{layer:?}: {way:?}"
+            );
+            let tiles = layer.out[1].div_ceil(way.across) * layer.out[0].div_ceil(way.down());
+            let blocks = layer.images * tiles * layer.filters.div_ceil(way.filters());
+            assert!(blocks >= 60, "{layer:?}: {blocks} blocks of {way:?}");
+        }
+    }
+
+    #[test]
+    fn a_window_beyond_shared_memory_has_no_way() {
+        let layer = Layer { window: [99, 99], dilations: [9, 9], ..layers().next().expect("a layer") };
+        assert_eq!(layer.best(132), None);
+    }
+}
