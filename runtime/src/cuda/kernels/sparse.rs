@@ -15,6 +15,9 @@ const WARPS: u64 = (THREADS / 32) as u64;
 /// Images that a warp of a product serves at most.
 const IMAGES: u64 = 8;
 
+/// Warps that a multiprocessor holds.
+pub(super) const PROCESSOR_WARPS: u64 = 64;
+
 /// What an op's launches share.
 pub(super) struct Packed {
     starts: CUdeviceptr,
@@ -36,10 +39,10 @@ pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, w_dims: &Dims, relu: bool)
     }
     let bias = if cx.spec.inputs.len() > 2 { cx.f32(2)?.ptr } else { 0 };
     let weights = Packed { starts: packed.ptr, entries: packed.ptr + 4 * (w_dims[0] + 1), bias };
-    if conv.kernel.is_empty() {
-        return rows(cx, &weights, w_dims, [x.ptr, y.ptr], x.ty.dims[0]);
-    }
     let room = packed.ty.elements().saturating_sub(w_dims[0] + 1) / 2;
+    if conv.kernel.is_empty() {
+        return rows(cx, &weights, (w_dims, room), [x.ptr, y.ptr], x.ty.dims[0]);
+    }
     sparse_conv::conv(cx, conv, &weights, (w_dims, room), relu)
 }
 
@@ -47,16 +50,21 @@ pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, w_dims: &Dims, relu: bool)
 fn rows(
     cx: &mut Cx<'_>,
     weights: &Packed,
-    w_dims: &Dims,
+    (w_dims, room): (&Dims, u64),
     [x, y]: [CUdeviceptr; 2],
     images: u64,
 ) -> Result<(), CudaError> {
     let (rows, columns) = (cx.count(w_dims[0])?, cx.count(w_dims[1])?);
     cx.count(w_dims[0].saturating_mul(w_dims[1]).saturating_mul(2))?;
     let each = images.next_power_of_two().min(IMAGES);
-    let kernel = Kernel::instance(Source::Sparse, "SPARSE_ROWS", &each.to_string());
+    // As many warps for a row as the device holds at once, if each has something to do.
+    let warps = PROCESSOR_WARPS * u64::from(cx.processors);
+    let most = room / u64::from(rows.max(1)) / 32;
+    let fits = |split: &u64| u64::from(rows) * images.div_ceil(each) * split <= warps && *split <= most;
+    let split = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
+    let kernel = Kernel::instance(Source::Sparse, "SPARSE_ROWS", &format!("{each}, {split}"));
     let args = weights.args(x, y).u32(cx.count(images)?).u32(columns).u32(rows);
-    let grid = [u64::from(rows).div_ceil(WARPS) as u32, cx.count(images.div_ceil(each))?, 1];
+    let grid = [(u64::from(rows) * split).div_ceil(WARPS) as u32, cx.count(images.div_ceil(each))?, 1];
     cx.push(Step { kernel, grid, block: THREADS, shared: 0, args });
     Ok(())
 }

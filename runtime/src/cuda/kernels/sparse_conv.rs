@@ -3,7 +3,7 @@
 use super::context::Cx;
 use super::shape::{Divisor, Image};
 use super::source::{Kernel, Source};
-use super::sparse::Packed;
+use super::sparse::{PROCESSOR_WARPS, Packed};
 use super::step::Step;
 use crate::cuda::error::CudaError;
 use bytemuck::{Pod, Zeroable};
@@ -17,8 +17,7 @@ const SHARED: u64 = 224 << 10;
 /// Shared memory of a multiprocessor.
 const PROCESSOR_SHARED: u64 = 228 << 10;
 
-/// Warps that a multiprocessor holds, and registers of each of their threads then.
-const PROCESSOR_WARPS: u64 = 64;
+/// Registers of a multiprocessor.
 const REGISTERS: u64 = 64 << 10;
 
 /// `Extents` of sparse_conv.cu.

@@ -63,11 +63,6 @@ inline double __longlong_as_double(long long bits) { double d; memcpy(&d, &bits,
 inline float __int_as_float(int bits) { float f; memcpy(&f, &bits, 4); return f; }
 inline float __uint_as_float(unsigned bits) { float f; memcpy(&f, &bits, 4); return f; }
 inline unsigned __float_as_uint(float f) { unsigned bits; memcpy(&bits, &f, 4); return bits; }
-inline unsigned __ballot_sync(unsigned all, bool mine) {
-    unsigned votes = (unsigned)mine << threadIdx.x % 32;
-    for (unsigned mask = 16; mask > 0; mask >>= 1) votes |= __shfl_xor_sync(all, votes, mask);
-    return votes;
-}
 inline unsigned __popc(unsigned bits) { return __builtin_popcount(bits); }
 #define __align__(n) __attribute__((aligned(n)))
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }

@@ -64,9 +64,15 @@ pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
         out.push(Case::new(op, inputs, 2e-6));
     }
     let flat = ConvAttrs::without_axes();
-    for (images, columns, rows, zeros) in
-        [(1, 300, 70, 90), (2, 33, 8, 50), (3, 5, 1, 0), (11, 129, 40, 95), (8, 64, 9, 100)]
-    {
+    for (images, columns, rows, zeros) in [
+        (1, 300, 70, 90),
+        (2, 33, 8, 50),
+        (3, 5, 1, 0),
+        (11, 129, 40, 95),
+        (8, 64, 9, 100),
+        (1, 900, 30, 50),
+        (5, 300, 43, 50),
+    ] {
         let w_dims = [rows, columns];
         let mut inputs = vec![rng.tensor(&[images, columns], -1.0, 1.0), packed(rng, &w_dims, zeros)];
         if images % 2 == 1 {
