@@ -4,7 +4,7 @@
 use super::context::Cx;
 use super::shape::{Divisor, Image};
 use super::source::{Kernel, Source};
-use super::step::{Args, LIMIT, Step, THREADS};
+use super::step::{Args, GRID, LIMIT, Step, THREADS};
 use crate::cuda::error::CudaError;
 use bytemuck::{Pod, Zeroable};
 use vdnn_ir::op::ConvAttrs;
@@ -34,6 +34,10 @@ const MOSTS: [(u64, u64); 13] = [
     (2, 7),
     (2, 8),
 ];
+
+/// What is said where shared memory has no room for a tile, or for a note of all channels.
+const TOO_LARGE: &str =
+    "its window or channels are more than blocks of threads have room for; compile with --sparse force=csr";
 
 /// Numbers of channels brought together; the source calls it STAGES_MOST.
 const STAGES: u64 = 2048;
@@ -85,8 +89,7 @@ pub(super) fn conv(
     let problem = Problem::new(conv, &x.ty.dims, &y.ty.dims, [last, element == DType::BF16]);
     let (groups, filters) = (shape.groups() as u64, w_dims[0]);
     let demand = Demand { groups, blocks: room, processors: u64::from(cx.processors) };
-    let tile =
-        Tile::new(&problem, &demand).ok_or_else(|| cx.unsupported("no tile fits into shared memory"))?;
+    let tile = Tile::new(&problem, &demand).ok_or_else(|| cx.unsupported(TOO_LARGE))?;
     let [down, across] = tile.outputs();
     let tiles = [problem.to[0].div_ceil(down), problem.to[1].div_ceil(across)];
     let pad = |i: usize| conv.before.get(i).map_or(Ok(0), |&p| cx.count(p).map(|p| p as i32));
@@ -105,9 +108,6 @@ pub(super) fn conv(
     // Indices within an image have 31 bits, and so have those of blocks.
     cx.count(problem.channels * problem.from[0] * problem.from[1])?;
     cx.count(room)?;
-    if problem.channels.div_ceil(tile.channels) > STAGES {
-        return Err(cx.unsupported(format!("{} channels", problem.channels)));
-    }
     let name = |ty: DType| if ty == DType::BF16 { "bf16" } else { "float" };
     let whole = last && problem.channels.is_multiple_of(problem.width());
     let numbers = [problem.kernel, problem.strides, problem.dilations, [tile.high, tile.line]].concat();
@@ -122,16 +122,12 @@ pub(super) fn conv(
     let head = (groups + 1 + room).next_multiple_of(4);
     let operand = |i: usize| if cx.spec.inputs.len() > i { cx.real(i).map(|o| o.ptr) } else { Ok(0) };
     let (bias, added) = (operand(2)?, operand(3)?);
-    let grid = [cx.count(tiles[0] * tiles[1])?, cx.count(groups.div_ceil(tile.rows * tile.each))?];
-    if grid[1] > 0xffff {
-        return Err(cx.unsupported(format!("{filters} filters")));
-    }
+    let grid = [tiles[0] * tiles[1], groups.div_ceil(tile.rows * tile.each)];
     let (from, to) = (Image::new(x.ty), Image::new(y.ty));
     let shared = cx.count(problem.shared(&tile))?;
     let mut image = 0;
     while image < problem.images {
-        // A grid's third extent has 16 bits.
-        let images = (problem.images - image).min(0xffff);
+        let images = (problem.images - image).min(GRID);
         let moved = |at: u64, i: &Image, ty: DType| at + image * i.channels * i.plane * ty.bytes();
         let args = Args::new()
             .ptr(moved(x.ptr, &from, x.ty.dtype))
@@ -143,7 +139,7 @@ pub(super) fn conv(
             .ptr(moved(y.ptr, &to, y.ty.dtype))
             .u32(u32::from(relu))
             .pod(&extents);
-        let grid = [grid[0], grid[1], images as u32];
+        let grid = cx.grid(grid, images)?;
         cx.push(Step { kernel: kernel.clone(), grid, block: THREADS, shared, args });
         image += images;
     }
@@ -203,12 +199,14 @@ impl Problem {
         16 / self.size
     }
 
-    /// Positions of the input that a tile reads, down and across.
+    /// Positions of the input that a tile reads, down and across. Saturating, as what follows from
+    /// it: strides and dilations may be any below 2^31.
     fn positions(&self, tile: &Tile) -> [u64; 2] {
         let outputs = tile.outputs();
         [0, 1].map(|i| {
             let leap = if self.kernel[i] == 1 { 1 } else { self.strides[i] };
-            (outputs[i] - 1) * leap + (self.kernel[i] - 1) * self.dilations[i] + 1
+            let window = (self.kernel[i] - 1).saturating_mul(self.dilations[i]);
+            (outputs[i] - 1).saturating_mul(leap).saturating_add(window).saturating_add(1)
         })
     }
 
@@ -221,8 +219,10 @@ impl Problem {
             8 => (2, 1),
             _ => (8, 8 / tile.high),
         };
-        let apart = wide + (odd + spread - wide % spread) % spread;
-        tile.slots * high * apart * (tile.channels * self.size + 16) + 4 * high * wide
+        let apart = wide.saturating_add((odd + spread - wide % spread) % spread);
+        let pitch = tile.slots * (tile.channels * self.size + 16);
+        let places = high.saturating_mul(wide).saturating_mul(4);
+        high.saturating_mul(apart).saturating_mul(pitch).saturating_add(places)
     }
 }
 
@@ -271,7 +271,8 @@ impl Tile {
                         for bytes in [64, 128, 256] {
                             let tile =
                                 Self { high, line, rows, each, tiles, channels: bytes / p.size, slots: 3 };
-                            let fits = |t: &Self| p.shared(t) <= SHARED;
+                            let fits =
+                                |t: &Self| p.shared(t) <= SHARED && p.channels.div_ceil(t.channels) <= STAGES;
                             let Some(way) = [tile, Self { slots: 2, ..tile }].into_iter().find(fits) else {
                                 continue;
                             };

@@ -4,7 +4,7 @@ use super::context::Cx;
 use super::shape::{Divisor, Image};
 use super::source::{Kernel, Source};
 use super::sparse::{PROCESSOR_WARPS, Packed};
-use super::step::Step;
+use super::step::{GRID, Step};
 use crate::cuda::error::CudaError;
 use bytemuck::{Pod, Zeroable};
 use std::fmt;
@@ -91,7 +91,7 @@ pub(super) fn conv(
         relu: u32::from(relu),
         tiles_across: Divisor::new(tiles[0]),
     };
-    // Indices within an image have 32 bits, and a grid's third extent 16.
+    // Indices within an image have 32 bits.
     cx.count(from.channels * from.plane)?;
     cx.count(to.channels * to.plane)?;
     cx.count(w_dims.iter().product::<u64>().saturating_mul(2))?;
@@ -99,14 +99,14 @@ pub(super) fn conv(
     let words: Vec<String> = window.iter().map(u64::to_string).collect();
     let kernel =
         Kernel::instance(Source::SparseConv, "SPARSE_CONV", &format!("{}, {way}, {last}", words.join(", ")));
-    let grid = [cx.count(tiles[0] * tiles[1])?, cx.count(to.channels.div_ceil(way.filters()))?];
+    let grid = [tiles[0] * tiles[1], to.channels.div_ceil(way.filters())];
     let mut image = 0;
     while image < from.images {
-        let images = (from.images - image).min(0xffff);
+        let images = (from.images - image).min(GRID);
         let at = |base: u64, i: &Image| base + 4 * image * i.channels * i.plane;
         let added = if added == 0 { 0 } else { at(added, &to) };
         let args = weights.args(at(x.ptr, &from), at(y.ptr, &to)).ptr(added).pod(&extents);
-        let (grid, block) = ([grid[0], grid[1], images as u32], 32 * way.warps as u32);
+        let (grid, block) = (cx.grid(grid, images)?, 32 * way.warps as u32);
         cx.push(Step { kernel: kernel.clone(), grid, block, shared: layer.shared(&way) as u32, args });
         image += images;
     }
@@ -170,11 +170,13 @@ impl Layer {
         self.channels.div_ceil(way.slab)
     }
 
-    /// Rows and columns of input that a tile reads: `Tile` of the source.
+    /// Rows and columns of input that a tile reads: `Tile` of the source. Saturating, as what follows
+    /// from it: strides and dilations may be any below 2^31.
     fn extent(&self, way: &Way) -> [u64; 2] {
         std::array::from_fn(|i| {
             let leap = if self.window[i] == 1 { 1 } else { self.strides[i] };
-            ([way.down(), way.across][i] - 1) * leap + (self.window[i] - 1) * self.dilations[i] + 1
+            let window = (self.window[i] - 1).saturating_mul(self.dilations[i]);
+            ([way.down(), way.across][i] - 1).saturating_mul(leap).saturating_add(window).saturating_add(1)
         })
     }
 
@@ -183,13 +185,18 @@ impl Layer {
         let [rows, columns] = self.extent(way);
         let unit = if self.last { way.slab + 1 } else { 1 };
         let spread = way.across < 32 && self.strides == [1, 1];
-        let odd = if spread { (way.across * unit + 32 - columns * unit % 32) % 32 } else { 0 };
-        rows * (columns * unit + odd) * if self.last { 1 } else { way.slab }
+        let odd = if spread { (way.across * unit + 32 - columns % 32 * unit % 32) % 32 } else { 0 };
+        let row = columns.saturating_mul(unit).saturating_add(odd);
+        rows.saturating_mul(row).saturating_mul(if self.last { 1 } else { way.slab })
     }
 
     /// Dynamic shared memory of a block, in bytes.
     fn shared(&self, way: &Way) -> u64 {
-        (way.stages * self.size(way)).div_ceil(4) * 16 + way.warps * 256
+        way.stages
+            .saturating_mul(self.size(way))
+            .div_ceil(4)
+            .saturating_mul(16)
+            .saturating_add(way.warps * 256)
     }
 
     /// The ways that have room, each kind of tile with turns that leave some blocks for all

@@ -3,7 +3,7 @@
 use super::context::Cx;
 use super::shape::{Divisor, Image};
 use super::source::{Kernel, Source};
-use super::step::{Args, Step, THREADS};
+use super::step::{Args, GRID, Step, THREADS};
 use crate::cuda::error::CudaError;
 use bytemuck::{Pod, Zeroable};
 use vdnn_ir::Layout;
@@ -69,7 +69,9 @@ pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, relu: bool) -> Result<(), 
         processors: u64::from(cx.processors),
     };
     let Some(tile) = layer.best(&window) else {
-        return Err(cx.unsupported("windows of so many positions have no kernel that leaves out zeros"));
+        return Err(cx.unsupported(
+            "windows of so many positions have no kernel that leaves out zeros; compile with --sparse off",
+        ));
     };
     let filter_blocks = to.channels.div_ceil(32 * tile.each);
     let (across, down) = (out_width.div_ceil(tile.across), out_height.div_ceil(tile.down));
@@ -116,19 +118,15 @@ pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, relu: bool) -> Result<(), 
         .collect();
     let arguments = format!("{}, {last}", words.join(", "));
     let kernel = Kernel::instance(Source::SparseInput, "SPARSE_INPUT_CONV", &arguments);
-    let grid = [cx.count(tiles.div_ceil(tile.tiles))?, cx.count(filter_blocks * splits)?];
-    if grid[1] > 0xffff {
-        return Err(cx.unsupported(format!("{} blocks of filters", grid[1])));
-    }
-    // A grid's third extent has 16 bits.
+    let grid = [tiles.div_ceil(tile.tiles), filter_blocks * splits];
     let mut image = 0;
     while image < to.images {
-        let images = (to.images - image).min(0xffff);
+        let images = (to.images - image).min(GRID);
         let [x, y] = [(x.ptr, &from), (y.ptr, &to)].map(|(at, i)| at + 4 * image * i.channels * i.plane);
         let added = if added == 0 { 0 } else { added + 4 * image * to.channels * to.plane };
         let part = if parts == 0 { 0 } else { parts + 4 * image * to.channels * to.plane };
         let args = Args::new().ptr(x).ptr(w.ptr).ptr(bias).ptr(added).ptr(y).ptr(part).pod(&extents);
-        let grid = [grid[0], grid[1], images as u32];
+        let grid = cx.grid(grid, images)?;
         cx.push(Step { kernel: kernel.clone(), grid, block: THREADS, shared: 0, args });
         image += images;
     }

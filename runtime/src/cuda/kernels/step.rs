@@ -12,6 +12,9 @@ pub(super) const ITEMS: u32 = 4;
 /// Kernels divide 32-bit indices by multiplication, which is exact below this.
 pub(super) const LIMIT: u64 = 1 << 31;
 
+/// The second and third extents of a grid have 16 bits.
+pub(super) const GRID: u64 = (1 << 16) - 1;
+
 /// Kernel arguments in order, each at an 8-byte boundary.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Args {
