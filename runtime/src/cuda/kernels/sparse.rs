@@ -3,7 +3,7 @@
 use super::context::Cx;
 use super::source::{Kernel, Source};
 use super::sparse_conv;
-use super::step::{Args, GRID, Step, THREADS};
+use super::step::{Args, GRID, Step, THREADS, parts_of};
 use crate::cuda::error::CudaError;
 use cudarc::driver::sys::CUdeviceptr;
 use vdnn_ir::Dims;
@@ -64,14 +64,11 @@ fn rows(
     let split = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
     let kernel = Kernel::instance(Source::Sparse, "SPARSE_ROWS", &format!("{each}, {split}"));
     let blocks = (u64::from(rows) * split).div_ceil(WARPS);
-    let mut image = 0;
-    while image < images {
-        let some = (images - image).min(GRID * each);
+    for (image, some) in parts_of(images, GRID * each) {
         let (x, y) = (x + 4 * image * w_dims[1], y + 4 * image * w_dims[0]);
-        let args = weights.args(x, y).u32(some as u32).u32(columns).u32(rows);
+        let args = weights.args(x, y).u32(cx.count(some)?).u32(columns).u32(rows);
         let grid = cx.grid([blocks, some.div_ceil(each)], 1)?;
         cx.push(Step { kernel: kernel.clone(), grid, block: THREADS, shared: 0, args });
-        image += some;
     }
     Ok(())
 }
