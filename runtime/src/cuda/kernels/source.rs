@@ -31,12 +31,13 @@ pub(super) enum Source {
 }
 
 /// The files that sources include, with their names.
-pub(super) const HEADERS: [(&str, &str); 5] = [
+pub(super) const HEADERS: [(&str, &str); 6] = [
     ("common.cuh", include_str!("source/common.cuh")),
     ("packed.cuh", include_str!("source/packed.cuh")),
     ("pool.cuh", include_str!("source/pool.cuh")),
     ("batchnorm.cuh", include_str!("source/batchnorm.cuh")),
     ("pieces.cuh", include_str!("source/pieces.cuh")),
+    ("planes.cuh", include_str!("source/planes.cuh")),
 ];
 
 impl Source {
