@@ -19,6 +19,8 @@
 
 mod backend;
 #[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
 mod tests;
 
 pub use backend::SimBackend;
