@@ -6,7 +6,7 @@
 //!   [mixed-precision, fuse-epilogues, join-batch-norms, pack-weights, skip-zero-inputs,
 //!    channels-last, fuse-pyramids, slice-batch, recompute, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
-//!   --memory layout, lower, elide--> Plan --check--> checked Plan
+//!   --memory layout, lower, [spread,] elide--> Plan --check--> checked Plan
 //! ```
 //! The driver repeats the part after `Joint` when it searches (policy `dyn`, algorithm mode
 //! `dynamic`); the part before runs once.

@@ -25,6 +25,7 @@ pub mod select_conv;
 pub mod simplify;
 pub mod slice_batch;
 pub mod sparsify;
+pub mod streams;
 
 pub use options::{AlgoMode, BatchSizes, Fuse, Packing, Policy, Recompute, SyncMode, Workspace};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};
