@@ -34,8 +34,7 @@ fn options(precision: Precision, fuse: Fuse) -> CompileOptions {
 
 /// The joint graph without pyramids.
 fn layers(graph: &Graph, options: &CompileOptions, cost: &CostModel) -> Graph {
-    let options = CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
-    slicing::joint(graph, &options, None, cost, &mut Timings::default()).expect("a joint graph")
+    slicing::layers(graph, options, cost).expect("a joint graph")
 }
 
 fn row(time: u64) -> MeasuredRow {
