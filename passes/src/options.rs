@@ -152,8 +152,8 @@ named_enum!(
         Off = "off",
         /// Epilogues, and the pyramids of an inference that were measured to be faster.
         Auto = "auto",
-        /// Sums and ReLUs into the convolution or batch norm in front of them, and the optimizer
-        /// steps of small weights into one.
+        /// Sums and ReLUs into the convolution or batch norm in front of them, chains of elementwise
+        /// ops and the optimizer steps of small weights into one.
         Epilogue = "epilogue",
         /// Chains of convolutions and pools of an inference, where one kernel is measured or
         /// predicted to be faster.

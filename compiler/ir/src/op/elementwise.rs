@@ -84,6 +84,16 @@ pub struct ElementwiseAttrs {
 }
 
 impl ElementwiseAttrs {
+    /// True if the result is that of a ReLU.
+    pub fn ends_in_relu(&self) -> bool {
+        matches!(self.steps.last(), Some(ElementwiseStep::Unary(UnaryKind::Relu, _)))
+    }
+
+    /// True if the result is a sum of operands.
+    pub fn is_sum(&self) -> bool {
+        self.steps.iter().all(|s| matches!(s, ElementwiseStep::Binary(BinaryKind::Add, ..)))
+    }
+
     /// The type of the result for operands of these types, row-major.
     ///
     /// # Errors

@@ -16,7 +16,8 @@ __device__ __forceinline__ float limit(float x, float lo, float hi) { return x <
 FUNCTION(Relu, return x <= 0.0f ? 0.0f : x;)
 FUNCTION(LeakyRelu, return x < 0.0f ? p * x : x;)
 FUNCTION(Clip, return limit(x, p, q);)
-FUNCTION(Sigmoid, return 1.0f / (1.0f + expf(-x));)
+// The sum is one by itself, so that the bits are those of a program, where no sum takes a product.
+FUNCTION(Sigmoid, return 1.0f / __fadd_rn(1.0f, expf(-x));)
 FUNCTION(HardSigmoid, return limit(fmaf(p, x, q), 0.0f, 1.0f);)
 FUNCTION(HardSwish, return x * limit(fmaf(x, 1.0f / 6.0f, 0.5f), 0.0f, 1.0f);)
 FUNCTION(Tanh, return tanhf(x);)
