@@ -180,19 +180,29 @@ fn measurements_decide_and_without_them_a_prediction_of_15_percent() {
     // Measured beside measured layers, faster is faster, and what is not is not.
     assert!(count(Fuse::Auto, Some(&nearly)).0 > 8);
     assert_eq!(count(Fuse::All, Some(&slower)).0, 0);
-    // Predictions count where they are asked for, and make no step longer.
+    // Fitted predictions count, others where they are asked for; none makes a step longer.
     let (all, step) = count(Fuse::All, None);
-    assert!(all > 0);
+    let (fitted, longer) = count(Fuse::Auto, None);
     let (none, layers) = count(Fuse::Epilogue, None);
-    assert!(none == 0 && step < layers);
+    assert!(none == 0 && fitted > 0 && all >= fitted, "{all} {fitted}");
+    assert!(step <= longer && longer < layers);
+    // What was measured to be slow is, whatever is predicted.
+    assert_eq!(count(Fuse::Auto, Some(&slower)).0, 0);
     for (fuse, rows) in [
-        (Fuse::Auto, None),
         (Fuse::Off, None),
         (Fuse::Epilogue, Some(&nearly as &dyn Fn(Nanos) -> u64)),
         (Fuse::Off, Some(&nearly)),
     ] {
         assert_eq!(count(fuse, rows).0, 0, "{fuse}");
     }
+}
+
+#[test]
+fn prices_of_plain_loops_are_not_believed_without_being_asked() {
+    let graph = zoo("resnet18", 8).graph;
+    let options = options(Precision::F32, Fuse::Auto);
+    let plan = compile(&graph, &options, &harness::cost(&options)).plan;
+    assert!(pyramids(&plan).is_empty());
 }
 
 #[test]
@@ -276,10 +286,13 @@ fn a_gpu_at_hand_measures_pyramids_where_they_are_asked_for_and_then_knows_them(
         let of_pyramids = timed.iter().filter(|op| matches!(op, Op::Pyramid(_))).count();
         (pyramids(&plan).len(), timed.len() - of_pyramids, of_pyramids)
     };
-    let (fused, kernels, timed) = run(Fuse::Auto);
-    assert!(fused == 0 && kernels > 10 && timed == 0, "nothing is measured that nobody asked for");
+    let (fused, kernels, first) = run(Fuse::Auto);
+    assert!(
+        fused > 0 && kernels > 10 && first > 0,
+        "{fused} {kernels} {first}: what is promising is measured"
+    );
     let (fused, kernels, timed) = run(Fuse::All);
-    assert!(fused > 1 && kernels == 0 && timed > 1, "{fused} {kernels} {timed}");
+    assert!(fused > 1 && kernels == 0 && timed > 0, "{fused} {kernels} {timed}: and what is not hopeless");
     // Now that they are in the database, they are used without being asked for.
     assert_eq!(run(Fuse::Auto), (fused, 0, 0));
     assert_eq!(run(Fuse::All), (fused, 0, 0));

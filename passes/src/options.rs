@@ -150,7 +150,8 @@ named_enum!(
     Fuse, "a degree of fusion" {
         /// Nothing.
         Off = "off",
-        /// Epilogues, and the pyramids of an inference that were measured to be faster.
+        /// Epilogues, and the pyramids of an inference that were measured to be faster, or are predicted
+        /// to be by prices that are fitted to measurements.
         Auto = "auto",
         /// Sums and ReLUs into the convolution or batch norm in front of them, chains of elementwise
         /// ops and the optimizer steps of small weights into one.
@@ -172,7 +173,7 @@ impl Fuse {
     /// Which pyramids are fused, if any.
     pub fn pyramids(self) -> Option<Rule> {
         match self {
-            Self::Auto => Some(Rule::Measured),
+            Self::Auto => Some(Rule::Fitted),
             Self::Pyramid | Self::All => Some(Rule::Predicted),
             Self::Off | Self::Epilogue => None,
         }

@@ -60,7 +60,7 @@ pub const PASSES: &[Entry] = &[
     Entry {
         name: "fuse-pyramids",
         make: |o| {
-            let rule = if o.or("measured", false)? { Rule::Measured } else { Rule::Predicted };
+            let rule = if o.or("fitted", false)? { Rule::Fitted } else { Rule::Predicted };
             let (depth, footprint) = (o.or("depth", DEPTH)?, o.get("footprint")?);
             Ok(Box::new(FusePyramids { depth, rule, footprint }))
         },

@@ -35,8 +35,9 @@ use vdnn_ir::{Bytes, Layout, Nanos, Op, TensorType};
 /// Share of zeros expected in what a ReLU made: that of symmetric inputs.
 pub const RELU_ZEROS: f64 = 0.5;
 
-/// Share of the link's rate that kernels reach which pack and unpack.
-pub const PACKED_RATE: f64 = 0.85;
+/// Share of the link's rate that kernels reach which pack and unpack: VGG-16, 256 images, TF32, policy
+/// `conv` on an H200, 2026-11-22, 7.88 GB both ways together in 178 ms.
+pub const PACKED_RATE: f64 = 0.80;
 
 /// Direction of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -32,6 +32,14 @@ pub struct PyramidOption {
     pub time: Nanos,
 }
 
+impl PyramidOption {
+    /// Whether predictions of its kind are fitted to measurements: those of kernels for matrix
+    /// units, not those of plain loops.
+    pub fn is_fitted(&self) -> bool {
+        matches!(self.config.parse(), Ok(Config::Tensor(_)))
+    }
+}
+
 impl Measured {
     /// Every configuration of a pyramid that was measured on operands of these types, whatever
     /// its own is, by its text.

@@ -153,8 +153,9 @@ pub fn configs(chain: &Chain, precision: Precision, batch: u64, machine: &Machin
                 continue;
             }
             for (workers, groups) in [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (1, 3), (1, 4)] {
-                for (slots, slice) in (1..=6).flat_map(|s| [(s, 8), (s, 4)]) {
-                    for streamed in [false, true] {
+                for (slice, streamed) in [(8, false), (8, true), (4, false), (4, true)] {
+                    // Streams need two slots, and what does not fit or run in some does not in more.
+                    for slots in if streamed { 2..=6 } else { 1..=6 } {
                         let tensor = Tensor {
                             rows,
                             cols,
@@ -166,9 +167,8 @@ pub fn configs(chain: &Chain, precision: Precision, batch: u64, machine: &Machin
                             units: Units::WarpGroup,
                             blocks,
                         };
-                        if let Ok(plan) = Plan::new(chain, &tensor, precision, batch) {
-                            all.push((price::time(&plan), tensor));
-                        }
+                        let Ok(plan) = Plan::new(chain, &tensor, precision, batch) else { break };
+                        all.push((price::time(&plan), tensor));
                     }
                 }
             }

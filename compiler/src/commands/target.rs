@@ -114,8 +114,12 @@ impl Target {
             kernels.retain(|k| !k.op.is_conv());
         }
         let pyramids = measuring::pyramids_of(imported, options, &self.cost)?;
-        if options.fuse.pyramids() == Some(Rule::Predicted) {
-            kernels.extend(measuring::ways(&pyramids, FEW_WAYS, &self.cost));
+        if let Some(rule) = options.fuse.pyramids() {
+            let mut asked = pyramids.clone();
+            if rule == Rule::Fitted {
+                asked.retain(|c| c.is_promising(&self.cost));
+            }
+            kernels.extend(measuring::ways(&asked, FEW_WAYS, &self.cost));
         }
         self.cost_of((&kernels, &pyramids), options, micro::enough(options.workspace))
     }

@@ -8,10 +8,10 @@ use std::ops::Range;
 use vdnn_cost::{CostModel, PyramidOption, least_division};
 use vdnn_ir::op::pyramid::MAX_LAYERS;
 use vdnn_ir::op::{PyramidAttrs, PyramidUse};
-use vdnn_ir::{Bytes, Graph, Nanos, TensorType, ValueId};
+use vdnn_ir::{Bytes, Graph, Nanos, Op, TensorType, ValueId};
 
 /// A prediction must be so many percent of the fused time: what predictions may be wrong by.
-const GAIN: u64 = 115;
+pub(super) const GAIN: u64 = 115;
 
 /// How a group runs as one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,9 +83,14 @@ impl Problem {
         if let Some(option) = measured.into_iter().next() {
             return Some(Fused { option, measured: true });
         }
-        let predicted = || cost.predicted_pyramid(&self.pyramid, &self.refs()).into_iter().next();
-        let option = if rule == Rule::Measured { None } else { predicted() };
-        option.map(|option| Fused { option, measured: false })
+        // What was measured and is no way could not run.
+        let failed = |config: &str| {
+            cost.is_measured(&Op::Pyramid(self.pyramid.with_config(config)), &self.refs(), &[&self.output])
+        };
+        let mut predicted = cost.predicted_pyramid(&self.pyramid, &self.refs()).into_iter();
+        let believed = |o: &PyramidOption| rule == Rule::Predicted || o.is_fitted();
+        let option = predicted.find(|o| believed(o) && !failed(&o.config))?;
+        Some(Fused { option, measured: false })
     }
 }
 

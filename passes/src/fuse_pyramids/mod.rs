@@ -15,7 +15,7 @@ pub use division::{Fused, Group};
 
 use crate::conversion;
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
-use division::{Known, Problem, divide, footprint};
+use division::{GAIN, Known, Problem, divide, footprint};
 use std::collections::{BTreeMap, BTreeSet};
 use vdnn_cost::CostModel;
 use vdnn_ir::graph::NodeSpec;
@@ -26,9 +26,10 @@ use vdnn_ir::{Bytes, DType, Graph, Mode, Nanos, NodeId, Op, Phase, TensorType, V
 /// Whose word counts for a pyramid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// Measurements alone.
-    Measured,
-    /// Measurements where there are some of a pyramid, else predictions.
+    /// Measurements where there are some of a pyramid, else predictions that are fitted to
+    /// measurements ([`PyramidOption::is_fitted`](vdnn_cost::PyramidOption::is_fitted)).
+    Fitted,
+    /// Measurements where there are some of a pyramid, else any predictions.
     Predicted,
 }
 
@@ -166,6 +167,13 @@ impl Candidate {
         let worst = self.alone.0.saturating_mul(HOPELESS);
         let hopes = ways.into_iter().filter(|o| o.time.0.saturating_mul(100) <= worst);
         hopes.take(most).map(|o| Op::Pyramid(self.pyramid.with_config(o.config))).collect()
+    }
+
+    /// Whether [`Rule::Fitted`] would believe in it before anything of it is measured.
+    pub fn is_promising(&self, cost: &CostModel) -> bool {
+        let ways = cost.predicted_pyramid(&self.pyramid, &self.inputs.iter().collect::<Vec<_>>());
+        let gains = |time: Nanos| time.0.saturating_mul(GAIN) <= self.alone.0.saturating_mul(100);
+        ways.iter().any(|o| o.is_fitted() && gains(o.time))
     }
 }
 
