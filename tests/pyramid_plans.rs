@@ -20,7 +20,6 @@ use vdnnc::driver::{self, Compiled, NoPlan};
 use vdnnc::measuring::{Kernel, KernelTimer, TimerError};
 use vdnnc::options::CompileOptions;
 use vdnnc::slicing::{self, Slices};
-use vdnnc::timing::Timings;
 
 const GRAPHS: u64 = 60;
 
