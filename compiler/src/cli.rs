@@ -154,9 +154,11 @@ pub struct SharedArgs {
     #[arg(long, value_name = "FILE")]
     pub times: Option<PathBuf>,
     /// What is fused: epilogue puts sums and ReLUs into the convolution or batch norm in
-    /// front of them; pyramid, in inference, chains of convolutions and pools into one kernel
-    /// where that is measured or predicted to be faster; all does both; auto both, but only
-    /// pyramids that were measured, or are predicted by prices fitted to measurements. Default: off, and auto where a GPU runs the plan.
+    /// front of them, and chains of elementwise ops into one kernel; pyramid, in inference,
+    /// chains of convolutions and pools into one kernel where that is measured or predicted to
+    /// be faster; all does both; auto both, but only pyramids that were measured, or are
+    /// predicted by prices fitted to measurements. Default: off, and auto where a GPU runs the
+    /// plan.
     #[arg(long, value_name = "off|auto|epilogue|pyramid|all")]
     pub fuse: Option<Fuse>,
     /// Feature maps that backward computes again instead of reading what was kept: cheap drops

@@ -238,8 +238,7 @@ pub fn compile(
     }
     let Err(NoPlan::TooLarge { smallest, .. }) = &found else { return found };
     let mut least = smallest.0;
-    let layers = CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
-    let layers = slicing::joint(&graph, &layers, None, cost, &mut Timings::default())?;
+    let layers = slicing::layers(&graph, options, cost)?;
     for footprint in footprints(&layers, cost) {
         match attempt(&CompileOptions { fuse_footprint: Some(footprint), ..options.clone() }) {
             Err(NoPlan::TooLarge { summary, smallest }) => {

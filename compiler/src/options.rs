@@ -73,7 +73,7 @@ pub struct CompileOptions {
 impl CompileOptions {
     /// What is fused, as the pipeline takes it.
     pub fn fusion(&self) -> Fusion {
-        Fusion { kinds: self.fuse, depth: self.fuse_depth, footprint: self.fuse_footprint }
+        Fusion { depth: self.fuse_depth, footprint: self.fuse_footprint, ..Fusion::from(self.fuse) }
     }
 
     /// Limit of the device arena on a device of this capacity.

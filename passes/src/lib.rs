@@ -6,6 +6,7 @@ pub mod channels_last;
 mod conversion;
 pub mod elide;
 pub mod fuse;
+pub mod fuse_elementwise;
 pub mod fuse_pyramids;
 pub mod group_updates;
 pub mod inplace;
