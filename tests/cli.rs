@@ -76,6 +76,58 @@ fn a_plan_is_written_checked_described_and_run() {
 }
 
 #[test]
+fn what_describes_a_plan_is_for_people_unless_json_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = zoo(dir.path(), "lenet");
+    let plan = dir.path().join("m.vplan");
+    vdnnc().arg(&model).args(["--batch", "4", "--recompute", "cheap", "-o"]).arg(&plan).assert().success();
+    let printed =
+        |c: &mut Command| String::from_utf8(c.assert().success().get_output().stdout.clone()).expect("UTF-8");
+    let sim = printed(vdnnc().arg("run").arg(&plan).args(["--synthetic", "--backend", "sim"]));
+    assert!(sim.starts_with("on h200: predicted step "), "{sim}");
+    let v = json(vdnnc().arg("run").arg(&plan).args(["--synthetic", "--backend", "sim", "--json"]));
+    assert!(v["step_ns"].as_u64().is_some_and(|t| t > 0), "{v}");
+    // The options that the plan carries, and the work of a small network.
+    let text = printed(vdnnc().arg("inspect").arg(&plan));
+    assert!(text.contains("  made with sync=event ") && text.contains(" recompute=cheap "), "{text}");
+    let v = json(vdnnc().arg("inspect").arg(&plan).arg("--json"));
+    assert!(v["options"].as_array().unwrap().iter().any(|o| o == "recompute=cheap"), "{v}");
+    let text = printed(vdnnc().arg("inspect").arg(&model));
+    assert!(text.contains("852.37KFLOP forward") && !text.contains(" 0.00"), "{text}");
+}
+
+#[test]
+fn options_that_nothing_would_come_of_are_refused_or_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = zoo(dir.path(), "lenet");
+    let plan = dir.path().join("m.vplan");
+    let output = plan.to_str().expect("UTF-8");
+    for (arguments, message) in [
+        (vec!["--stop-after", "joint"], "add --emit graph"),
+        (vec!["--stop-after", "joint", "--emit", "plan"], "add --emit graph"),
+        (vec!["--svg", "p.svg", "--emit", "graph"], "add --emit pyramids"),
+        (vec!["--emit", "graph", "-o", output], "make no plan"),
+        (vec!["--emit", "pyramids", "--mode", "infer", "--report", output], "make no plan"),
+        (vec!["--algo", "only=implicit_gemm", "--workspace-limit", "1MiB"], "leave out --micro-batch"),
+        (vec!["--algo", "only=implicit_gemm", "--micro-batch", "all"], "leave out --micro-batch"),
+    ] {
+        let out = vdnnc().arg(&model).args(&arguments).output().unwrap();
+        assert_eq!(out.status.code(), Some(1), "{arguments:?}");
+        assert!(String::from_utf8_lossy(&out.stderr).contains(message), "{arguments:?}");
+        assert!(!plan.exists());
+    }
+    // Blocks are for tensor cores, zeros of inputs for f32.
+    let warned = |arguments: &[&str]| {
+        let out = vdnnc().arg(&model).args(["--mode", "infer", "--sparse"]).args(arguments).output().unwrap();
+        assert!(out.status.success(), "{arguments:?}");
+        String::from_utf8_lossy(&out.stderr).contains("no layer of the plan is of that kind")
+    };
+    assert!(warned(&["force=block"]) && warned(&["force=activations", "--precision", "bf16"]));
+    assert!(!warned(&["force=block", "--precision", "tf32"]) && !warned(&["force=activations"]));
+    assert!(!warned(&["auto"]));
+}
+
+#[test]
 fn policies_and_the_interpreter_agree_on_the_command_line() {
     let dir = tempfile::tempdir().unwrap();
     let model = zoo(dir.path(), "lenet");

@@ -29,7 +29,12 @@ fn run(graph: &Graph, batch: u64, options: &CompileOptions, seed: u64) -> Option
     let plan = match driver::compile(graph.clone(), batch, None, options, &harness::cost(options)) {
         Ok(compiled) => compiled.plan,
         Err(NoPlan::Failed(f)) => {
-            assert!(f.to_string().contains("needs the whole batch"), "{}: {f}", graph.name);
+            let f = f.to_string();
+            assert!(
+                f.contains("needs the whole batch") && f.contains("--micro-batch-regions"),
+                "{}: {f}",
+                graph.name
+            );
             return None;
         }
         Err(NoPlan::TooLarge { .. }) => panic!("{}: there is no budget", graph.name),

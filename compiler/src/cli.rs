@@ -3,6 +3,7 @@
 mod gpu;
 mod micro;
 mod reproduce;
+mod shared;
 mod sparse;
 mod tools;
 
@@ -12,20 +13,19 @@ pub use gpu::{
 };
 pub use micro::{BenchConvArgs, MicroArgs, WorkspaceMode};
 pub use reproduce::{Artefact, CusnnArgs, Preprocess, ReproduceArgs};
+pub(crate) use shared::parse_depth;
+use shared::{parse_dim, parse_precision};
+pub(crate) use sparse::parse_tolerance;
 pub use sparse::{PruneArgs, Scope, SparseArgs};
 pub use tools::{CheckArgs, InspectArgs, ZooArgs};
 
-use crate::options::CompileOptions;
 use crate::slicing::Slices;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
 use vdnn_passes::fuse_pyramids::DEPTH;
-use vdnn_passes::sparsify::Sparse;
 use vdnn_passes::{AlgoMode, Fuse, Packing, Policy, Recompute, SyncMode};
-use vdnn_runtime::cuda::DeviceSelector;
 
 /// Compiles a convolutional network into a plan of GPU memory, kernels and transfers.
 ///
@@ -386,89 +386,5 @@ impl TrainArgs {
         let own =
             if self.shared.gpu_at_hand().is_some() { ComputeBackend::Cuda } else { ComputeBackend::Cpu };
         self.backend.unwrap_or(own)
-    }
-}
-
-impl SharedArgs {
-    /// The typed options.
-    pub fn options(&self, mode: Mode) -> CompileOptions {
-        CompileOptions {
-            mode,
-            policy: self.policy,
-            algo: self.algo.unwrap_or(AlgoMode::Dynamic),
-            batch: self.batch,
-            dims: self.dims.iter().cloned().collect(),
-            device: self.device.to_string(),
-            memory: self.memory,
-            overhead: Bytes::ZERO,
-            host_memory: self.host_memory,
-            deterministic: self.deterministic,
-            kernels: BTreeMap::new(),
-            kernels_made_for: None,
-            micro_batch: self.micro.micro_batch,
-            workspace: self.micro.bound(),
-            sync: self.sync,
-            packing: self.pack_offload,
-            precision: self.precision.unwrap_or(Precision::F32),
-            fuse: self.fuse.unwrap_or(Fuse::Off),
-            recompute: self.recompute,
-            sparse: Sparse { on_host: self.device.to_string() == "cpu", ..self.sparse.sparse() },
-            fuse_depth: self.fuse_depth,
-            fuse_footprint: None,
-            slices: self.micro_batch_regions,
-            keep_gradients: self.keep_gradients,
-            elide_waits: !self.no_elide.contains(&Elision::Waits),
-            elide_copies: !self.no_elide.contains(&Elision::Copies),
-        }
-    }
-}
-
-impl SharedArgs {
-    /// The GPU at hand that the plan is for, if it is for one.
-    pub fn gpu_at_hand(&self) -> Option<&DeviceSelector> {
-        match &self.device {
-            DeviceName::Gpu(selector) => Some(selector),
-            DeviceName::Profile(_) | DeviceName::File(_) => None,
-        }
-    }
-
-    /// The same where the CPU is to run the plan: its kernels need no workspace.
-    pub fn options_on_cpu(&self, mode: Mode) -> CompileOptions {
-        let options = self.options(mode);
-        let sparse = Sparse { on_host: true, ..options.sparse };
-        CompileOptions { algo: self.algo.unwrap_or(AlgoMode::Memory), sparse, ..options }
-    }
-
-    /// The same where a GPU is to run the plan, which has other defaults.
-    pub fn options_on_gpu(&self, mode: Mode) -> CompileOptions {
-        CompileOptions {
-            precision: self.precision.unwrap_or(Precision::Tf32),
-            fuse: self.fuse.unwrap_or(Fuse::Auto),
-            ..self.options(mode)
-        }
-    }
-}
-
-fn parse_dim(text: &str) -> Result<(String, u64), String> {
-    let error = || format!("`{text}` is not NAME=N with a positive N");
-    let (name, n) = text.split_once('=').ok_or_else(error)?;
-    let n: u64 = n.parse().map_err(|_| error())?;
-    if name.is_empty() || n == 0 {
-        return Err(error());
-    }
-    Ok((name.to_owned(), n))
-}
-
-fn parse_depth(text: &str) -> Result<usize, String> {
-    let depth = text.parse().ok().filter(|n| (1..=8).contains(n));
-    depth.ok_or_else(|| format!("`{text}` is not a number of convolutions from 1 to 8"))
-}
-
-fn parse_precision(text: &str) -> Result<Precision, String> {
-    match text {
-        "f32" => Ok(Precision::F32),
-        "tf32" => Ok(Precision::Tf32),
-        "bf16" => Ok(Precision::Bf16),
-        _ => Err(format!("`{text}` is not a precision; choose f32, tf32 or bf16")),
     }
 }

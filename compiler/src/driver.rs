@@ -203,10 +203,13 @@ pub fn compile(
     cost: &CostModel,
 ) -> Result<Compiled, NoPlan> {
     let start = Instant::now();
-    let plan = |options: &CompileOptions, slices| {
+    let plan = |tried: &CompileOptions, slices| {
         let mut timings = Timings::default();
-        let joint = slicing::joint(&graph, options, slices, cost, &mut timings)?;
-        plan_joint(&joint, batch, model.clone(), options, cost, start, timings)
+        let joint = slicing::joint(&graph, tried, slices, cost, &mut timings)?;
+        let mut found = plan_joint(&joint, batch, model.clone(), tried, cost, start, timings)?;
+        // What was asked for: of what was tried there may be more to try elsewhere.
+        found.plan.header.options = recorded::of(options);
+        Ok(found)
     };
     let attempt = |options: &CompileOptions| {
         slicing::choose(&graph, batch, options, cost, &|slices| {

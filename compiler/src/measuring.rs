@@ -91,10 +91,10 @@ pub fn kernels_of(
     let options = &CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
     let batch = slicing::batch_of(imported);
     let ways = slicing::candidates(imported, batch, options, cost)?;
-    let variants = variants(options);
+    let variants = variants(options, cost);
     let mut all = Vec::new();
     for slices in std::iter::once(None).chain(ways.into_iter().map(Some)) {
-        for options in &variants {
+        for (options, cost) in &variants {
             let whole = slices.is_none();
             let joint = match slicing::joint(imported, options, slices.clone(), cost, &mut Timings::default())
             {
@@ -105,8 +105,7 @@ pub fn kernels_of(
             };
             let mut found = kernels(&joint);
             // Zeros of inputs are judged by the times of both kernels; in slices, too.
-            let skips = options.mode == Mode::Infer && options.sparse.mode == SparseMode::Auto;
-            if skips && !options.sparse.on_host && options.precision != Precision::Bf16 {
+            if judges_zeros(options) && options.precision != Precision::Bf16 {
                 let kernel = |(op, inputs, y)| Kernel { op, inputs, outputs: vec![y] };
                 found.extend(skipping_kernels(&joint, cost).into_iter().map(kernel));
             }
@@ -120,23 +119,35 @@ pub fn kernels_of(
     Ok(all)
 }
 
-/// The options, and those that a compilation with them tries or compares with.
-fn variants(options: &CompileOptions) -> Vec<CompileOptions> {
-    let mut all = vec![options.clone()];
+/// True if times decide what is done about zeros.
+fn judges_zeros(options: &CompileOptions) -> bool {
+    options.mode == Mode::Infer && options.sparse.mode == SparseMode::Auto && !options.sparse.on_host
+}
+
+/// The options, and those that a compilation with them tries or compares with, each with what its
+/// passes are to know of times.
+fn variants(options: &CompileOptions, cost: &CostModel) -> Vec<(CompileOptions, CostModel)> {
+    let mut all = vec![(options.clone(), cost.clone())];
     // What is recomputed so that the step fits may not do.
     if options.recompute == Recompute::Auto {
-        all.push(CompileOptions { recompute: Recompute::Cheap, ..options.clone() });
+        all.push((CompileOptions { recompute: Recompute::Cheap, ..options.clone() }, cost.clone()));
     }
-    // Packed weights are judged by both ways' times.
+    if !judges_zeros(options) {
+        return all;
+    }
+    // What is judged against dense kernels needs their times: without times nothing takes their place.
+    if !cost.measured().is_empty() {
+        let none = Measured::new(cost.measured().on.clone());
+        all.push((options.clone(), cost.clone().with_measured(none)));
+    }
     let sparse = &options.sparse;
     let forms = [
         (SparseMode::Csr, sparse.facts.are_sparse(PACKED_AT_MOST)),
         (SparseMode::Block, sparse.facts.are_in_blocks(PACKED_AT_MOST)),
     ];
-    let judged = sparse.mode == SparseMode::Auto && !sparse.on_host;
-    for (mode, _) in forms.into_iter().filter(|&(_, worth)| judged && worth) {
+    for (mode, _) in forms.into_iter().filter(|&(_, worth)| worth) {
         let forced = Sparse { mode, ..sparse.clone() };
-        all.push(CompileOptions { sparse: forced, ..options.clone() });
+        all.push((CompileOptions { sparse: forced, ..options.clone() }, cost.clone()));
     }
     all
 }

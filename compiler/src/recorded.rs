@@ -2,6 +2,7 @@
 //! it was made: as `NAME=VALUE`, by their names on the command line. Policy, algorithms, batch and
 //! precision are items of a plan's header of their own, and its memory is that of its arenas.
 
+use crate::cli;
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use std::fmt::Display;
@@ -62,13 +63,18 @@ fn put(option: &str, options: &mut CompileOptions) -> Option<()> {
         *slot = value.parse().ok()?;
         Some(())
     }
+    // What the command line bounds is bounded here: plans come from elsewhere.
+    fn given<T>(slot: &mut T, value: Result<T, String>) -> Option<()> {
+        *slot = value.ok()?;
+        Some(())
+    }
     let (name, value) = option.split_once('=')?;
     match name {
         "sync" => set(&mut options.sync, value),
         "pack-offload" => set(&mut options.packing, value),
         "deterministic" => set(&mut options.deterministic, value),
         "fuse" => set(&mut options.fuse, value),
-        "fuse-depth" => set(&mut options.fuse_depth, value),
+        "fuse-depth" => given(&mut options.fuse_depth, cli::parse_depth(value)),
         "recompute" => set(&mut options.recompute, value),
         "micro-batch-regions" => set(&mut options.slices, value),
         "micro-batch" => set(&mut options.micro_batch, value),
@@ -81,7 +87,7 @@ fn put(option: &str, options: &mut CompileOptions) -> Option<()> {
             Some(())
         }
         "sparse" => set(&mut options.sparse.mode, value),
-        "dead-tolerance" => set(&mut options.sparse.dead_tolerance, value),
+        "dead-tolerance" => given(&mut options.sparse.dead_tolerance, cli::parse_tolerance(value)),
         "keep-zeros" => set(&mut options.sparse.keep_zeros, value),
         "keep-gradients" => set(&mut options.keep_gradients, value),
         "elide-waits" => set(&mut options.elide_waits, value),
@@ -103,7 +109,7 @@ pub fn dims(recorded: &[String]) -> std::collections::BTreeMap<String, u64> {
 /// `NAME=N`; the name may have any characters.
 fn dim(text: &str) -> Option<(String, u64)> {
     let (name, extent) = text.rsplit_once('=')?;
-    let extent = extent.parse().ok().filter(|&n: &u64| n > 0)?;
+    let extent = extent.parse().ok().filter(|&n: &u64| n > 0 && !name.is_empty())?;
     Some((name.to_owned(), extent))
 }
 
@@ -152,7 +158,20 @@ mod tests {
         let before = format!("{options:?}");
         restore(&[], &mut options).expect("nothing");
         assert_eq!(format!("{options:?}"), before);
-        for wrong in ["fuse", "fuse=much", "color=red", "dim=a", "dim=a=0", "workspace-limit=-1", ""] {
+        for wrong in [
+            "fuse",
+            "fuse=much",
+            "fuse-depth=0",
+            "fuse-depth=9",
+            "dead-tolerance=NaN",
+            "dead-tolerance=-1",
+            "color=red",
+            "dim=a",
+            "dim=a=0",
+            "dim==1",
+            "workspace-limit=-1",
+            "",
+        ] {
             let failure = restore(&[wrong.to_owned()], &mut options).expect_err(wrong);
             assert!(failure.message.contains(&format!("`{wrong}`")), "{failure}");
         }

@@ -120,7 +120,13 @@ impl fmt::Display for Nanos {
 
 impl fmt::Display for Flops {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2}GFLOP", self.0 as f64 / 1e9)
+        let n = self.0 as f64;
+        match self.0 {
+            0..1_000 => write!(f, "{}FLOP", self.0),
+            1_000..1_000_000 => write!(f, "{:.2}KFLOP", n / 1e3),
+            1_000_000..1_000_000_000 => write!(f, "{:.2}MFLOP", n / 1e6),
+            _ => write!(f, "{:.2}GFLOP", n / 1e9),
+        }
     }
 }
 

@@ -103,7 +103,7 @@ fn parse_block(text: &str) -> Result<[usize; 2], String> {
     block.ok_or_else(|| format!("`{text}` is not a block such as 16x16"))
 }
 
-pub(super) fn parse_tolerance(text: &str) -> Result<f32, String> {
+pub(crate) fn parse_tolerance(text: &str) -> Result<f32, String> {
     let value = text.parse().ok().filter(|t: &f32| t.is_finite() && *t >= 0.0);
     value.ok_or_else(|| format!("`{text}` is not a number from 0 on"))
 }

@@ -51,7 +51,7 @@ pub struct InspectArgs {
     #[arg(long)]
     pub sparsity: bool,
     /// With --sparsity: factors of batch norms below this count as zero in front of a ReLU.
-    #[arg(long, value_name = "X", default_value_t = 1e-6, value_parser = super::sparse::parse_tolerance)]
+    #[arg(long, value_name = "X", default_value_t = 1e-6, value_parser = super::parse_tolerance)]
     pub dead_tolerance: f32,
     /// With --sparsity: run the model on these images on the CPU and tell what share of every
     /// ReLU's results is zero, and how small zero-value compression makes them.

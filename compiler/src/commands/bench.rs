@@ -9,7 +9,6 @@ use super::load::{self, FromWeights};
 use super::synthetic;
 use super::target::{Runner, Target};
 use crate::cli::{BenchArgs, ComputeBackend};
-use crate::driver;
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use delays::Repeated;
@@ -116,8 +115,7 @@ fn bench(args: &BenchArgs, target: &str) -> Result<(), Failure> {
     let cost = made_for.cost(&model.imported.graph, &options)?;
     // Measuring holds memory of the device.
     drop(made_for);
-    let compiled = driver::compile(model.imported.graph.clone(), model.imported.batch, None, &options, &cost)
-        .map_err(load::over_budget)?;
+    let compiled = model.compile(None, &options, &cost).map_err(load::over_budget)?;
     let report = Report {
         args,
         target,

@@ -21,6 +21,7 @@ use vdnn_plan::Plan;
 /// What the user should read.
 pub fn run(args: &CompileCommand) -> Result<(), Failure> {
     let path = args.model.as_deref().ok_or_else(|| Failure::user("no model given"))?;
+    refuse_unused(args)?;
     let mut options = match args.shared.gpu_at_hand() {
         Some(_) => args.shared.options_on_gpu(args.mode),
         None => args.shared.options(args.mode),
@@ -37,9 +38,6 @@ pub fn run(args: &CompileCommand) -> Result<(), Failure> {
     }
     if args.emit == Some(Emit::Pyramids) {
         return emit_pyramids(args, &model.imported.graph, &options, &cost);
-    }
-    if args.svg.is_some() {
-        return Err(Failure::user("--svg draws pyramids").hint("add --emit pyramids"));
     }
     let request = report::Request { model: path, options: &options };
     let reference = model.reference()?;
@@ -68,6 +66,26 @@ pub fn run(args: &CompileCommand) -> Result<(), Failure> {
         }
         Err(e @ NoPlan::Failed(_)) => Err(load::over_budget(e)),
     }
+}
+
+/// Refuses options that have no meaning beside the others: nobody would notice that nothing came of
+/// them.
+fn refuse_unused(args: &CompileCommand) -> Result<(), Failure> {
+    let graph = matches!(args.emit, Some(Emit::Graph | Emit::Dot));
+    if args.stop_after.is_some() && !graph {
+        return Err(Failure::user("--stop-after names the phase of a graph to print")
+            .hint("add --emit graph, or --emit dot"));
+    }
+    if args.svg.is_some() && args.emit != Some(Emit::Pyramids) {
+        return Err(Failure::user("--svg draws pyramids").hint("add --emit pyramids"));
+    }
+    if (graph || args.emit == Some(Emit::Pyramids)) && (args.output.is_some() || args.report.is_some()) {
+        return Err(Failure::user(
+            "--emit graph, dot and pyramids make no plan that -o or --report could write",
+        )
+        .hint("leave out --emit, or -o and --report"));
+    }
+    Ok(())
 }
 
 /// `--emit pyramids`: of inference, whose inner tensors nobody reads later.

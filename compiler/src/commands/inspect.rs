@@ -4,7 +4,6 @@ use super::load;
 use crate::cli::{InspectArgs, SharedArgs};
 use crate::error::Failure;
 use crate::sparsity::{Report, activations, heat};
-use clap::Parser;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::Write as _;
@@ -69,17 +68,9 @@ fn activations_on(
     } else {
         npy::read(path).map_err(|e| fail(&e))?
     };
-    let Ok(shared) = Shared::try_parse_from(["inspect"]) else { return Err(Failure::internal("defaults")) };
-    let options = shared.shared.options_on_cpu(Mode::Infer);
+    let options = SharedArgs::of([])?.options_on_cpu(Mode::Infer);
     let relus = activations::relus(&model.imported.graph);
     activations::measure(&model.imported, relus, &tensor, &options, cost, super::run::default_threads())
-}
-
-/// The compile options nobody gave.
-#[derive(Parser)]
-struct Shared {
-    #[command(flatten)]
-    shared: SharedArgs,
 }
 
 fn describe_model(model: &load::Model, json: bool) -> String {
@@ -146,7 +137,7 @@ fn describe_plan(plan: &Plan, json: bool) -> String {
             "device": h.device, "commands": plan.commands.len(), "buffers": plan.buffers.len(),
             "device_bytes": plan.device.bytes.0, "host_bytes": plan.host.bytes.0,
             "offload_bytes": s.offload_bytes.0, "prefetch_bytes": s.prefetch_bytes.0,
-            "predicted_step_ns": plan.predicted.step.0,
+            "predicted_step_ns": plan.predicted.step.0, "options": h.options,
         })
         .to_string();
     }
@@ -177,6 +168,9 @@ fn describe_plan(plan: &Plan, json: bool) -> String {
     if let Some(m) = &h.model {
         let hex: String = m.sha256.iter().map(|b| format!("{b:02x}")).collect();
         let _ = writeln!(out, "  weights from {} (sha256 {hex})", m.path);
+    }
+    if !h.options.is_empty() {
+        let _ = writeln!(out, "  made with {}", h.options.join(" "));
     }
     out
 }

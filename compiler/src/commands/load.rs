@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use vdnn_cost::{CostModel, Measured, Precision};
 use vdnn_frontends::onnx::{self, ImportOptions, Imported};
-use vdnn_ir::{Bytes, DType, Mode, Tensor, TensorType, WeightTensor, Weights};
+use vdnn_ir::{Bytes, DType, Graph, Mode, Op, Tensor, TensorType, WeightTensor, Weights};
 use vdnn_passes::sparsify::{Facts, ParamFacts, SparseMode};
 use vdnn_plan::Plan;
 use vdnn_plan::plan::ModelRef;
@@ -71,7 +71,27 @@ impl Model {
         options: &CompileOptions,
         cost: &CostModel,
     ) -> Result<Compiled, NoPlan> {
-        driver::compile(self.imported.graph.clone(), self.imported.batch, reference, options, cost)
+        let compiled =
+            driver::compile(self.imported.graph.clone(), self.imported.batch, reference, options, cost)?;
+        if forced_for_nothing(options, &compiled.graph) {
+            super::warn(&format!(
+                "--sparse {}: no layer of the plan is of that kind; docs/sparsity.md tells which can be, and in \
+                 which precision",
+                options.sparse.mode
+            ));
+        }
+        Ok(compiled)
+    }
+}
+
+/// True if a kind of kernel is asked for of which there is none in an inference.
+fn forced_for_nothing(options: &CompileOptions, graph: &Graph) -> bool {
+    let has = |wanted: fn(&Op) -> bool| graph.nodes().any(|(_, n)| wanted(&n.op));
+    match options.sparse.mode {
+        _ if options.mode == Mode::Train => false,
+        SparseMode::Csr | SparseMode::Block => !has(|op| matches!(op, Op::SparseConv { .. })),
+        SparseMode::Activations => !has(|op| matches!(op, Op::SparseInputConv { .. })),
+        SparseMode::Off | SparseMode::Auto | SparseMode::Channels => false,
     }
 }
 

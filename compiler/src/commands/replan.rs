@@ -74,6 +74,7 @@ pub fn options(plan: &Plan, shared: &SharedArgs) -> Result<CompileOptions, Failu
         options.packing = Packing::Auto;
     }
     recorded::restore(&header.options, &mut options)?;
+    options.deterministic |= shared.deterministic;
     options.keep_gradients |=
         shared.keep_gradients || plan.outputs.iter().any(|o| o.name.starts_with("grad:"));
     Ok(options)

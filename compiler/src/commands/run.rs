@@ -17,6 +17,7 @@ use vdnn_interp::{NaiveKernels, interpret};
 use vdnn_ir::{DType, Graph, Mode, ParamRole, Tensor, TensorType, Weights};
 use vdnn_plan::Plan;
 use vdnn_runtime::executor::Executor;
+use vdnn_runtime::sim::{SimResult, simulate};
 
 /// Tensors given on the command line: by name, and at most one without.
 #[derive(Debug, Default)]
@@ -282,6 +283,21 @@ fn bind_all(
     Ok((bound, count))
 }
 
+/// What `--backend sim` prints.
+fn predicted(sim: &SimResult, device: &str, json: bool) -> String {
+    if json {
+        let object = serde_json::json!({
+            "device": device, "step_ns": sim.step.0, "compute_ns": sim.compute.0, "stall_ns": sim.stall.0,
+            "peak_live_bytes": sim.peak_live.0, "average_live_bytes": sim.average_live.0,
+        });
+        return object.to_string();
+    }
+    format!(
+        "on {device}: predicted step {}, kernels {}, stall {}\n  live device memory: at most {}, {} on average\n",
+        sim.step, sim.compute, sim.stall, sim.peak_live, sim.average_live
+    )
+}
+
 fn execute(
     args: &RunArgs,
     plan: Plan,
@@ -298,14 +314,8 @@ fn execute(
             }
             _ => target::profile(shared, plan.header.precision)?,
         };
-        let sim = vdnn_runtime::sim::simulate(&plan, &cost).map_err(Failure::internal)?;
-        super::print(
-            &serde_json::json!({
-                "device": cost.device_name(), "step_ns": sim.step.0, "compute_ns": sim.compute.0,
-                "stall_ns": sim.stall.0, "peak_live_bytes": sim.peak_live.0, "average_live_bytes": sim.average_live.0,
-            })
-            .to_string(),
-        );
+        let sim = simulate(&plan, &cost).map_err(Failure::internal)?;
+        super::print(&predicted(&sim, cost.device_name(), args.json));
         return Ok(());
     }
     if args.save_gradients.is_some() && !plan.outputs.iter().any(|o| o.name.starts_with("grad:")) {

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use vdnn_benchdb::BenchDb;
 use vdnn_cost::{CostModel, DeviceRates, Measured, MeasuredOn, Precision};
 use vdnn_ir::{Bytes, Graph};
-use vdnn_passes::AlgoMode;
 use vdnn_passes::fuse_pyramids::{Candidate, Rule};
+use vdnn_passes::{AlgoMode, BatchSizes, Workspace};
 use vdnn_plan::Command;
 use vdnn_runtime::cuda::DeviceFacts;
 
@@ -53,8 +53,18 @@ impl Target {
     /// measured yet.
     ///
     /// # Errors
-    /// If there is no such profile or GPU, or a file is not what it should be.
+    /// If there is no such profile or GPU, a file is not what it should be, or options contradict
+    /// each other.
     pub fn open(options: &mut CompileOptions, shared: &SharedArgs, runner: Runner) -> Result<Self, Failure> {
+        if let AlgoMode::Only(_) = options.algo
+            && (options.micro_batch != BatchSizes::Undivided || options.workspace != Workspace::Planned)
+        {
+            return Err(Failure::user(format!(
+                "--algo {} runs every convolution in one piece, with whatever workspace that takes",
+                options.algo
+            ))
+            .hint("leave out --micro-batch, --workspace-limit and --workspace-total"));
+        }
         let mut gpu = None;
         let cost = match &shared.device {
             DeviceName::Gpu(selector) => {

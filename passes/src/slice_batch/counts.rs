@@ -35,7 +35,8 @@ pub(super) fn counts(graph: &Graph, rows: &Rows, pass: &SliceBatch) -> Result<Ve
     if let (Mode::Train, Some(&barrier)) = (graph.mode, rows.barriers.first()) {
         let node = graph.node(barrier);
         return Err(PassError::Unsupported(format!(
-            "the training step cannot run in slices of the batch: node {barrier} `{}` ({}) needs the whole batch",
+            "the training step cannot run in slices of the batch: node {barrier} `{}` ({}) needs the whole batch; \
+             leave out --micro-batch-regions",
             node.name,
             node.op.name()
         )));

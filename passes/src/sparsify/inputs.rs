@@ -177,6 +177,7 @@ fn has_zeros(graph: &Graph, v: ValueId, depth: u32) -> bool {
         Op::Unary(UnaryKind::Relu)
         | Op::BatchNormInferRelu { .. }
         | Op::ConvEpilogue { relu: true, .. }
+        | Op::SparseConv { relu: true, .. }
         | Op::SparseInputConv { relu: true, .. } => true,
         Op::Unary(UnaryKind::Clip { lo, .. }) => lo.0 == 0.0,
         Op::MaxPool(_) | Op::Relayout { .. } | Op::Slice(_) => of(node.inputs[0]),

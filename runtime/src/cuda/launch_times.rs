@@ -9,9 +9,9 @@ use super::timing::Staged;
 use crate::backend::Backend;
 use crate::error::RunError;
 use crate::program::Span;
-use vdnn_ir::Nanos;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::id::EntityId;
+use vdnn_ir::{Nanos, Op};
 use vdnn_plan::{CmdId, Command};
 
 /// Timings of one launch at most.
@@ -22,8 +22,8 @@ const REPEATS: usize = 10;
 pub struct LaunchTimes {
     /// The launch as the plan has it.
     pub own: Nanos,
-    /// The same convolution without its bias by each of the algorithms asked for; `None` where
-    /// cuDNN does not run it so.
+    /// The same convolution, without bias, other summand and ReLU, by each of the algorithms asked
+    /// for; `None` where cuDNN does not run it so.
     pub classic: Vec<Option<Nanos>>,
 }
 
@@ -106,8 +106,9 @@ impl CudaBackend {
         };
         let operands: Vec<Operand<'_>> = inputs.iter().take(2).map(operand).collect();
         let results: Vec<Operand<'_>> = outputs.iter().map(operand).collect();
+        let plain = without_epilogue(op);
         let spec = LaunchSpec {
-            op,
+            op: &plain,
             inputs: &operands,
             outputs: &results,
             workspace: None,
@@ -120,19 +121,52 @@ impl CudaBackend {
         };
         let mut no_bias =
             || Err(CudaError::BadPlan { why: "a convolution without bias has no epilogue".into() });
-        let prepared = match cudnn::prepare(&spec, self.dnn()?, &mut no_bias) {
-            Ok(prepared) => prepared,
-            Err(_) => return Ok(None),
-        };
-        match meter.time(&*prepared as &dyn Prepared, REPEATS) {
+        let timing = cudnn::prepare(&spec, self.dnn()?, &mut no_bias)
+            .and_then(|prepared| meter.time(&*prepared as &dyn Prepared, REPEATS));
+        match timing {
             Ok(timing) => Ok(Some(timing.median())),
-            // The library refuses; the device is well.
-            Err(CudaError::Cudnn { .. }) => Ok(None),
-            Err(e) => Err(e),
+            Err(error) if is_refusal(&error) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
 
+/// The convolution alone: what follows it is no part of an algorithm.
+fn without_epilogue(op: &Op) -> Op {
+    match op {
+        Op::ConvEpilogue { conv, .. } => Op::Conv(conv.clone()),
+        op => op.clone(),
+    }
+}
+
+/// True if cuDNN does not run a shape so, or not in the scratch range, and the device is well.
+fn is_refusal(error: &CudaError) -> bool {
+    matches!(error, CudaError::Cudnn { .. } | CudaError::Unsupported { .. } | CudaError::BadPlan { .. })
+}
+
 fn not_timed(at: CmdId, why: &str) -> CudaError {
     CudaError::BadPlan { why: format!("{at} cannot be timed: it {why}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vdnn_ir::op::ConvAttrs;
+
+    #[test]
+    fn algorithms_are_timed_without_what_follows_them() {
+        let conv = ConvAttrs::without_axes();
+        let fused = Op::ConvEpilogue { conv: conv.clone(), relu: true };
+        assert_eq!(without_epilogue(&fused), Op::Conv(conv.clone()));
+        assert_eq!(without_epilogue(&Op::Conv(conv.clone())), Op::Conv(conv));
+    }
+
+    #[test]
+    fn only_refusals_are_no_times() {
+        let text = String::new;
+        assert!(is_refusal(&CudaError::Cudnn { call: "cudnnConvolutionForward", text: text() }));
+        assert!(is_refusal(&CudaError::Unsupported { op: text(), why: text() }));
+        assert!(!is_refusal(&CudaError::Driver { call: "cuStreamSynchronize", text: text() }));
+        assert!(!is_refusal(&CudaError::MissingLibrary { library: text(), tried: Vec::new() }));
+    }
 }

@@ -292,7 +292,7 @@ impl Measurer {
         for (i, (ty, &ptr)) in kernel.inputs.iter().zip(&places.inputs).enumerate() {
             let [wide, narrow, half] = &self.noise;
             match ty.dtype {
-                // With as many zeros as a ReLU leaves ([`vdnn_cost::RELU_ZEROS`]), of which the time depends.
+                // The time depends on zeros: as many as a ReLU leaves ([`vdnn_cost::RELU_ZEROS`]).
                 DType::F32 if i == 0 && matches!(kernel.op, Op::SparseInputConv { .. }) => {
                     self.fill_random(ptr, ty, half)?;
                 }
@@ -425,7 +425,7 @@ fn noise() -> Vec<f32> {
     (0..NOISE as u64).map(number).collect()
 }
 
-/// That, on the device of the current context, as f32 and as bf16, and with zeros for what is below.
+/// That, on the device of the current context, as f32 and as bf16, and as a ReLU leaves it.
 #[expect(unsafe_code, reason = "copies to the device")]
 fn noise_on_device() -> Result<[DeviceArena; 3], CudaError> {
     let wide = noise();

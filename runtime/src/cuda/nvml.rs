@@ -1,5 +1,5 @@
-//! The energy counter and the power draw of a device, by NVIDIA's management library (NVML), which
-//! comes with the driver.
+//! The energy counter of a device, by NVIDIA's management library (NVML), which comes with the
+//! driver.
 
 use super::device::Device;
 use super::error::CudaError;

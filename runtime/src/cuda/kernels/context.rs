@@ -1,7 +1,7 @@
 //! What the planning of every op shares: operands, errors, grid sizes.
 
 use super::source::{Kernel, Source};
-use super::step::{Args, ITEMS, LIMIT, Step, THREADS};
+use super::step::{Args, GRID, ITEMS, LIMIT, Step, THREADS};
 use crate::cuda::error::CudaError;
 use crate::cuda::launch::{LaunchSpec, Operand};
 use cudarc::driver::sys::CUdeviceptr;
@@ -96,6 +96,14 @@ impl<'a> Cx<'a> {
         } else {
             Err(self.unsupported(format!("{n} positions; at most {} in one launch", LIMIT - 1)))
         }
+    }
+
+    /// A grid of so many blocks for each of some images.
+    pub(super) fn grid(&self, [x, y]: [u64; 2], images: u64) -> Result<[u32; 3], CudaError> {
+        if y > GRID || images > GRID {
+            return Err(self.unsupported(format!("{y} blocks of filters; at most {GRID} in one launch")));
+        }
+        Ok([self.count(x)?, y as u32, images as u32])
     }
 
     /// The shared scratch range from byte `at` on, if it holds `bytes` more.

@@ -17,6 +17,7 @@ mod modules;
 mod movement;
 mod pack;
 mod pieces;
+mod planes;
 mod pointwise;
 mod pool;
 mod program;

@@ -39,6 +39,7 @@ pub(super) const HEADERS: [(&str, &str); 6] = [
     ("pool.cuh", include_str!("source/pool.cuh")),
     ("batchnorm.cuh", include_str!("source/batchnorm.cuh")),
     ("pieces.cuh", include_str!("source/pieces.cuh")),
+    ("planes.cuh", include_str!("source/planes.cuh")),
 ];
 
 impl Source {

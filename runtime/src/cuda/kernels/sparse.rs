@@ -3,7 +3,7 @@
 use super::context::Cx;
 use super::source::{Kernel, Source};
 use super::sparse_conv;
-use super::step::{Args, Step, THREADS};
+use super::step::{Args, GRID, Step, THREADS, parts_of};
 use crate::cuda::error::CudaError;
 use cudarc::driver::sys::CUdeviceptr;
 use vdnn_ir::Dims;
@@ -63,8 +63,12 @@ fn rows(
     let fits = |split: &u64| u64::from(rows) * images.div_ceil(each) * split <= warps && *split <= most;
     let split = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
     let kernel = Kernel::instance(Source::Sparse, "SPARSE_ROWS", &format!("{each}, {split}"));
-    let args = weights.args(x, y).u32(cx.count(images)?).u32(columns).u32(rows);
-    let grid = [(u64::from(rows) * split).div_ceil(WARPS) as u32, cx.count(images.div_ceil(each))?, 1];
-    cx.push(Step { kernel, grid, block: THREADS, shared: 0, args });
+    let blocks = (u64::from(rows) * split).div_ceil(WARPS);
+    for (image, some) in parts_of(images, GRID * each) {
+        let (x, y) = (x + 4 * image * w_dims[1], y + 4 * image * w_dims[0]);
+        let args = weights.args(x, y).u32(cx.count(some)?).u32(columns).u32(rows);
+        let grid = cx.grid([blocks, some.div_ceil(each)], 1)?;
+        cx.push(Step { kernel: kernel.clone(), grid, block: THREADS, shared: 0, args });
+    }
     Ok(())
 }

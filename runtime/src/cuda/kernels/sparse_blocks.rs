@@ -2,9 +2,10 @@
 //! cores.
 
 use super::context::Cx;
-use super::shape::{Divisor, Image};
+use super::planes::{self, Planes};
+use super::shape::Divisor;
 use super::source::{Kernel, Source};
-use super::step::{Args, LIMIT, Step, THREADS};
+use super::step::{Args, GRID, LIMIT, Step, THREADS, parts_of};
 use crate::cuda::error::CudaError;
 use bytemuck::{Pod, Zeroable};
 use vdnn_ir::op::ConvAttrs;
@@ -35,6 +36,10 @@ const MOSTS: [(u64, u64); 13] = [
     (2, 8),
 ];
 
+/// What is said where shared memory has no room for a tile, or for a note of all channels.
+const TOO_LARGE: &str =
+    "its window or channels are more than blocks of threads have room for; compile with --sparse force=csr";
+
 /// Numbers of channels brought together; the source calls it STAGES_MOST.
 const STAGES: u64 = 2048;
 
@@ -42,15 +47,8 @@ const STAGES: u64 = 2048;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Extents {
-    channels: u32,
-    height: u32,
-    width: u32,
-    filters: u32,
-    out_height: u32,
-    out_width: u32,
+    planes: planes::Extents,
     groups: u32,
-    top: i32,
-    left: i32,
     tiles_across: Divisor,
 }
 
@@ -83,69 +81,47 @@ pub(super) fn conv(
     };
     let last = x.ty.rank() == 2 || x.ty.layout == Layout::ChannelsLast;
     let problem = Problem::new(conv, &x.ty.dims, &y.ty.dims, [last, element == DType::BF16]);
-    let (groups, filters) = (shape.groups() as u64, w_dims[0]);
+    let (planes, groups) = (problem.planes, shape.groups() as u64);
     let demand = Demand { groups, blocks: room, processors: u64::from(cx.processors) };
-    let tile =
-        Tile::new(&problem, &demand).ok_or_else(|| cx.unsupported("no tile fits into shared memory"))?;
+    let tile = Tile::new(&problem, &demand).ok_or_else(|| cx.unsupported(TOO_LARGE))?;
     let [down, across] = tile.outputs();
-    let tiles = [problem.to[0].div_ceil(down), problem.to[1].div_ceil(across)];
-    let pad = |i: usize| conv.before.get(i).map_or(Ok(0), |&p| cx.count(p).map(|p| p as i32));
+    let tiles = [planes.to[0].div_ceil(down), planes.to[1].div_ceil(across)];
     let extents = Extents {
-        channels: cx.count(problem.channels)?,
-        height: cx.count(problem.from[0])?,
-        width: cx.count(problem.from[1])?,
-        filters: cx.count(filters)?,
-        out_height: cx.count(problem.to[0])?,
-        out_width: cx.count(problem.to[1])?,
+        planes: planes.extents(cx)?,
         groups: cx.count(groups)?,
-        top: pad(0)?,
-        left: pad(1)?,
         tiles_across: Divisor::new(tiles[1]),
     };
-    // Indices within an image have 31 bits, and so have those of blocks.
-    cx.count(problem.channels * problem.from[0] * problem.from[1])?;
+    // Indices of blocks have 31 bits.
     cx.count(room)?;
-    if problem.channels.div_ceil(tile.channels) > STAGES {
-        return Err(cx.unsupported(format!("{} channels", problem.channels)));
-    }
     let name = |ty: DType| if ty == DType::BF16 { "bf16" } else { "float" };
-    let whole = last && problem.channels.is_multiple_of(problem.width());
-    let numbers = [problem.kernel, problem.strides, problem.dilations, [tile.high, tile.line]].concat();
-    let numbers: Vec<String> = numbers
-        .iter()
-        .chain(&[tile.rows, tile.each, tile.tiles, tile.channels, tile.slots])
-        .map(u64::to_string)
-        .collect();
-    let arguments =
-        format!("{}, {}, {}, {last}, {whole}", name(x.ty.dtype), name(y.ty.dtype), numbers.join(", "));
+    let whole = last && planes.channels.is_multiple_of(problem.width());
+    let numbers = [tile.high, tile.line, tile.rows, tile.each, tile.tiles, tile.channels, tile.slots];
+    let types = [x.ty.dtype, y.ty.dtype].map(name).join(", ");
+    let arguments = format!(
+        "{types}, {}, {}, {last}, {whole}",
+        planes.arguments(),
+        numbers.map(|n| n.to_string()).join(", ")
+    );
     let kernel = Kernel::instance(Source::SparseBlocks, "SPARSE_BLOCKS", &arguments);
     let head = (groups + 1 + room).next_multiple_of(4);
     let operand = |i: usize| if cx.spec.inputs.len() > i { cx.real(i).map(|o| o.ptr) } else { Ok(0) };
     let (bias, added) = (operand(2)?, operand(3)?);
-    let grid = [cx.count(tiles[0] * tiles[1])?, cx.count(groups.div_ceil(tile.rows * tile.each))?];
-    if grid[1] > 0xffff {
-        return Err(cx.unsupported(format!("{filters} filters")));
-    }
-    let (from, to) = (Image::new(x.ty), Image::new(y.ty));
+    let grid = [tiles[0] * tiles[1], groups.div_ceil(tile.rows * tile.each)];
     let shared = cx.count(problem.shared(&tile))?;
-    let mut image = 0;
-    while image < problem.images {
-        // A grid's third extent has 16 bits.
-        let images = (problem.images - image).min(0xffff);
-        let moved = |at: u64, i: &Image, ty: DType| at + image * i.channels * i.plane * ty.bytes();
+    for (image, images) in parts_of(planes.images, GRID) {
+        let [from, to] = planes.bytes(image, [x.ty.dtype.bytes(), y.ty.dtype.bytes()]);
         let args = Args::new()
-            .ptr(moved(x.ptr, &from, x.ty.dtype))
+            .ptr(x.ptr + from)
             .ptr(packed.ptr)
             .ptr(packed.ptr + 4 * (groups + 1))
             .ptr(packed.ptr + 4 * head)
             .ptr(bias)
-            .ptr(if added == 0 { 0 } else { moved(added, &to, y.ty.dtype) })
-            .ptr(moved(y.ptr, &to, y.ty.dtype))
+            .ptr(if added == 0 { 0 } else { added + to })
+            .ptr(y.ptr + to)
             .u32(u32::from(relu))
             .pod(&extents);
-        let grid = [grid[0], grid[1], images as u32];
+        let grid = cx.grid(grid, images)?;
         cx.push(Step { kernel: kernel.clone(), grid, block: THREADS, shared, args });
-        image += images;
     }
     Ok(())
 }
@@ -153,49 +129,23 @@ pub(super) fn conv(
 /// A convolution as the kernel sees it.
 #[derive(Clone, Copy, Debug)]
 struct Problem {
-    /// Images that are apart.
-    images: u64,
-    channels: u64,
-    from: [u64; 2],
-    to: [u64; 2],
-    kernel: [u64; 2],
-    strides: [u64; 2],
-    dilations: [u64; 2],
+    planes: Planes,
     /// Bytes of an element.
     size: u64,
 }
 
 impl Problem {
     fn new(conv: &ConvAttrs, x: &Dims, y: &Dims, [last, narrow]: [bool; 2]) -> Self {
-        let (images, channels, size) = (x[0], x[1], if narrow { 2 } else { 4 });
-        let line = |images: u64, plane: u64| {
-            let [from, to] = [[1, plane]; 2];
-            let ones = [1; 2];
-            Self { images, channels, from, to, kernel: ones, strides: ones, dilations: ones, size }
-        };
+        let size = if narrow { 2 } else { 4 };
+        let line = |positions: u64| Planes::line(1, x[1], y[1], positions);
         if conv.kernel.is_empty() {
-            return line(1, images);
+            return Self { planes: line(x[0]), size };
         }
-        let flat = conv.kernel.iter().all(|&k| k == 1)
-            && conv.strides.iter().all(|&s| s == 1)
-            && conv.before.iter().chain(&conv.after).all(|&p| p == 0);
-        if flat {
-            // Without neighbours all positions are one long row, where images lie behind each other.
-            let plane = x[2] * x[3];
-            let all = last && images.saturating_mul(plane).saturating_mul(channels) < LIMIT;
-            return if all { line(1, images * plane) } else { line(images, plane) };
-        }
-        let pair = |of: &Dims, at: usize| [of[at], of[at + 1]];
-        Self {
-            images,
-            channels,
-            from: pair(x, 2),
-            to: pair(y, 2),
-            kernel: pair(&conv.kernel, 0),
-            strides: pair(&conv.strides, 0),
-            dilations: pair(&conv.dilations, 0),
-            size,
-        }
+        let planes = Planes::new(conv, x, y);
+        // Without neighbours all positions are one long row, where images lie behind each other.
+        let all = planes.images.saturating_mul(planes.to[1]);
+        let fits = all.saturating_mul(planes.channels.max(planes.filters)) < LIMIT;
+        Self { planes: if last && planes.is_line() && fits { line(all) } else { planes }, size }
     }
 
     /// Elements of 16 bytes.
@@ -203,26 +153,19 @@ impl Problem {
         16 / self.size
     }
 
-    /// Positions of the input that a tile reads, down and across.
-    fn positions(&self, tile: &Tile) -> [u64; 2] {
-        let outputs = tile.outputs();
-        [0, 1].map(|i| {
-            let leap = if self.kernel[i] == 1 { 1 } else { self.strides[i] };
-            (outputs[i] - 1) * leap + (self.kernel[i] - 1) * self.dilations[i] + 1
-        })
-    }
-
     /// Shared memory of a tile: in each slot the lines of positions with their channels, then where
-    /// each position is. The source has the same sums.
+    /// each position is. The source has the same sums; here they are saturating.
     fn shared(&self, tile: &Tile) -> u64 {
-        let [high, wide] = self.positions(tile);
+        let [high, wide] = self.planes.reach(tile.outputs());
         let (spread, odd) = match tile.high {
             1 => (1, 8),
             8 => (2, 1),
             _ => (8, 8 / tile.high),
         };
-        let apart = wide + (odd + spread - wide % spread) % spread;
-        tile.slots * high * apart * (tile.channels * self.size + 16) + 4 * high * wide
+        let apart = wide.saturating_add((odd + spread - wide % spread) % spread);
+        let pitch = tile.slots * (tile.channels * self.size + 16);
+        let places = high.saturating_mul(wide).saturating_mul(4);
+        high.saturating_mul(apart).saturating_mul(pitch).saturating_add(places)
     }
 }
 
@@ -267,11 +210,15 @@ impl Tile {
                     all.is_multiple_of(l) && (tiles.is_multiple_of(l) || l.is_multiple_of(tiles))
                 }) {
                     // Outputs without neighbours are one line.
-                    for high in [1, 2, 4, 8].into_iter().filter(|&h| p.to[0] > 1 || (h, line) == (1, all)) {
+                    for high in
+                        [1, 2, 4, 8].into_iter().filter(|&h| p.planes.to[0] > 1 || (h, line) == (1, all))
+                    {
                         for bytes in [64, 128, 256] {
                             let tile =
                                 Self { high, line, rows, each, tiles, channels: bytes / p.size, slots: 3 };
-                            let fits = |t: &Self| p.shared(t) <= SHARED;
+                            let fits = |t: &Self| {
+                                p.shared(t) <= SHARED && p.planes.channels.div_ceil(t.channels) <= STAGES
+                            };
                             let Some(way) = [tile, Self { slots: 2, ..tile }].into_iter().find(fits) else {
                                 continue;
                             };
@@ -296,13 +243,13 @@ impl Tile {
     fn time(&self, p: &Problem, demand: &Demand) -> f64 {
         let [down, across] = self.outputs();
         let groups = (self.rows * self.each).min(demand.groups);
-        let blocks = p.images
-            * p.to[0].div_ceil(down)
-            * p.to[1].div_ceil(across)
+        let blocks = p.planes.images
+            * p.planes.to[0].div_ceil(down)
+            * p.planes.to[1].div_ceil(across)
             * demand.groups.div_ceil(self.rows * self.each);
         let share = demand.blocks as f64 / demand.groups as f64;
-        let all = (p.channels.div_ceil(BLOCK as u64) * p.kernel[0] * p.kernel[1]) as f64;
-        let stages = p.channels.div_ceil(self.channels) as f64;
+        let all = (p.planes.channels.div_ceil(BLOCK as u64) * p.planes.kernel[0] * p.planes.kernel[1]) as f64;
+        let stages = p.planes.channels.div_ceil(self.channels) as f64;
         // Channels that none of the lists has are skipped.
         let items = groups as f64 * all / stages;
         let stages = stages * (1.0 - (1.0 - (share / all).min(1.0)).powf(items)).max(0.0);
@@ -314,7 +261,7 @@ impl Tile {
         let uneven = if self.rows > 1 { 0.5 / each.max(1.0).sqrt() } else { 0.0 };
         let products =
             share * groups as f64 * columns as f64 * (4.0 * reads + 12.0) * (1.0 + uneven) + 60.0 * stages;
-        let [high, wide] = p.positions(self);
+        let [high, wide] = p.planes.reach(self.outputs());
         let bytes = stages * (high * wide * self.channels * p.size) as f64;
         let results = (down * across * groups * BLOCK as u64 * p.size) as f64;
         let work = products.max(bytes / 40.0) + 0.3 * products.min(bytes / 40.0) + results / 20.0;
@@ -362,14 +309,15 @@ mod tests {
             ] {
                 let p = problem(shape, narrow);
                 for (groups, share) in [(2, 1.0), (4, 0.1), (32, 0.02), (16, 0.0)] {
-                    let all = p.channels.div_ceil(16) * p.kernel[0] * p.kernel[1] * groups;
+                    let all = p.planes.channels.div_ceil(16) * p.planes.taps() * groups;
                     let demand = Demand { groups, blocks: (all as f64 * share) as u64, processors: 132 };
                     let t = Tile::new(&p, &demand).expect("a tile");
                     assert!(p.shared(&t) <= SHARED && t.each * t.tiles <= 16, "{t:?}");
                     let [down, across] = t.outputs();
                     assert_eq!(down * across, 8 * t.tiles * WARPS / t.rows, "{t:?}");
-                    let covered = p.to[0].next_multiple_of(down) * p.to[1].next_multiple_of(across);
-                    assert!(covered <= 2 * p.to[0] * p.to[1] + 64, "{t:?} for {shape:?}");
+                    let covered =
+                        p.planes.to[0].next_multiple_of(down) * p.planes.to[1].next_multiple_of(across);
+                    assert!(covered <= 2 * p.planes.to[0] * p.planes.to[1] + 64, "{t:?} for {shape:?}");
                 }
             }
         }
@@ -378,9 +326,9 @@ mod tests {
     #[test]
     fn flat_convolutions_are_one_line() {
         let p = problem([32, 256, 56, 1, 1], false);
-        assert_eq!((p.images, p.from, p.to), (1, [1, 32 * 56 * 56], [1, 32 * 56 * 56]));
+        assert_eq!((p.planes.images, p.planes.from, p.planes.to), (1, [1, 32 * 56 * 56], [1, 32 * 56 * 56]));
         // Indices would not have room.
         let p = problem([4096, 256, 56, 1, 1], false);
-        assert_eq!((p.images, p.from), (4096, [1, 56 * 56]));
+        assert_eq!((p.planes.images, p.planes.from), (4096, [1, 56 * 56]));
     }
 }

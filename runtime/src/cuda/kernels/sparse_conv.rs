@@ -1,10 +1,11 @@
 //! Convolutions with packed weights ([`vdnn_ir::sparse`]): which tiles, and launches.
 
 use super::context::Cx;
-use super::shape::{Divisor, Image};
+use super::planes::{self, Planes};
+use super::shape::Divisor;
 use super::source::{Kernel, Source};
 use super::sparse::{PROCESSOR_WARPS, Packed};
-use super::step::Step;
+use super::step::{GRID, Step, parts_of};
 use crate::cuda::error::CudaError;
 use bytemuck::{Pod, Zeroable};
 use std::fmt;
@@ -24,14 +25,7 @@ const REGISTERS: u64 = 64 << 10;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Extents {
-    channels: u32,
-    height: u32,
-    width: u32,
-    filters: u32,
-    out_height: u32,
-    out_width: u32,
-    top: i32,
-    left: i32,
+    planes: planes::Extents,
     turns: u32,
     slabs: u32,
     relu: u32,
@@ -53,62 +47,32 @@ pub(super) fn conv(
             "of packed convolutions, those with groups or other than two axes run on the CPU only",
         ));
     }
-    let (from, to) = (Image::new(x.ty), Image::new(y.ty));
-    let flat = conv.kernel.iter().all(|&k| k == 1)
-        && conv.strides.iter().all(|&s| s == 1)
-        && conv.before.iter().chain(&conv.after).all(|&p| p == 0);
-    // Without neighbours a plane is one long row.
-    let plane = |dims: &Dims| if flat { [1, dims[2] * dims[3]] } else { [dims[2], dims[3]] };
-    let ([height, width], out) = (plane(&x.ty.dims), plane(&y.ty.dims));
+    let planes = Planes::new(conv, &x.ty.dims, &y.ty.dims);
     let last = x.ty.layout == Layout::ChannelsLast;
-    let layer = Layer {
-        window: [conv.kernel[0], conv.kernel[1]],
-        strides: [conv.strides[0], conv.strides[1]],
-        dilations: [conv.dilations[0], conv.dilations[1]],
-        channels: from.channels,
-        filters: to.channels,
-        out,
-        images: from.images,
-        entries: room as f64 / to.channels.max(1) as f64,
-        last,
-    };
+    let layer = Layer { planes, entries: room as f64 / planes.filters.max(1) as f64, last };
     let Some(way) = layer.best(u64::from(cx.processors)) else {
-        return Err(cx.unsupported("a window that reads more than shared memory has room for"));
+        return Err(cx.unsupported(
+            "a window that reads more than shared memory has room for; compile with --sparse off",
+        ));
     };
-    let tiles = [out[1].div_ceil(way.across), out[0].div_ceil(way.down())];
-    let pad = |i: usize| cx.count(conv.before[i]).map(|p| p as i32);
+    let tiles = [planes.to[1].div_ceil(way.across), planes.to[0].div_ceil(way.down())];
     let extents = Extents {
-        channels: cx.count(from.channels)?,
-        height: cx.count(height)?,
-        width: cx.count(width)?,
-        filters: cx.count(to.channels)?,
-        out_height: cx.count(out[0])?,
-        out_width: cx.count(out[1])?,
-        top: pad(0)?,
-        left: pad(1)?,
+        planes: planes.extents(cx)?,
         turns: way.turns as u32,
         slabs: layer.slabs(&way) as u32,
         relu: u32::from(relu),
         tiles_across: Divisor::new(tiles[0]),
     };
-    // Indices within an image have 32 bits, and a grid's third extent 16.
-    cx.count(from.channels * from.plane)?;
-    cx.count(to.channels * to.plane)?;
     cx.count(w_dims.iter().product::<u64>().saturating_mul(2))?;
-    let window = [layer.window, layer.strides, layer.dilations].concat();
-    let words: Vec<String> = window.iter().map(u64::to_string).collect();
-    let kernel =
-        Kernel::instance(Source::SparseConv, "SPARSE_CONV", &format!("{}, {way}, {last}", words.join(", ")));
-    let grid = [cx.count(tiles[0] * tiles[1])?, cx.count(to.channels.div_ceil(way.filters()))?];
-    let mut image = 0;
-    while image < from.images {
-        let images = (from.images - image).min(0xffff);
-        let at = |base: u64, i: &Image| base + 4 * image * i.channels * i.plane;
-        let added = if added == 0 { 0 } else { at(added, &to) };
-        let args = weights.args(at(x.ptr, &from), at(y.ptr, &to)).ptr(added).pod(&extents);
-        let (grid, block) = ([grid[0], grid[1], images as u32], 32 * way.warps as u32);
+    let arguments = format!("{}, {way}, {last}", planes.arguments());
+    let kernel = Kernel::instance(Source::SparseConv, "SPARSE_CONV", &arguments);
+    let blocks = [tiles[0] * tiles[1], planes.filters.div_ceil(way.filters())];
+    for (image, images) in parts_of(planes.images, GRID) {
+        let [from, to] = planes.bytes(image, [4; 2]);
+        let added = if added == 0 { 0 } else { added + to };
+        let args = weights.args(x.ptr + from, y.ptr + to).ptr(added).pod(&extents);
+        let (grid, block) = (cx.grid(blocks, images)?, 32 * way.warps as u32);
         cx.push(Step { kernel: kernel.clone(), grid, block, shared: layer.shared(&way) as u32, args });
-        image += images;
     }
     Ok(())
 }
@@ -116,13 +80,7 @@ pub(super) fn conv(
 /// What a choice depends on.
 #[derive(Clone, Copy, Debug)]
 struct Layer {
-    window: [u64; 2],
-    strides: [u64; 2],
-    dilations: [u64; 2],
-    channels: u64,
-    filters: u64,
-    out: [u64; 2],
-    images: u64,
+    planes: Planes,
     /// Weights of a filter that are not zero.
     entries: f64,
     last: bool,
@@ -167,38 +125,35 @@ impl Way {
 
 impl Layer {
     fn slabs(&self, way: &Way) -> u64 {
-        self.channels.div_ceil(way.slab)
+        self.planes.channels.div_ceil(way.slab)
     }
 
-    /// Rows and columns of input that a tile reads: `Tile` of the source.
-    fn extent(&self, way: &Way) -> [u64; 2] {
-        std::array::from_fn(|i| {
-            let leap = if self.window[i] == 1 { 1 } else { self.strides[i] };
-            ([way.down(), way.across][i] - 1) * leap + (self.window[i] - 1) * self.dilations[i] + 1
-        })
-    }
-
-    /// Elements of a slab in shared memory: `Tile::size` of the source.
+    /// Elements of a slab in shared memory: `Tile::size` of the source. Saturating.
     fn size(&self, way: &Way) -> u64 {
-        let [rows, columns] = self.extent(way);
+        let [rows, columns] = self.planes.reach([way.down(), way.across]);
         let unit = if self.last { way.slab + 1 } else { 1 };
-        let spread = way.across < 32 && self.strides == [1, 1];
-        let odd = if spread { (way.across * unit + 32 - columns * unit % 32) % 32 } else { 0 };
-        rows * (columns * unit + odd) * if self.last { 1 } else { way.slab }
+        let spread = way.across < 32 && self.planes.strides == [1, 1];
+        let odd = if spread { (way.across * unit + 32 - columns % 32 * unit % 32) % 32 } else { 0 };
+        let row = columns.saturating_mul(unit).saturating_add(odd);
+        rows.saturating_mul(row).saturating_mul(if self.last { 1 } else { way.slab })
     }
 
     /// Dynamic shared memory of a block, in bytes.
     fn shared(&self, way: &Way) -> u64 {
-        (way.stages * self.size(way)).div_ceil(4) * 16 + way.warps * 256
+        way.stages
+            .saturating_mul(self.size(way))
+            .div_ceil(4)
+            .saturating_mul(16)
+            .saturating_add(way.warps * 256)
     }
 
     /// The ways that have room, each kind of tile with turns that leave some blocks for all
     /// multiprocessors.
     fn ways(&self) -> impl Iterator<Item = Way> + '_ {
-        let flat = self.out[0] == 1;
+        let (planes, flat) = (&self.planes, self.planes.to[0] == 1);
         let runs = [8, 4, 2, 1].into_iter();
         let shapes = runs.flat_map(move |run| {
-            let across: &[u64] = match self.out[1] {
+            let across: &[u64] = match planes.to[1] {
                 _ if flat => &[32 * 8, 32 * 4, 64, 32],
                 0..=8 => &[8],
                 9..=16 => &[16, 8],
@@ -210,7 +165,7 @@ impl Layer {
                 .filter(move |a| if flat { **a == 32 * run } else { **a <= 32 * run })
                 .map(move |a| (run, *a))
         });
-        let all = self.channels.next_power_of_two().max(8);
+        let all = planes.channels.next_power_of_two().max(8);
         let slabs = move || [8, 16, 32, 64, 128, 256, 512].into_iter().filter(move |s| *s <= all);
         shapes
             .flat_map(move |(run, across)| slabs().map(move |slab| (run, across, slab)))
@@ -218,10 +173,10 @@ impl Layer {
             .flat_map(|(run, across, slab, warps)| [8, 4, 2, 1].map(|each| (run, across, slab, warps, each)))
             .filter(|&(run, .., warps, each)| run * each <= 64 && !(warps == 16 && run * each > 32))
             .flat_map(move |(run, across, slab, warps, each)| {
-                let stages = if self.channels > slab { 2 } else { 1 };
+                let stages = if planes.channels > slab { 2 } else { 1 };
                 [1, 2, 4, 8].map(|turns| Way { across, run, slab, warps, each, stages, turns })
             })
-            .filter(|way| way.turns == 1 || way.warps * way.each * (way.turns - 1) < self.filters)
+            .filter(|way| way.turns == 1 || way.warps * way.each * (way.turns - 1) < planes.filters)
             .filter(|way| self.shared(way) <= SHARED)
     }
 
@@ -240,8 +195,9 @@ impl Layer {
     /// Clock cycles that a launch takes, roughly. A multiprocessor serves one access to shared memory a
     /// cycle, or the copies of 32 bytes; a warp by itself waits for each.
     fn cycles(&self, way: &Way, processors: u64) -> f64 {
-        let tiles = self.out[1].div_ceil(way.across) * self.out[0].div_ceil(way.down());
-        let blocks = self.images * tiles * self.filters.div_ceil(way.filters());
+        let p = &self.planes;
+        let tiles = p.to[1].div_ceil(way.across) * p.to[0].div_ceil(way.down());
+        let blocks = p.images * tiles * p.filters.div_ceil(way.filters());
         let registers = (way.run * way.each + 2 * way.each + 40).next_multiple_of(8);
         let resident = (PROCESSOR_SHARED / (self.shared(way) + 1024))
             .min(PROCESSOR_WARPS / way.warps)
@@ -251,11 +207,11 @@ impl Layer {
         let rounds = blocks.div_ceil(processors * resident) as f64;
         let slabs = self.slabs(way) as f64;
         let loads = if slabs > 1.0 { slabs * way.turns as f64 } else { 1.0 };
-        let [rows, columns] = self.extent(way);
-        let bring = loads * (rows * columns * way.slab.min(self.channels)) as f64 * 4.0 / 32.0;
+        let [rows, columns] = p.reach([way.down(), way.across]);
+        let bring = loads * (rows * columns * way.slab.min(p.channels)) as f64 * 4.0 / 32.0;
         let (warps, run) = (way.warps as f64, way.run as f64);
         // Of one warp, over all its turns.
-        let filters = (way.each * way.turns).min(self.filters) as f64;
+        let filters = (way.each * way.turns).min(p.filters) as f64;
         let chunks = filters * slabs * (1.0 + (self.entries / slabs / 32.0).floor());
         let served = filters * self.entries * (run + 0.75) + chunks * 12.0;
         let alone = filters * self.entries * (18.0 + run) + chunks * 90.0;
@@ -285,17 +241,20 @@ mod tests {
         let strides = [1, 2].into_iter();
         strides.flat_map(move |stride| shapes.map(|shape| (stride, shape))).flat_map(
             |(stride, [n, c, m, h, w, k])| {
-                [false, true].map(|last| Layer {
-                    window: [k, k],
-                    strides: [stride, stride],
-                    dilations: [1, 1],
-                    channels: c,
-                    filters: m,
-                    out: if k == 1 && stride == 1 { [1, h * w] } else { [h / stride, w / stride] },
-                    images: n,
-                    entries: (c * k * k) as f64 / 20.0,
-                    last,
-                })
+                let two = |v: u64| Dims::from_slice(&[v, v]);
+                let pad = two(if k == 1 { 0 } else { 1 });
+                let conv = ConvAttrs {
+                    kernel: two(k),
+                    strides: two(stride),
+                    before: pad.clone(),
+                    after: pad,
+                    dilations: two(1),
+                    groups: 1,
+                };
+                let dims = |c: u64, s: u64| Dims::from_slice(&[n, c, h / s, w / s]);
+                let planes = Planes::new(&conv, &dims(c, 1), &dims(m, stride));
+                let entries = (c * k * k) as f64 / 20.0;
+                [false, true].map(|last| Layer { planes, entries, last })
             },
         )
     }
@@ -308,15 +267,17 @@ mod tests {
                 layer.shared(&way) <= SHARED && way.across * way.down() == 32 * way.run,
                 "{layer:?}: {way:?}"
             );
-            let tiles = layer.out[1].div_ceil(way.across) * layer.out[0].div_ceil(way.down());
-            let blocks = layer.images * tiles * layer.filters.div_ceil(way.filters());
+            let p = &layer.planes;
+            let tiles = p.to[1].div_ceil(way.across) * p.to[0].div_ceil(way.down());
+            let blocks = p.images * tiles * p.filters.div_ceil(way.filters());
             assert!(blocks >= 60, "{layer:?}: {blocks} blocks of {way:?}");
         }
     }
 
     #[test]
     fn a_window_beyond_shared_memory_has_no_way() {
-        let layer = Layer { window: [99, 99], dilations: [9, 9], ..layers().next().expect("a layer") };
+        let mut layer = layers().next().expect("a layer");
+        (layer.planes.kernel, layer.planes.dilations) = ([99; 2], [9; 2]);
         assert_eq!(layer.best(132), None);
     }
 }

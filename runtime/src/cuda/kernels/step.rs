@@ -12,6 +12,14 @@ pub(super) const ITEMS: u32 = 4;
 /// Kernels divide 32-bit indices by multiplication, which is exact below this.
 pub(super) const LIMIT: u64 = 1 << 31;
 
+/// The second and third extents of a grid have 16 bits.
+pub(super) const GRID: u64 = (1 << 16) - 1;
+
+/// Cuts images into parts of at most so many: the first of each, and how many it has.
+pub(super) fn parts_of(images: u64, most: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..images.div_ceil(most)).map(move |i| (i * most, most.min(images - i * most)))
+}
+
 /// Kernel arguments in order, each at an 8-byte boundary.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Args {

@@ -1,7 +1,6 @@
 //! Times and energy on a GPU: whole steps as captured graphs, and the 3x3 convolutions one by one
 //! on the feature maps that the images give them.
 
-use super::Shared;
 use super::zeros::Layer;
 use crate::cli::{ComputeBackend, CudaArgs, CusnnArgs, DeviceName, SharedArgs};
 use crate::commands::backend::{self, Choice};
@@ -184,7 +183,7 @@ impl<'a> Device<'a> {
     fn shared(&self, options: &str) -> Result<SharedArgs, Failure> {
         let fixed = "--policy none --precision f32 --batch 1";
         let words = fixed.split_whitespace().chain(options.split_whitespace());
-        let mut shared = Shared::of(words)?;
+        let mut shared = SharedArgs::of(words)?;
         shared.gpu = self.args.gpu.clone();
         shared.device = DeviceName::Gpu(self.cuda.cuda_device.clone().unwrap_or_default());
         Ok(shared)
@@ -349,7 +348,7 @@ fn on_cpu(
     model: &load::Model,
     images: &[BTreeMap<String, Tensor>],
 ) -> Result<Vec<BTreeMap<String, Tensor>>, Failure> {
-    let options = Shared::of(["--batch", "1", "--sparse", "off"])?.options_on_cpu(Mode::Infer);
+    let options = SharedArgs::of(["--batch", "1", "--sparse", "off"])?.options_on_cpu(Mode::Infer);
     let cost = load::cost_model("cpu", Precision::F32)?;
     let plan = model.compile(None, &options, &cost).map_err(load::over_budget)?.plan;
     let threads = crate::commands::run::default_threads();
@@ -397,7 +396,7 @@ mod tests {
     fn every_way_is_options_that_the_command_line_takes() {
         for way in Way::ALL {
             let words = way.options().split_whitespace();
-            assert!(Shared::of(words).is_ok(), "{way:?}");
+            assert!(SharedArgs::of(words).is_ok(), "{way:?}");
         }
     }
 

@@ -20,7 +20,6 @@ use super::Artefact;
 use crate::cli::{ComputeBackend, CusnnArgs, ReproduceArgs, SharedArgs};
 use crate::commands::{bench, load};
 use crate::error::Failure;
-use clap::Parser;
 use gpu::{Device, Timed, Way};
 use images::Images;
 use std::io::Write;
@@ -44,28 +43,6 @@ struct Case {
     zeros: Zeros,
     /// Or why nothing was timed.
     timed: Result<Timed, String>,
-}
-
-/// The compile options nobody gave.
-#[derive(Parser)]
-#[command(no_binary_name = true)]
-struct Shared {
-    #[command(flatten)]
-    shared: SharedArgs,
-}
-
-impl Shared {
-    /// Those of words as on the command line.
-    fn of<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<SharedArgs, Failure> {
-        Ok(Self::try_parse_from(words)
-            .map_err(|e| {
-                let text = e.to_string();
-                Failure::user(
-                    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
-                )
-            })?
-            .shared)
-    }
 }
 
 /// Runs the command.
@@ -141,7 +118,7 @@ fn case(
     device: Result<&Device<'_>, String>,
 ) -> Result<Case, Failure> {
     let stem = Path::new(target).file_stem().map_or(target.into(), |s| s.to_string_lossy());
-    let shared = Shared::of(["--batch", "1"])?;
+    let shared = SharedArgs::of(["--batch", "1"])?;
     let options = shared.options_on_cpu(Mode::Infer);
     let model = bench::open(target, Mode::Infer, 0, &options)?;
     let graph = &model.imported.graph;

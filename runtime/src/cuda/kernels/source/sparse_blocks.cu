@@ -4,12 +4,11 @@
 // for all taps and filters, while what came before is multiplied; a warp walks over the lists of its
 // filters, whose weights come from memory in the order of its lanes. Channels that no list has are
 // not read.
-#include "common.cuh"
+#include "planes.cuh"
 
-// Extents of a convolution, the same for all its blocks.
-struct Extents {
-    u32 channels, height, width, filters, out_height, out_width, groups;
-    i32 top, left;
+struct Extents : Convolution {
+    // Of filters.
+    u32 groups;
     Divisor tiles_across;
 };
 
@@ -17,18 +16,6 @@ struct Extents {
 constexpr u32 STAGES_MOST = 2048;
 
 #ifndef VDNN_EMULATED
-extern __shared__ __align__(128) u8 dynamic_shared[];
-__device__ __forceinline__ u32 address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-// Copies 16 bytes, or writes zeros.
-__device__ __forceinline__ void copy16(u32 to, const void* from, bool in) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(in ? 16 : 0)
-                 : "memory");
-}
-__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N>
-__device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
 // Four matrices of eight rows of 16 bytes; lane i has the address of row i.
 __device__ __forceinline__ void read_matrices(u32 (&r)[4], u32 at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -106,7 +93,7 @@ struct Part {
     static __device__ __forceinline__ u32 place(u32 y, u32 x) { return (y * leap_y * apart + x * leap_x) * pitch; }
 };
 
-// One element of the result.
+// What follows the products.
 template <class T>
 struct Behind {
     const T *bias, *added;

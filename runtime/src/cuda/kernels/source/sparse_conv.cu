@@ -2,32 +2,15 @@
 // sparse convolution is that of Chen, Escort, arXiv 1802.10280). A block of threads keeps what a
 // tile of outputs reads of some channels in shared memory. A warp has filters, its lanes outputs of
 // the tile: each weight is multiplied with all of them, so what bounds a warp is one access to
-// shared memory for every 32 products. Where a weight's inputs lie is found by one lane for each of 32 weights
-// at a time, and told to the others through shared memory.
-#include "common.cuh"
+// shared memory for every 32 products. Where a weight's inputs lie is found by one lane for each of
+// 32 weights at a time, and told to the others through shared memory.
+#include "planes.cuh"
 
-// Extents of a convolution, the same for all its blocks. A block has filters in so many `turns`.
-struct Extents {
-    u32 channels, height, width, filters, out_height, out_width;
-    i32 top, left;
+// A block has filters in so many `turns`.
+struct Extents : Convolution {
     u32 turns, slabs, relu;
     Divisor tiles_across;
 };
-
-#ifndef VDNN_EMULATED
-extern __shared__ __align__(16) u8 dynamic_shared[];
-// Copies an element, or writes zero.
-__device__ __forceinline__ void copy4(float* to, const float* from, bool in) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from),
-                 "r"(in ? 4 : 0)
-                 : "memory");
-}
-__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N>
-__device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
-#endif
 
 // A tile: ACROSS outputs next to each other, RUN for each lane; SLAB channels of what they read.
 template <u32 KY, u32 KX, u32 SY, u32 SX, u32 DY, u32 DX, u32 ACROSS, u32 RUN, u32 SLAB, bool LAST>

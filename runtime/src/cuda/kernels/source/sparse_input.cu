@@ -3,12 +3,9 @@
 // channels: it lists the inputs of a channel that are not zero, by ballots, and adds each to the
 // outputs that it reaches, whose registers a switch over its position knows. A channel with so many
 // of them that the switch costs more than it saves is multiplied whole; each warp decides for itself.
-#include "common.cuh"
+#include "planes.cuh"
 
-// Extents of a convolution, the same for all its blocks.
-struct Extents {
-    u32 channels, height, width, filters, out_height, out_width;
-    i32 top, left;
+struct Extents : Convolution {
     // Quads of channels of a block, and tiles of an image.
     u32 quads, tiles;
     // Ends with a ReLU.

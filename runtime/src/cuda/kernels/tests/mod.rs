@@ -6,6 +6,7 @@ mod cases;
 mod emulator;
 mod pack;
 mod pyramids;
+mod zeros;
 
 use super::compile::{compile, options};
 use super::source::{Kernel, Source};
