@@ -61,7 +61,7 @@ variants!(Op, op_name, OPS: [
     Fill ConvDgrad ConvWgrad MaxPoolGrad AvgPoolGrad BatchNormGrad BatchNormInferGrad LrnGrad UnaryGrad
     SoftmaxGrad LogSoftmaxGrad SliceGrad SoftmaxCrossEntropyGrad NegativeLogLikelihoodGrad SgdUpdate
     Gather PackSparse SparseConv SparseInputConv AddSlice BatchNormInferRelu BatchNormApplyRelu BatchNormTrainRelu BatchNormReluGrad
-    BatchNormTrainReluJoined BatchNormReluGradJoined ConvEpilogue Pyramid Relayout Cast OffloadStart OffloadDone PrefetchStart PrefetchDone
+    BatchNormTrainReluJoined BatchNormReluGradJoined ConvEpilogue Pyramid Elementwise Relayout Cast OffloadStart OffloadDone PrefetchStart PrefetchDone
 ]);
 variants!(UnaryKind, unary_name, UNARY: [
     Relu LeakyRelu Clip Sigmoid HardSigmoid HardSwish Tanh Elu Exp Log Sqrt Neg Abs Reciprocal Affine PowConst

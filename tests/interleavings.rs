@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use vdnn_interp::interpret;
 use vdnn_ir::{Graph, Mode, Tensor};
+use vdnn_passes::streams::Streams;
 use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
-use vdnn_plan::Plan;
+use vdnn_plan::{Command, Plan};
 use vdnn_runtime::cpu::kernels::CpuKernels;
 use vdnn_runtime::cpu::{CpuMode, CpuOptions};
 use vdnn_runtime::executor::Executor;
@@ -121,6 +122,44 @@ fn random_graphs_give_the_interpreters_bytes_under_every_policy_and_interleaving
     assert!(runs >= 1000, "only {runs} runs");
 }
 
+/// An inference of a random network on several compute streams.
+fn spread(seed: u64, streams: u32) -> (Graph, Plan) {
+    let graph = random_cnn(seed);
+    let batch = graph.ty(graph.inputs()[0]).dims[0];
+    let mut options = harness::options(Mode::Infer, Policy::None, AlgoMode::Dynamic);
+    options.streams = Streams::Count(streams);
+    options.elide_waits = !seed.is_multiple_of(4);
+    options.fuse = [Fuse::Off, Fuse::Epilogue][(seed % 2) as usize];
+    let plan = harness::compile(&graph, batch, &options).plan;
+    (graph, plan)
+}
+
+#[test]
+fn branches_on_several_compute_streams_give_the_bytes_of_one() {
+    let (mut several, mut waits) = (0, 0);
+    for seed in 0..GRAPHS {
+        let params = random_params(&random_cnn(seed), seed);
+        let mut want = None;
+        for streams in [1, 2, 4] {
+            let (graph, plan) = spread(seed, streams);
+            let inputs = random_inputs(&graph, seed);
+            several += u64::from(plan.compute_streams() > 1);
+            waits += plan.commands.iter().filter(|c| matches!(c, Command::Wait { .. })).count();
+            let text = plan.to_string();
+            assert_eq!(vdnn_plan::parse_plan(&text).expect("own text"), plan);
+            let modes = (0..3).map(|i| CpuMode::Interleaved { seed: seed + 7919 * i });
+            for mode in [CpuMode::Serial, CpuMode::Threads].into_iter().chain(modes) {
+                let cpu = CpuOptions { threads: 1, mode, poison: true };
+                let executor = harness::executor(plan.clone(), &params, cpu);
+                let got = step(executor, &plan, &inputs).expect("a step");
+                let want = want.get_or_insert_with(|| got.clone());
+                assert!(*want == got, "graph {seed} on {streams} streams, {mode:?}: other bytes");
+            }
+        }
+    }
+    assert!(several > GRAPHS / 4 && waits > 100, "only {several} plans on several streams, {waits} waits");
+}
+
 /// A mutation changes meaning if any interleaving alters an output byte (poison included).
 #[test]
 #[expect(clippy::print_stderr, reason = "the counts are the result")]
@@ -131,8 +170,11 @@ fn every_mutation_that_changes_meaning_is_rejected() {
     while mutated < MUTATIONS && attempt < 4 * MUTATIONS {
         let seed = attempt % 40;
         let policy = [Policy::All, Policy::Conv, Policy::None][(attempt % 3) as usize];
+        let (graph, plan) = match attempt % 4 {
+            3 => spread(seed, 2 + (attempt % 3) as u32),
+            _ => compiled(seed, policy, SyncMode::Event),
+        };
         attempt += 1;
-        let (graph, plan) = compiled(seed, policy, SyncMode::Event);
         let params = random_params(&graph, seed);
         let inputs = inputs(&plan, &graph, seed);
         let reference = step(

@@ -20,7 +20,6 @@ use vdnnc::driver::{self, Compiled, NoPlan};
 use vdnnc::measuring::{Kernel, KernelTimer, TimerError};
 use vdnnc::options::CompileOptions;
 use vdnnc::slicing::{self, Slices};
-use vdnnc::timing::Timings;
 
 const GRAPHS: u64 = 60;
 
@@ -34,8 +33,7 @@ fn options(precision: Precision, fuse: Fuse) -> CompileOptions {
 
 /// The joint graph without pyramids.
 fn layers(graph: &Graph, options: &CompileOptions, cost: &CostModel) -> Graph {
-    let options = CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
-    slicing::joint(graph, &options, None, cost, &mut Timings::default()).expect("a joint graph")
+    slicing::layers(graph, options, cost).expect("a joint graph")
 }
 
 fn row(time: u64) -> MeasuredRow {

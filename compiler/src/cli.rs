@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode, Phase};
 use vdnn_passes::fuse_pyramids::DEPTH;
+use vdnn_passes::streams::Streams;
 use vdnn_passes::{AlgoMode, Fuse, Packing, Policy, Recompute, SyncMode};
 
 /// Compiles a convolutional network into a plan of GPU memory, kernels and transfers.
@@ -153,9 +154,11 @@ pub struct SharedArgs {
     #[arg(long, value_name = "FILE")]
     pub times: Option<PathBuf>,
     /// What is fused: epilogue puts sums and ReLUs into the convolution or batch norm in
-    /// front of them; pyramid, in inference, chains of convolutions and pools into one kernel
-    /// where that is measured or predicted to be faster; all does both; auto both, but only
-    /// pyramids that were measured, or are predicted by prices fitted to measurements. Default: off, and auto where a GPU runs the plan.
+    /// front of them, and chains of elementwise ops into one kernel; pyramid, in inference,
+    /// chains of convolutions and pools into one kernel where that is measured or predicted to
+    /// be faster; all does both; auto both, but only pyramids that were measured, or are
+    /// predicted by prices fitted to measurements. Default: off, and auto where a GPU runs the
+    /// plan.
     #[arg(long, value_name = "off|auto|epilogue|pyramid|all")]
     pub fuse: Option<Fuse>,
     /// Feature maps that backward computes again instead of reading what was kept: cheap drops
@@ -171,6 +174,10 @@ pub struct SharedArgs {
     /// everything into so many. Training steps with batch norm cannot be cut.
     #[arg(long, value_name = "off|on|auto|N", default_value = "off")]
     pub micro_batch_regions: Slices,
+    /// Compute streams of an inference: a number lets independent branches run side by side on
+    /// up to so many, auto on as many as are predicted to pay, which is at small batches.
+    #[arg(long, value_name = "auto|1..4", default_value = "1")]
+    pub streams: Streams,
     /// Keep weight gradients to the end of the step (implied by --save-gradients).
     #[arg(long)]
     pub keep_gradients: bool,

@@ -6,19 +6,20 @@ use crate::pipeline;
 use crate::recorded;
 use crate::search::{Candidate, Search, lay_out};
 use crate::slicing::{self, Slices};
+use crate::streams::{self, Made, Making};
 use crate::timing::Timings;
 use std::rc::Rc;
 use std::time::Instant;
 use vdnn_cost::{CopyDir, CostModel};
 use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
-use vdnn_passes::elide::{ElideOptions, elide};
 use vdnn_passes::fuse_pyramids::{Rule, footprints};
-use vdnn_passes::lower::{LowerOptions, expected_terms, lower};
+use vdnn_passes::lower::expected_terms;
 use vdnn_passes::micro_batch::Menu;
+use vdnn_passes::streams::Lanes;
 use vdnn_passes::{AlgoMode, PassError, Policy, Recompute, Stats};
 use vdnn_plan::plan::{EngineOrigin, Header, ModelRef};
 use vdnn_plan::{Command, Plan, check::CheckStats};
-use vdnn_runtime::sim::{SimResult, simulate};
+use vdnn_runtime::sim::SimResult;
 
 /// A compilation that produced a plan within the budget.
 #[derive(Debug)]
@@ -237,8 +238,7 @@ pub fn compile(
     }
     let Err(NoPlan::TooLarge { smallest, .. }) = &found else { return found };
     let mut least = smallest.0;
-    let layers = CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
-    let layers = slicing::joint(&graph, &layers, None, cost, &mut Timings::default())?;
+    let layers = slicing::layers(&graph, options, cost)?;
     for footprint in footprints(&layers, cost) {
         match attempt(&CompileOptions { fuse_footprint: Some(footprint), ..options.clone() }) {
             Err(NoPlan::TooLarge { summary, smallest }) => {
@@ -268,6 +268,7 @@ pub fn plan_joint(
     mut timings: Timings,
 ) -> Result<Compiled, NoPlan> {
     refuse_empty(graph)?;
+    streams::refuse(options).map_err(NoPlan::Failed)?;
     // Before any placement decision, so that the checker's goal does not depend on one.
     let terms = expected_terms(graph);
     let budget = options.budget(cost.capacity());
@@ -282,7 +283,7 @@ pub fn plan_joint(
         workspace: options.workspace,
         menu: Rc::new(Menu::new(options.micro_batch)),
     };
-    let chosen = choose(&search, options, &mut timings)?;
+    let mut chosen = choose(&search, options, &mut timings)?;
     let baseline_peak = if chosen.policy == Policy::Baseline {
         chosen.layout.device_bytes
     } else {
@@ -305,29 +306,13 @@ pub fn plan_joint(
         options: recorded::of(options),
     };
     let fits = search.fits(&chosen);
-    let lower_options = LowerOptions {
-        header,
-        device_budget: options.memory.map(|_| budget),
-        host_budget: options.host_memory,
-    };
-    let internal = |e: &dyn std::fmt::Display| NoPlan::Failed(Failure::internal(e));
-    let mut plan = timings
-        .step(
-            "lower",
-            || lower(&chosen.graph, &chosen.layout, &terms, &lower_options),
-            |p| Stats::from([("commands", p.commands.len() as u64), ("buffers", p.buffers.len() as u64)]),
-        )
-        .map_err(|e| internal(&e))?;
-    plan.header.engines = engine_origin(&plan, options, cost).map_err(NoPlan::Failed)?;
-    let elide_options = ElideOptions { waits: options.elide_waits, copies: options.elide_copies };
-    timings.step(
-        "elide",
-        || Ok::<_, NoPlan>(elide(&mut plan, &elide_options)),
-        |e| Stats::from([("waits", e.waits), ("records", e.records), ("copies", e.copies)]),
-    )?;
-    let sim = timings
-        .step("simulate", || simulate(&plan, cost), |_| Stats::new())
-        .map_err(|e| internal(&format!("the plan does not simulate: {e}")))?;
+    let making = Making { terms: &terms, header: &header, options, cost };
+    let arena = options.memory.map(|_| budget);
+    let mut made = making.plan(&chosen.graph, &chosen.layout, &Lanes::single(), arena, &mut timings)?;
+    if fits {
+        made = making.on_streams(&mut chosen, made, budget, &mut timings)?;
+    }
+    let Made { mut plan, sim } = made;
     plan.predicted.step = sim.step;
     plan.predicted.compute = sim.compute;
     plan.predicted.stall = sim.stall;
@@ -356,7 +341,7 @@ pub fn plan_joint(
         compute: sim.compute,
         stall: sim.stall,
         step_lower_bound: sim
-            .compute
+            .device_time
             .max(cost.copy(CopyDir::D2h, on_link(stats.offload_bytes, stats.offload_packed)))
             .max(cost.copy(CopyDir::H2d, on_link(stats.prefetch_bytes, stats.prefetch_packed))),
         compile: Nanos::ZERO,
@@ -372,6 +357,7 @@ pub fn plan_joint(
             smallest: (smallest.layout.device_bytes, smallest.policy),
         });
     }
+    let internal = |e: &dyn std::fmt::Display| NoPlan::Failed(Failure::internal(e));
     // Never trust the planner: the proof is independent of everything above.
     let checked = timings
         .step("check", || vdnn_plan::check::check(&plan), |_| Stats::new())
@@ -383,7 +369,7 @@ pub fn plan_joint(
 
 /// Where the engines of a plan were chosen: where the times were measured, and where the plan
 /// was made that some were taken from, which must be the same.
-fn engine_origin(
+pub(crate) fn engine_origin(
     plan: &Plan,
     options: &CompileOptions,
     cost: &CostModel,

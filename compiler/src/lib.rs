@@ -18,5 +18,6 @@ pub mod search;
 pub mod several;
 pub mod slicing;
 pub mod sparsity;
+pub mod streams;
 pub mod svg;
 pub mod timing;

@@ -165,8 +165,7 @@ pub fn pyramids_of(
     if options.mode != Mode::Infer || options.fuse.pyramids().is_none() {
         return Ok(Vec::new());
     }
-    let layers = CompileOptions { fuse: options.fuse.without_pyramids(), ..options.clone() };
-    let joint = slicing::joint(imported, &layers, None, cost, &mut Timings::default())?;
+    let joint = slicing::layers(imported, options, cost)?;
     Ok(candidates(&joint, cost, options.fuse_depth))
 }
 

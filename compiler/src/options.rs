@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, ConvSchedule, Mode, NodeId};
 use vdnn_passes::sparsify::Sparse;
+use vdnn_passes::streams::Streams;
 use vdnn_passes::{AlgoMode, BatchSizes, Fuse, Packing, Policy, Recompute, SyncMode, Workspace};
 use vdnn_plan::EngineOrigin;
 
@@ -59,6 +60,8 @@ pub struct CompileOptions {
     pub fuse_footprint: Option<Bytes>,
     /// Whether the batch is cut into slices.
     pub slices: Slices,
+    /// Compute streams of an inference.
+    pub streams: Streams,
     /// Keep every weight gradient to the end of the step, as outputs `grad:NAME`.
     pub keep_gradients: bool,
     /// Remove waits that other waits imply.
@@ -70,7 +73,7 @@ pub struct CompileOptions {
 impl CompileOptions {
     /// What is fused, as the pipeline takes it.
     pub fn fusion(&self) -> Fusion {
-        Fusion { kinds: self.fuse, depth: self.fuse_depth, footprint: self.fuse_footprint }
+        Fusion { depth: self.fuse_depth, footprint: self.fuse_footprint, ..Fusion::from(self.fuse) }
     }
 
     /// Limit of the device arena on a device of this capacity.

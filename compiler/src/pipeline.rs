@@ -4,9 +4,9 @@
 //! Imported --simplify--> Simplified --nest-concats, autodiff, [keep-zeros] | [sparsify],
 //!   fold-batch-norm, mark-setup-->
 //!   [mixed-precision, fuse-epilogues, join-batch-norms, pack-weights, skip-zero-inputs,
-//!    channels-last, fuse-pyramids, slice-batch, recompute, group-updates] Joint
+//!    channels-last, fuse-pyramids, fuse-elementwise, slice-batch, recompute, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
-//!   --memory layout, lower, elide--> Plan --check--> checked Plan
+//!   --memory layout, lower, [spread,] elide--> Plan --check--> checked Plan
 //! ```
 //! The driver repeats the part after `Joint` when it searches (policy `dyn`, algorithm mode
 //! `dynamic`); the part before runs once.
@@ -19,6 +19,7 @@ use vdnn_ir::{Bytes, ConvSchedule, Graph, Layout, Mode, NodeId, Phase, Precision
 use vdnn_passes::autodiff::Autodiff;
 use vdnn_passes::channels_last::ChannelsLast;
 use vdnn_passes::fuse::FuseEpilogues;
+use vdnn_passes::fuse_elementwise::FuseElementwise;
 use vdnn_passes::fuse_pyramids::{DEPTH, FusePyramids};
 use vdnn_passes::group_updates::GroupUpdates;
 use vdnn_passes::inplace::Inplace;
@@ -44,11 +45,13 @@ pub struct Fusion {
     pub depth: usize,
     /// See [`FusePyramids::footprint`].
     pub footprint: Option<Bytes>,
+    /// Elementwise chains, too.
+    pub elementwise: bool,
 }
 
 impl From<Fuse> for Fusion {
     fn from(kinds: Fuse) -> Self {
-        Self { kinds, depth: DEPTH, footprint: None }
+        Self { kinds, depth: DEPTH, footprint: None, elementwise: kinds.epilogues() }
     }
 }
 
@@ -160,6 +163,12 @@ pub fn to_joint_by(
     {
         let Fusion { depth, footprint, .. } = fuse;
         timings.pass(&FusePyramids { depth, rule, footprint }, graph, &cx)?;
+    }
+    // After epilogues and pyramids, which take sums, ReLUs and bounds for nothing, and after
+    // layouts, which part what must not be one op; before slices, which cut the fused op like any
+    // other node.
+    if fuse.elementwise {
+        timings.pass(&FuseElementwise, graph, &cx)?;
     }
     // After autodiff, which then differentiates every layer once, and after the fused ops and
     // conversions of layouts exist, which are part of a slice like any other.

@@ -22,6 +22,7 @@ pub fn of(options: &CompileOptions) -> Vec<String> {
     add("recompute", &options.recompute);
     add("micro-batch-regions", &options.slices);
     add("micro-batch", &options.micro_batch);
+    add("streams", &options.streams);
     match options.workspace {
         Workspace::Planned => {}
         Workspace::Limit(Bytes(limit)) => add("workspace-limit", &limit),
@@ -78,6 +79,7 @@ fn put(option: &str, options: &mut CompileOptions) -> Option<()> {
         "recompute" => set(&mut options.recompute, value),
         "micro-batch-regions" => set(&mut options.slices, value),
         "micro-batch" => set(&mut options.micro_batch, value),
+        "streams" => set(&mut options.streams, value),
         "workspace-limit" => {
             options.workspace = Workspace::Limit(Bytes(value.parse().ok()?));
             Some(())
@@ -135,15 +137,16 @@ mod tests {
     fn what_a_plan_was_made_with_comes_back() {
         for words in [
             "--sync layer --pack-offload auto --deterministic --fuse all --fuse-depth 5 --recompute auto \
-             --micro-batch-regions 3 --micro-batch all --workspace-limit 5MiB --sparse force=csr \
+             --micro-batch-regions 3 --micro-batch all --streams auto --workspace-limit 5MiB --sparse force=csr \
              --dead-tolerance 1e-7 --keep-zeros --keep-gradients --no-elide waits --dim a=3 --dim b=4",
             "--micro-batch-regions on --workspace-total 7MiB --fuse epilogue --no-elide copies",
             "",
         ] {
             let made = given(words);
-            for others in
-                ["", "--fuse pyramid --recompute cheap --workspace-limit 1MiB --micro-batch power-of-two"]
-            {
+            for others in [
+                "",
+                "--fuse pyramid --recompute cheap --workspace-limit 1MiB --micro-batch power-of-two --streams 3",
+            ] {
                 let mut anew = given(others);
                 restore(&of(&made), &mut anew).expect("they are options");
                 assert_eq!(format!("{anew:?}"), format!("{made:?}"), "{words}");

@@ -4,7 +4,7 @@
 use crate::driver::{Compiled, NoPlan, Summary};
 use crate::error::Blame;
 use crate::options::CompileOptions;
-use crate::pipeline;
+use crate::pipeline::{self, Fusion};
 use crate::timing::Timings;
 use std::fmt;
 use std::str::FromStr;
@@ -107,9 +107,29 @@ pub fn joint(
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<Graph, PassError> {
+    joint_by(imported, options, options.fusion(), slices, cost, timings)
+}
+
+/// The joint graph of a model in which pyramids are looked for: without any, and without chains of
+/// elementwise ops, of which a pyramid takes some.
+///
+/// # Errors
+/// Those of the passes.
+pub fn layers(imported: &Graph, options: &CompileOptions, cost: &CostModel) -> Result<Graph, PassError> {
+    let fuse = Fusion { elementwise: false, ..Fusion::from(options.fuse.without_pyramids()) };
+    joint_by(imported, options, fuse, None, cost, &mut Timings::default())
+}
+
+fn joint_by(
+    imported: &Graph,
+    options: &CompileOptions,
+    fuse: Fusion,
+    slices: Option<SliceBatch>,
+    cost: &CostModel,
+    timings: &mut Timings,
+) -> Result<Graph, PassError> {
     let mut graph = imported.clone();
     let &CompileOptions { mode, keep_gradients, ref sparse, .. } = options;
-    let fuse = options.fusion();
     let recompute = match options.recompute {
         // The network-wide allocation keeps everything.
         _ if options.policy == Policy::Baseline => None,

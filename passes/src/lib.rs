@@ -6,6 +6,7 @@ pub mod channels_last;
 mod conversion;
 pub mod elide;
 pub mod fuse;
+pub mod fuse_elementwise;
 pub mod fuse_pyramids;
 pub mod group_updates;
 pub mod inplace;
@@ -25,6 +26,7 @@ pub mod select_conv;
 pub mod simplify;
 pub mod slice_batch;
 pub mod sparsify;
+pub mod streams;
 
 pub use options::{AlgoMode, BatchSizes, Fuse, Packing, Policy, Recompute, SyncMode, Workspace};
 pub use pass::{Outcome, Pass, PassCtx, PassError, Stats};

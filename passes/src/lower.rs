@@ -1,4 +1,5 @@
-//! Graph and layout to plan: one command list over up to three streams.
+//! Graph and layout to plan: one command list over up to three streams, one of them of compute
+//! ([`crate::streams`] makes more of it).
 //!
 //! Compute nodes become launches in program order. A transfer's *start* records where
 //! compute is, lets the copy stream wait for that and issues the copy; its *done* lets compute

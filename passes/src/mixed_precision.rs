@@ -106,6 +106,7 @@ fn want(op: &Op, i: usize) -> Want {
         Op::Unary(_)
         | Op::UnaryGrad(_)
         | Op::Binary(_)
+        | Op::Elementwise(_)
         | Op::Reduce { .. }
         | Op::Concat { .. }
         | Op::Split { .. }

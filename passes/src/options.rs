@@ -153,8 +153,8 @@ named_enum!(
         /// Epilogues, and the pyramids of an inference that were measured to be faster, or are predicted
         /// to be by prices that are fitted to measurements.
         Auto = "auto",
-        /// Sums and ReLUs into the convolution or batch norm in front of them, and the optimizer
-        /// steps of small weights into one.
+        /// Sums and ReLUs into the convolution or batch norm in front of them, chains of elementwise
+        /// ops and the optimizer steps of small weights into one.
         Epilogue = "epilogue",
         /// Chains of convolutions and pools of an inference, where one kernel is measured or
         /// predicted to be faster.

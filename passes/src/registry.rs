@@ -6,6 +6,7 @@
 use crate::autodiff::Autodiff;
 use crate::channels_last::ChannelsLast;
 use crate::fuse::FuseEpilogues;
+use crate::fuse_elementwise::FuseElementwise;
 use crate::fuse_pyramids::{DEPTH, FusePyramids, Rule};
 use crate::group_updates::GroupUpdates;
 use crate::inplace::Inplace;
@@ -64,6 +65,7 @@ pub const PASSES: &[Entry] = &[
             Ok(Box::new(FusePyramids { depth, rule, footprint }))
         },
     },
+    Entry { name: "fuse-elementwise", make: |_| Ok(Box::new(FuseElementwise)) },
     Entry {
         name: "slice-batch",
         make: |o| {

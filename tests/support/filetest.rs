@@ -30,9 +30,10 @@ use vdnn_ir::parse::parse_graph;
 use vdnn_ir::verify::verify;
 use vdnn_passes::elide::{ElideOptions, Elided, elide};
 use vdnn_passes::lower::{ExpectedTerms, LowerOptions, expected_terms, lower};
-use vdnn_passes::memory::{LayoutOptions, layout};
+use vdnn_passes::memory::{LayoutOptions, layout, layout_on};
 use vdnn_passes::pass::{PassCtx, run_pass};
 use vdnn_passes::registry;
+use vdnn_passes::streams::{Lanes, assign, spread};
 use vdnn_plan::Header;
 
 /// The environment variable that rewrites expectations.
@@ -165,7 +166,7 @@ impl FileTest {
         }
         match self.commands.last() {
             Some(Command::Layout(text)) => out.push_str(&placed(&graph, text)?),
-            Some(Command::Plan(text)) => out.push_str(&lowered(&graph, &expected, text)?),
+            Some(Command::Plan(text)) => out.push_str(&lowered(&graph, &expected, text, &cost)?),
             _ => out.push_str(&printed),
         }
         out.push_str(&stats);
@@ -206,9 +207,16 @@ fn placed(graph: &Graph, options: &str) -> Result<String, String> {
 }
 
 /// The plan from its buffers on, checked, and what elision removed. Options: `baseline`,
-/// `waits` and `copies` (what to elide; nothing unless `true`).
-fn lowered(graph: &Graph, expected: &ExpectedTerms, options: &str) -> Result<String, String> {
-    let layout = layout(graph, &LayoutOptions { baseline: on(options, "baseline") });
+/// `waits` and `copies` (what to elide; nothing unless `true`), `streams` (at most two compute
+/// streams).
+fn lowered(
+    graph: &Graph,
+    expected: &ExpectedTerms,
+    options: &str,
+    cost: &CostModel,
+) -> Result<String, String> {
+    let lanes = if on(options, "streams") { assign(graph, cost, 2) } else { Lanes::single() };
+    let layout = layout_on(graph, &LayoutOptions { baseline: on(options, "baseline") }, &lanes);
     let header = Header {
         model_name: graph.name.clone(),
         mode: graph.mode,
@@ -224,6 +232,7 @@ fn lowered(graph: &Graph, expected: &ExpectedTerms, options: &str) -> Result<Str
     let how = LowerOptions { header, device_budget: None, host_budget: None };
     let layout = layout.map_err(|e| e.to_string())?;
     let mut plan = lower(graph, &layout, expected, &how).map_err(|e| e.to_string())?;
+    spread(&mut plan, &lanes);
     let elided =
         elide(&mut plan, &ElideOptions { waits: on(options, "waits"), copies: on(options, "copies") });
     vdnn_plan::check::check(&plan).map_err(|e| e.to_string())?;

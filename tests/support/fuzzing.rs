@@ -26,6 +26,7 @@ use vdnn_interp::interpret;
 use vdnn_ir::parse::parse_graph;
 use vdnn_ir::verify::verify;
 use vdnn_ir::{Bytes, Graph, Mode, Phase, Tensor, TensorType};
+use vdnn_passes::streams::Streams;
 use vdnn_passes::{AlgoMode, Fuse, Policy, SyncMode};
 use vdnn_plan::parse::parse_plan;
 use vdnn_plan::plan::{FORMAT_VERSION, ParamSource};
@@ -461,6 +462,9 @@ pub fn pipeline(data: &[u8]) {
     options.device = ["h200", "titan-x-maxwell", "cpu"][pick(30, 3)].to_owned();
     options.precision = [Precision::F32, Precision::Tf32][pick(36, 2)];
     options.fuse = [Fuse::Off, Fuse::Epilogue][pick(38, 2)];
+    if options.mode == Mode::Infer {
+        options.streams = Streams::Count(1 + pick(52, 4) as u32);
+    }
     let params = random_params(&graph, seed);
     let Some(peak) = compile_and_run(&graph, batch, &params, &options, bits) else { return };
     // Again with less memory than it took: another policy or algorithm, or a true refusal.

@@ -47,6 +47,7 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         fuse_depth: DEPTH,
         fuse_footprint: None,
         slices: Slices::Off,
+        streams: vdnn_passes::streams::Streams::Count(1),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod layers;
 mod operands;
+mod programs;
 mod pyramids;
 mod sparse;
 mod zeros;

@@ -8,6 +8,7 @@
 mod conv;
 mod division;
 pub mod measured;
+mod occupancy;
 mod profile;
 mod pyramid;
 mod rates;

@@ -183,7 +183,8 @@ fn dispatch<E: Element>(op: &Op, x: &[TensorRef<'_>], y: &mut [TensorMut<'_>]) -
         | Op::SparseConv { .. }
         | Op::ConvEpilogue { .. }
         | Op::SparseInputConv { .. }
-        | Op::Pyramid(_) => {
+        | Op::Pyramid(_)
+        | Op::Elementwise(_) => {
             return Err(KernelError::Unsupported { op: op.to_string(), why: "it runs as its parts".into() });
         }
     }

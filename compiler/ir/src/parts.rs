@@ -7,7 +7,7 @@ use crate::graph::NodeSpec;
 use crate::kernel::{KernelError, Kernels, Operand, TensorMut};
 use crate::op::infer::infer;
 use crate::op::pyramid::PartOperand;
-use crate::op::{BinaryKind, Op, SliceAttrs, UnaryKind};
+use crate::op::{BinaryKind, Op, SliceAttrs, StepOperand, UnaryKind};
 use crate::tensor::Tensor;
 use crate::types::{DType, TensorType};
 use crate::{Graph, ValueId};
@@ -42,6 +42,7 @@ pub fn is_fused(op: &Op) -> bool {
             | Op::ConvEpilogue { .. }
             | Op::SparseInputConv { .. }
             | Op::Pyramid(_)
+            | Op::Elementwise(_)
     )
 }
 
@@ -107,6 +108,18 @@ impl Parts {
                     };
                     let operands = operands.iter().map(of).collect::<Option<Vec<_>>>()?;
                     made.push(self.one(op, &operands)?);
+                }
+                made.pop().map(|y| vec![y])
+            }
+            Op::Elementwise(program) => {
+                let mut made = Vec::new();
+                for step in &program.steps {
+                    let of = |o: &StepOperand| match *o {
+                        StepOperand::X(i) => x.get(usize::from(i)).copied(),
+                        StepOperand::T(i) => made.get(usize::from(i)).copied(),
+                    };
+                    let operands = step.operands().iter().map(of).collect::<Option<Vec<_>>>()?;
+                    made.push(self.one(step.op(), &operands)?);
                 }
                 made.pop().map(|y| vec![y])
             }

@@ -58,6 +58,7 @@ impl SharedArgs {
             fuse_depth: self.fuse_depth,
             fuse_footprint: None,
             slices: self.micro_batch_regions,
+            streams: self.streams,
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),
             elide_copies: !self.no_elide.contains(&Elision::Copies),

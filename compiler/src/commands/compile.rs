@@ -103,7 +103,7 @@ fn emit_pyramids(
     let fuse = args.shared.fuse.unwrap_or(Fuse::Epilogue).without_pyramids();
     let options = CompileOptions { fuse, ..options.clone() };
     let batch = slicing::batch_of(graph);
-    let graph = driver::stop_after(graph.clone(), Phase::Joint, &options, cost)?;
+    let graph = slicing::layers(graph, &options, cost)?;
     let pyramids = pyramids::find(&graph, batch, options.fuse_depth, cost)?;
     if let Some(path) = &args.svg {
         let text = pyramids::svg(&pyramids);

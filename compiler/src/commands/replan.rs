@@ -97,7 +97,9 @@ pub fn again(
     let training = options.mode == vdnn_ir::Mode::Train;
     let model = load::referenced(plan, reference, path, &options.dims, training)?;
     // The plan states its arena's limit, the options that of the whole process.
-    let whole = plan.device.budget.map(|arena| arena.saturating_add(options.overhead));
+    let scratch = crate::streams::scratch(&options, plan.compute_streams());
+    let whole =
+        plan.device.budget.map(|arena| arena.saturating_add(options.overhead).saturating_add(scratch));
     options.memory = options.memory.or(whole);
     model.note_zeros(&mut options);
     let cost = target.cost(&model.imported.graph, &options)?;

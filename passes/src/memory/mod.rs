@@ -20,6 +20,7 @@ mod tests;
 pub use stepped::Part;
 pub use storage::{Storage, StorageId, StorageKind, Storages};
 
+use crate::streams::{self, Lanes};
 use pack::Block;
 use std::fmt::Write as _;
 use stepped::Shape;
@@ -174,7 +175,11 @@ impl Layout {
 /// # Errors
 /// If a size overflows, or updates make two parameters share bytes.
 pub fn layout(graph: &Graph, options: &LayoutOptions) -> Result<Layout, LayoutError> {
-    let Storages { all: mut storages, of, within, workspace } = storage::storages(graph, !options.baseline)?;
+    place(graph, storage::storages(graph, !options.baseline)?, options)
+}
+
+fn place(graph: &Graph, storages: Storages, options: &LayoutOptions) -> Result<Layout, LayoutError> {
+    let Storages { all: mut storages, of, within, workspace } = storages;
     let total = storages
         .values()
         .try_fold(Bytes::ZERO, |sum, s| sum.checked_add(s.bytes.align_up(ALIGNMENT)))
@@ -222,6 +227,17 @@ pub fn layout(graph: &Graph, options: &LayoutOptions) -> Result<Layout, LayoutEr
         live_profile,
         peak_position,
     })
+}
+
+/// Lays out both arenas of a scheduled graph whose nodes run on several compute streams: nobody
+/// takes over bytes of a node that it is not ordered after ([`crate::streams`]).
+///
+/// # Errors
+/// As [`layout`].
+pub fn layout_on(graph: &Graph, options: &LayoutOptions, lanes: &Lanes) -> Result<Layout, LayoutError> {
+    let mut storages = storage::storages(graph, !options.baseline)?;
+    streams::extend(graph, &mut storages, lanes);
+    place(graph, storages, options)
 }
 
 /// Live aligned device bytes at each program-order position of a scheduled graph; what

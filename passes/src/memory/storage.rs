@@ -243,8 +243,10 @@ fn weight_gradients(graph: &Graph) -> Vec<bool> {
     for (_, node) in graph.nodes().rev() {
         match &node.op {
             Op::SgdUpdate => Op::updates(&node.inputs).for_each(|[_, _, g]| is[g.index()] = true),
-            Op::Binary(vdnn_ir::op::BinaryKind::Add) | Op::Reshape { .. }
-                if node.stage == Stage::Backward && is[node.outputs[0].index()] =>
+            op @ (Op::Binary(vdnn_ir::op::BinaryKind::Add) | Op::Reshape { .. } | Op::Elementwise(_))
+                if !matches!(op, Op::Elementwise(program) if !program.is_sum())
+                    && node.stage == Stage::Backward
+                    && is[node.outputs[0].index()] =>
             {
                 for &v in &node.inputs {
                     is[v.index()] = true;

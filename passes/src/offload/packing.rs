@@ -10,13 +10,15 @@ use vdnn_ir::packed::can_pack;
 pub(super) fn pays(graph: &Graph, value: ValueId, cost: &CostModel) -> bool {
     let ty = graph.ty(value);
     let rectified = graph.def_node(value).is_some_and(|id| {
-        matches!(
-            graph.node(id).op,
-            Op::Unary(UnaryKind::Relu)
-                | Op::ConvEpilogue { relu: true, .. }
-                | Op::BatchNormTrainRelu { .. }
-                | Op::BatchNormTrainReluJoined { .. }
-        )
+        let op = &graph.node(id).op;
+        matches!(op, Op::Elementwise(program) if program.ends_in_relu())
+            || matches!(
+                op,
+                Op::Unary(UnaryKind::Relu)
+                    | Op::ConvEpilogue { relu: true, .. }
+                    | Op::BatchNormTrainRelu { .. }
+                    | Op::BatchNormTrainReluJoined { .. }
+            )
     });
     rectified
         && can_pack(ty)

@@ -157,6 +157,7 @@ fn is_cheap(node: &Node) -> bool {
     match node.op {
         Op::Unary(_)
         | Op::Binary(_)
+        | Op::Elementwise(_)
         | Op::Concat { .. }
         | Op::Split { .. }
         | Op::Slice(_)

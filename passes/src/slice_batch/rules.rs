@@ -74,9 +74,9 @@ pub(super) fn rule(graph: &Graph, node: &Node, batch: u64, rows: impl Fn(ValueId
             rule.results[0] = Part::Rows;
             rule
         }
-        Op::Binary(_) if result_rows() => {
+        Op::Binary(_) | Op::Elementwise(_) if result_rows() => {
             let rank = graph.ty(node.outputs[0]).rank();
-            let cut = (0..2).map(|i| dims(i).len() == rank && dims(i)[0] == batch).collect();
+            let cut = (0..is.len()).map(|i| dims(i).len() == rank && dims(i)[0] == batch).collect();
             Rule { cut, results: all(Part::Rows), scaled: None }
         }
         Op::Gemm { trans_a: false, .. } => {

@@ -319,6 +319,11 @@ impl Plan {
         self.commands.iter().any(Command::uses_engines)
     }
 
+    /// Number of compute streams.
+    pub fn compute_streams(&self) -> u64 {
+        self.streams.iter().filter(|&&kind| kind == StreamKind::Compute).count() as u64
+    }
+
     /// Bytes of the tensor that a copy moves: of its end on the device, which is never packed.
     pub fn copied_bytes(&self, src: BufId, dst: BufId) -> Bytes {
         let device = if self.buffers[src].space == Space::Device { src } else { dst };

@@ -7,8 +7,8 @@ use std::fmt;
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::{Bytes, Op, Precision, TensorType};
 
-/// Size of the range that all launches share as [`LaunchSpec::scratch`].
-pub(crate) const SCRATCH: Bytes = Bytes(64 << 20);
+/// Size of the scratch range that all launches of a compute stream share, outside of the arena.
+pub const SCRATCH: Bytes = Bytes(64 << 20);
 
 /// A tensor in the device arena.
 #[derive(Clone, Copy, Debug)]

@@ -32,6 +32,7 @@ pub use backend::{CudaBackend, CudaOptions};
 pub use device::{Device, DeviceFacts, DeviceSelector};
 pub use energy::Energy;
 pub use error::CudaError;
+pub use launch::SCRATCH;
 pub use launch_times::LaunchTimes;
 pub use measure::{LinkTimes, MeasureLimits, Measurer, identify};
 pub use proof::SavedParams;

@@ -1,9 +1,12 @@
 //! The simulator: a discrete-event device that runs a plan in predicted time.
 //!
 //! # The device
-//! Streams are queues that run their commands in order. Kernels share one compute engine,
-//! copies one engine per direction, as on the GPUs that vDNN (MICRO 2016, section III)
-//! uses; an engine takes the command that became ready first, ties by stream. `Record`,
+//! Streams are queues that run their commands in order. Copies share one engine per direction, as
+//! on the GPUs that vDNN (MICRO 2016, section III) uses; it takes the command that became ready
+//! first, ties by stream. Kernels of different streams run at once, each taking a share of the
+//! device ([`CostModel::occupancy`]): at full speed while the shares add up to no more than the
+//! device, else all slowed alike, so that kernels which fill the device take as long as one after
+//! the other. A kernel that waits for another compute stream loses [`CostModel::wait`]. `Record`,
 //! `Wait` and `Free` take no time, nor do slices and concats that find their rows in place. While both copy directions run, each keeps the
 //! profile's share of its rate; while copies run, kernels keep theirs (the copies use the
 //! memory the kernels read). Rates change only when an engine starts or stops, so between
@@ -16,6 +19,8 @@
 
 mod backend;
 #[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
 mod tests;
 
 pub use backend::SimBackend;
@@ -27,7 +32,7 @@ use vdnn_cost::{CopyDir, CostModel, PPM};
 use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Nanos, Op, Space, TensorType};
 use vdnn_plan::rows::{RowMoves, rows_in_place};
-use vdnn_plan::{BufId, Buffer, CmdId, Command, CopyForm, EventId, Plan, StreamId};
+use vdnn_plan::{BufId, Buffer, CmdId, Command, CopyForm, EventId, Plan, StreamId, StreamKind};
 
 /// What a step costs on the simulated device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +41,12 @@ pub struct SimResult {
     pub step: Nanos,
     /// Sum of the kernels' times, each alone on the device.
     pub compute: Nanos,
-    /// What copies add to kernels through the shared memory.
+    /// No order of the kernels takes less: their times, each by the share of the device that it
+    /// takes where there are several compute streams.
+    pub device_time: Nanos,
+    /// What copies, through the shared memory, and kernels of other streams add to kernels.
     pub contention: Nanos,
-    /// Time without a kernel: `step - compute - contention`.
+    /// Time without a kernel; with one compute stream `step - compute - contention`.
     pub stall: Nanos,
     /// Largest number of live bytes of the device arena. A byte is live from the start of
     /// the command that writes it (inputs and parameters from the start of the step) until
@@ -142,19 +150,22 @@ enum Task {
     Work {
         engine: Engine,
         time: Nanos,
+        /// Of the device, in millionths; of interest for kernels.
+        share: u64,
     },
     Free(BufId),
     /// A launch whose result lies where its operands are.
     InPlace,
     Record,
-    /// Goes on when this command, a record, has been reached.
-    Wait(CmdId),
+    /// Goes on when this command, a record, has been reached, and so much later.
+    Wait(CmdId, Nanos),
 }
 
 /// Resolves every command: prices, engines, the record each wait waits for.
 fn tasks(plan: &Plan, cost: &CostModel) -> Result<Vec<Task>, SimError> {
     let mut last_record: Vec<Option<CmdId>> = vec![None; plan.n_events as usize];
     let mut tasks = Vec::with_capacity(plan.commands.len());
+    let several = plan.compute_streams() > 1;
     for (i, command) in plan.commands.iter().enumerate() {
         let cmd = CmdId::from_index(i);
         let stream = command.stream();
@@ -173,11 +184,15 @@ fn tasks(plan: &Plan, cost: &CostModel) -> Result<Vec<Task>, SimError> {
                     Some(moves) if moves.is_empty() => Task::InPlace,
                     Some(moves) => {
                         let time = concat_of(&moves, &input_types, cost);
-                        Task::Work { engine: Engine::Compute, time }
+                        Task::Work { engine: Engine::Compute, time, share: PPM }
                     }
                     None => {
                         let time = cost.launch(op, &input_types, &output_types, algo.as_ref());
-                        Task::Work { engine: Engine::Compute, time }
+                        let share = match several {
+                            true => cost.occupancy(op, &input_types, &output_types, algo.as_ref()),
+                            false => PPM,
+                        };
+                        Task::Work { engine: Engine::Compute, time, share }
                     }
                 }
             }
@@ -193,7 +208,7 @@ fn tasks(plan: &Plan, cost: &CostModel) -> Result<Vec<Task>, SimError> {
                     CopyForm::Pack => cost.packed_copy(dir, &from.ty),
                     CopyForm::Unpack => cost.packed_copy(dir, &to.ty),
                 };
-                Task::Work { engine, time }
+                Task::Work { engine, time, share: PPM }
             }
             Command::Free { buf, .. } => {
                 buffer(*buf)?;
@@ -204,12 +219,20 @@ fn tasks(plan: &Plan, cost: &CostModel) -> Result<Vec<Task>, SimError> {
                 Task::Record
             }
             Command::Wait { event, .. } => match *event_slot(&mut last_record, cmd, *event)? {
-                Some(record) => Task::Wait(record),
+                Some(record) => {
+                    let from = plan.commands[record.index()].stream();
+                    let between = from != stream && [from, stream].iter().all(|&s| is_compute(plan, s));
+                    Task::Wait(record, if between { cost.wait() } else { Nanos::ZERO })
+                }
                 None => return Err(not_recorded(plan, cmd, *event)),
             },
         });
     }
     Ok(tasks)
+}
+
+fn is_compute(plan: &Plan, stream: StreamId) -> bool {
+    plan.streams.get(stream.index()) == Some(&StreamKind::Compute)
 }
 
 /// The time of a concat of rows that has only these operands to move.
@@ -252,6 +275,9 @@ struct Running {
     start: Nanos,
     /// Nanoseconds alone on the device, in millionths.
     left: u128,
+    engine: Engine,
+    /// Of the device.
+    share: u64,
 }
 
 /// A queue and when its first command became ready to go on.
@@ -269,10 +295,10 @@ struct Device<'a> {
     plan: &'a Plan,
     tasks: Vec<Task>,
     queues: Vec<Queue>,
-    /// By [`Engine`].
-    engines: [Option<Running>; 3],
-    /// Per command: a record that has been reached.
-    reached: Vec<bool>,
+    /// What runs: one copy per direction, one kernel per stream. In the order of starting.
+    running: Vec<Running>,
+    /// Per command: when a record was reached.
+    reached: Vec<Option<Nanos>>,
     link_share: u64,
     /// By number of running copies.
     kernel_share: [u64; 3],
@@ -283,6 +309,11 @@ struct Device<'a> {
     /// Live device bytes times nanoseconds.
     weighted: u128,
     compute: Nanos,
+    /// Millionths of a nanosecond of the whole device.
+    device_time: u128,
+    /// The kernels' times as they ran.
+    ran: Nanos,
+    /// Time with a kernel.
     busy: Nanos,
     trace: Trace,
 }
@@ -295,10 +326,10 @@ impl<'a> Device<'a> {
         }
         let mut device = Self {
             plan,
-            reached: vec![false; tasks.len()],
+            reached: vec![None; tasks.len()],
             tasks,
             queues,
-            engines: [None; 3],
+            running: Vec::new(),
             link_share: cost.link_share(),
             kernel_share: [0, 1, 2].map(|copies| cost.kernel_share(copies)),
             now: Nanos::ZERO,
@@ -306,6 +337,8 @@ impl<'a> Device<'a> {
             peak: Bytes::ZERO,
             weighted: 0,
             compute: Nanos::ZERO,
+            device_time: 0,
+            ran: Nanos::ZERO,
             busy: Nanos::ZERO,
             trace: Trace::default(),
         };
@@ -347,7 +380,9 @@ impl<'a> Device<'a> {
                 }
             }
             for engine in ENGINES {
-                moved |= self.dispatch(engine);
+                while self.dispatch(engine) {
+                    moved = true;
+                }
             }
             // An engine may have been given work of no duration.
             moved |= self.complete();
@@ -365,9 +400,9 @@ impl<'a> Device<'a> {
             Task::Free(buf) => self.set_live(buf, false),
             // Its bytes are live already.
             Task::InPlace => {}
-            Task::Record => self.reached[cmd.index()] = true,
-            Task::Wait(record) if !self.reached[record.index()] => return false,
-            Task::Wait(_) => {
+            Task::Record => self.reached[cmd.index()] = Some(self.now),
+            Task::Wait(record, delay) if !self.is_past(record, delay) => return false,
+            Task::Wait(..) => {
                 let start = self.queues[stream].since;
                 if start < self.now {
                     self.span(cmd, SpanKind::Wait, start, Bytes::ZERO);
@@ -378,6 +413,11 @@ impl<'a> Device<'a> {
         true
     }
 
+    /// True if a record was reached so long ago.
+    fn is_past(&self, record: CmdId, delay: Nanos) -> bool {
+        self.reached[record.index()].is_some_and(|at| at.saturating_add(delay) <= self.now)
+    }
+
     fn pop(&mut self, stream: usize) {
         let queue = &mut self.queues[stream];
         queue.commands.pop_front();
@@ -385,26 +425,27 @@ impl<'a> Device<'a> {
         queue.running = false;
     }
 
-    /// Gives an idle engine the command that has been ready longest.
+    /// Gives an engine that can take one the command that has been ready longest.
     fn dispatch(&mut self, engine: Engine) -> bool {
-        if self.engines[engine as usize].is_some() {
+        if engine != Engine::Compute && self.running.iter().any(|r| r.engine == engine) {
             return false;
         }
         let ready = self.queues.iter().enumerate().filter(|(_, q)| !q.running).filter_map(|(i, q)| {
             let &cmd = q.commands.front()?;
             match self.tasks[cmd.index()] {
-                Task::Work { engine: e, time } if e == engine => Some((q.since, i, cmd, time)),
+                Task::Work { engine: e, time, share } if e == engine => Some((q.since, i, cmd, time, share)),
                 _ => None,
             }
         });
-        let Some((_, stream, cmd, time)) = ready.min_by_key(|&(since, i, ..)| (since, i)) else {
+        let Some((_, stream, cmd, time, share)) = ready.min_by_key(|&(since, i, ..)| (since, i)) else {
             return false;
         };
         self.queues[stream].running = true;
         let left = u128::from(time.0) * u128::from(PPM);
-        self.engines[engine as usize] = Some(Running { cmd, start: self.now, left });
+        self.running.push(Running { cmd, start: self.now, left, engine, share });
         if engine == Engine::Compute {
             self.compute = self.compute.saturating_add(time);
+            self.device_time = self.device_time.saturating_add(u128::from(time.0) * u128::from(share));
         }
         let plan = self.plan;
         match &plan.commands[cmd.index()] {
@@ -420,17 +461,16 @@ impl<'a> Device<'a> {
     /// Takes finished commands off their engines.
     fn complete(&mut self) -> bool {
         let mut any = false;
-        for engine in ENGINES {
-            let Some(Running { cmd, start, left: 0 }) = self.engines[engine as usize] else { continue };
+        while let Some(at) = self.running.iter().position(|r| r.left == 0) {
+            let Running { cmd, start, .. } = self.running.remove(at);
             any = true;
-            self.engines[engine as usize] = None;
             let plan = self.plan;
             match &plan.commands[cmd.index()] {
                 Command::Launch { workspace, .. } => {
                     if let Some(workspace) = workspace {
                         self.set_live(*workspace, false);
                     }
-                    self.busy = self.busy.saturating_add(self.now.saturating_sub(start));
+                    self.ran = self.ran.saturating_add(self.now.saturating_sub(start));
                     self.span(cmd, SpanKind::Kernel, start, Bytes::ZERO);
                 }
                 Command::Copy { src, dst, .. } => {
@@ -443,34 +483,44 @@ impl<'a> Device<'a> {
         any
     }
 
-    /// Millionths of a nanosecond of work an engine does in one nanosecond.
+    /// Millionths of a nanosecond of work that a command on an engine does in one nanosecond.
     fn rate(&self, engine: Engine) -> u64 {
-        let copies =
-            [Engine::D2h, Engine::H2d].iter().filter(|&&e| self.engines[e as usize].is_some()).count();
+        let copies = self.running.iter().filter(|r| r.engine != Engine::Compute).count();
         match engine {
-            Engine::Compute => self.kernel_share[copies],
+            Engine::Compute => {
+                let kernels = self.running.iter().filter(|r| r.engine == Engine::Compute);
+                let shares = kernels.map(|r| r.share).sum::<u64>().max(PPM);
+                (u128::from(self.kernel_share[copies]) * u128::from(PPM) / u128::from(shares)).max(1) as u64
+            }
             Engine::D2h | Engine::H2d if copies == 2 => self.link_share,
             Engine::D2h | Engine::H2d => PPM,
         }
     }
 
-    /// Time until the first engine is done, if any is at work.
+    /// Time until the first command is done, or a stream has waited long enough, if any is at work.
     fn next_end(&self) -> Option<Nanos> {
-        let ends = ENGINES.into_iter().filter_map(|engine| {
-            let left = self.engines[engine as usize]?.left;
-            let ns = left.div_ceil(u128::from(self.rate(engine)));
-            Some(Nanos(u64::try_from(ns).unwrap_or(u64::MAX)))
+        let ends = self.running.iter().map(|r| {
+            let ns = r.left.div_ceil(u128::from(self.rate(r.engine)));
+            Nanos(u64::try_from(ns).unwrap_or(u64::MAX))
         });
-        ends.min()
+        let waits = self.queues.iter().filter_map(|q| match self.tasks[q.commands.front()?.index()] {
+            Task::Wait(record, delay) => {
+                Some(self.reached[record.index()]?.saturating_add(delay).saturating_sub(self.now))
+            }
+            _ => None,
+        });
+        ends.chain(waits).min()
     }
 
     /// Lets all engines work for a while.
     fn advance(&mut self, by: Nanos) {
         let rates = ENGINES.map(|engine| self.rate(engine));
-        for (running, rate) in self.engines.iter_mut().zip(rates) {
-            if let Some(running) = running {
-                running.left = running.left.saturating_sub(u128::from(by.0) * u128::from(rate));
-            }
+        if self.running.iter().any(|r| r.engine == Engine::Compute) {
+            self.busy = self.busy.saturating_add(by);
+        }
+        for running in &mut self.running {
+            let rate = rates[running.engine as usize];
+            running.left = running.left.saturating_sub(u128::from(by.0) * u128::from(rate));
         }
         let area = u128::from(self.live[0].total().0) * u128::from(by.0);
         self.weighted = self.weighted.saturating_add(area);
@@ -506,7 +556,8 @@ impl<'a> Device<'a> {
         SimResult {
             step,
             compute: self.compute,
-            contention: self.busy.saturating_sub(self.compute),
+            device_time: Nanos(u64::try_from(self.device_time / u128::from(PPM)).unwrap_or(u64::MAX)),
+            contention: self.ran.saturating_sub(self.compute),
             stall: step.saturating_sub(self.busy),
             peak_live: self.peak,
             average_live: average,

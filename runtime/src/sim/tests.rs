@@ -142,11 +142,11 @@ fn check_laws(plan: &Plan, cost: &CostModel, result: &SimResult) {
         let stream = plan.commands[i].stream().index();
         let mut t = end_in_stream[stream];
         match *task {
-            Task::Work { engine, time } => {
+            Task::Work { engine, time, .. } => {
                 t += time.0;
                 work[engine as usize] += time.0;
             }
-            Task::Wait(record) => t = t.max(end[record.index()]),
+            Task::Wait(record, _) => t = t.max(end[record.index()]),
             Task::Free(_) | Task::InPlace | Task::Record => {}
         }
         end[i] = t;

@@ -119,6 +119,7 @@ pub fn layers() -> Vec<Case> {
         let operand = g.any(&[n, c]);
         g.add(Op::Softmax { axis: 1 }, vec![operand]);
     }
+    g.programs();
     g.pyramids();
     g.packed_weights();
     g.inputs_with_zeros();

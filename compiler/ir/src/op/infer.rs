@@ -98,6 +98,10 @@ fn shapes(cx: &Rule<'_>, n_outputs: usize) -> Result<Types, InferError> {
             let dims = broadcast_dims(cx.dims(0), cx.dims(1)).map_err(|e| cx.error(&e.0))?;
             cx.one(inputs[0].dtype, dims)
         }
+        Op::Elementwise(program) => {
+            let ty = program.typed(inputs)?;
+            cx.one(ty.dtype, ty.dims)
+        }
         Op::Reduce { axes, keepdims, .. } => {
             cx.arity(1, 1)?;
             let dims = reduce_dims(cx.dims(0), axes, *keepdims).map_err(|e| cx.error(&e.0))?;

@@ -12,6 +12,7 @@
 //! [`Op::Reduce`].
 
 pub mod attrs;
+pub mod elementwise;
 pub mod infer;
 pub mod pyramid;
 pub mod work;
@@ -20,6 +21,7 @@ pub use attrs::{
     BinaryKind, ConvAttrs, LossReduction, LrnAttrs, PoolAttrs, ReduceKind, SavedOperand, SliceAttrs,
     UnaryKind,
 };
+pub use elementwise::{ElementwiseAttrs, ElementwiseStep, StepOperand};
 pub use pyramid::{PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep, PyramidUse};
 
 use crate::phase::Phase;
@@ -131,6 +133,8 @@ pub enum Op {
     Unary(UnaryKind),
     /// `a, b -> y`, elementwise with numpy broadcasting.
     Binary(BinaryKind),
+    /// `x0, [x1, ..] -> y`: several elementwise ops in one pass over memory ([`elementwise`]).
+    Elementwise(ElementwiseAttrs),
     /// `x -> y`.
     Reduce {
         /// What is computed.
@@ -428,6 +432,7 @@ impl Op {
             // Only a lone x has the result's type.
             Self::BatchNormInferRelu { .. } | Self::BatchNormApplyRelu { .. } => &[(0, 4)],
             Self::Binary(_) => &[(0, 0), (0, 1)],
+            Self::Elementwise(_) => &[(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 5)],
             Self::BatchNormTrain { .. } | Self::BatchNormTrainRelu { .. } => &[(1, 3), (2, 4)],
             Self::BatchNormTrainReluJoined { .. } => &[(1, 2), (2, 3)],
             Self::SgdUpdate => &UPDATES,
@@ -484,6 +489,7 @@ impl Op {
             | Self::AddSlice(_)
             | Self::ConvEpilogue { .. }
             | Self::Pyramid(_)
+            | Self::Elementwise(_)
             | Self::BatchNormInferGrad { .. }
             | Self::LrnGrad(_)
             | Self::UnaryGrad(_)

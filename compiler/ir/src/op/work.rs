@@ -63,6 +63,7 @@ pub fn flops(op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> Flops 
         Op::NegativeLogLikelihood { .. } => product(&[2, input(1)]),
         Op::NegativeLogLikelihoodGrad { .. } => product(&[2, input(1)]),
         Op::Unary(_) | Op::Binary(_) | Op::AddSlice(_) | Op::Dropout { .. } | Op::Cast { .. } => output(0),
+        Op::Elementwise(program) => product(&[program.steps.len() as u64, output(0)]),
         Op::UnaryGrad(_) => product(&[2, output(0)]),
         Op::Reduce { .. } => input(0),
         Op::SgdUpdate => (0..outputs.len() as u64 / 2)

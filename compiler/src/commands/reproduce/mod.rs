@@ -157,5 +157,6 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         fuse_depth: DEPTH,
         fuse_footprint: None,
         slices: Slices::Off,
+        streams: vdnn_passes::streams::Streams::Count(1),
     }
 }

@@ -67,6 +67,7 @@ pub(super) fn apply(s: &mut Sweep<'_>, op: &Op, at: &Forward) -> Result<(), Pass
         | Op::BatchNormReluGrad { .. }
         | Op::ConvEpilogue { .. }
         | Op::Pyramid(_)
+        | Op::Elementwise(_)
         | Op::BatchNormInferGrad { .. }
         | Op::LrnGrad(_)
         | Op::UnaryGrad(_)

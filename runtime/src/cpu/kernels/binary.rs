@@ -1,6 +1,7 @@
 //! Elementwise functions of two tensors with numpy broadcasting.
 
 use super::args::{Call, shape};
+use super::elementwise::Map2;
 use super::layout::{Axes, Axis, broadcast_strides, collapse, offsets, strides};
 use super::par::{CHUNK, simd_fn};
 use vdnn_ir::kernel::{KernelError, TensorMut, TensorRef};
@@ -40,19 +41,33 @@ pub(super) fn binary(
         collapse((0..dims.len()).map(|i| Axis { extent: dims[i], steps: [sa[i] as isize, sb[i] as isize] }));
     let walk = Walk { a: call.f32_or_in_place(0)?, b: call.f32_or_in_place(1)?, axes };
     let y = call.f32_out(out)?;
-    match kind {
-        BinaryKind::Add => walk.apply(call, y, 1, |a, b| a + b),
-        BinaryKind::Sub => walk.apply(call, y, 1, |a, b| a - b),
-        BinaryKind::Mul => walk.apply(call, y, 1, |a, b| a * b),
-        BinaryKind::Div => walk.apply(call, y, 1, |a, b| a / b),
-        BinaryKind::Pow => walk.apply(call, y, 16, f32::powf),
-        // NaN in either operand gives NaN, unlike `f32::max`.
-        BinaryKind::Max => walk.apply(call, y, 1, |a, b| if a > b || a.is_nan() { a } else { b }),
-        BinaryKind::Min => walk.apply(call, y, 1, |a, b| if a < b || a.is_nan() { a } else { b }),
-        BinaryKind::PRelu => walk.apply(call, y, 1, |a, b| if a < 0.0 { a * b } else { a }),
-        BinaryKind::Gate => walk.apply(call, y, 1, |a, b| if b > 0.0 { a } else { 0.0 }),
-    }
+    with_binary(kind, Walked(&walk, call, y));
     Ok(())
+}
+
+/// The walk with the loop over its runs.
+struct Walked<'w, 'a>(&'w Walk<'a>, &'w Call<'w>, &'w mut [f32]);
+
+impl Map2 for Walked<'_, '_> {
+    fn by<F: Fn(f32, f32) -> f32 + Copy + Send + Sync>(self, weight: usize, f: F) {
+        self.0.apply(self.1, self.2, weight, f);
+    }
+}
+
+/// Hands a function to a loop.
+pub(super) fn with_binary<M: Map2>(kind: BinaryKind, m: M) {
+    match kind {
+        BinaryKind::Add => m.by(1, |a, b| a + b),
+        BinaryKind::Sub => m.by(1, |a, b| a - b),
+        BinaryKind::Mul => m.by(1, |a, b| a * b),
+        BinaryKind::Div => m.by(1, |a, b| a / b),
+        BinaryKind::Pow => m.by(16, f32::powf),
+        // NaN in either operand gives NaN, unlike `f32::max`.
+        BinaryKind::Max => m.by(1, |a, b| if a > b || a.is_nan() { a } else { b }),
+        BinaryKind::Min => m.by(1, |a, b| if a < b || a.is_nan() { a } else { b }),
+        BinaryKind::PRelu => m.by(1, |a, b| if a < 0.0 { a * b } else { a }),
+        BinaryKind::Gate => m.by(1, |a, b| if b > 0.0 { a } else { 0.0 }),
+    }
 }
 
 impl Walk<'_> {

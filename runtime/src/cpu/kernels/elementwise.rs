@@ -56,6 +56,36 @@ fn clip(x: f32, lo: f32, hi: f32) -> f32 {
     if x > hi { hi } else { x }
 }
 
+/// What is done with a function of one element: the loop that runs it.
+pub(super) trait Map {
+    /// Runs the function, one evaluation of which is `weight` element visits.
+    fn by<F: Fn(f32) -> f32 + Copy + Send + Sync>(self, weight: usize, f: F);
+}
+
+/// As [`Map`], of a function of two elements.
+pub(super) trait Map2 {
+    /// As [`Map::by`].
+    fn by<F: Fn(f32, f32) -> f32 + Copy + Send + Sync>(self, weight: usize, f: F);
+}
+
+/// [`map`] over a whole tensor.
+struct Whole<'a>(&'a Par, Option<&'a [f32]>, &'a mut [f32]);
+
+impl Map for Whole<'_> {
+    fn by<F: Fn(f32) -> f32 + Copy + Send + Sync>(self, weight: usize, f: F) {
+        map(self.0, weight, self.1, self.2, f);
+    }
+}
+
+/// [`map_grad`] over a whole tensor.
+struct WholeGrad<'a>(&'a Par, Option<&'a [f32]>, &'a [f32], &'a mut [f32]);
+
+impl Map2 for WholeGrad<'_> {
+    fn by<F: Fn(f32, f32) -> f32 + Copy + Send + Sync>(self, weight: usize, f: F) {
+        map_grad(self.0, weight, self.1, self.2, self.3, f);
+    }
+}
+
 /// [`vdnn_ir::Op::Unary`].
 pub(super) fn unary(
     call: &Call<'_>,
@@ -64,41 +94,44 @@ pub(super) fn unary(
 ) -> Result<(), KernelError> {
     let x = call.f32_or_in_place(0)?;
     let y = call.f32_out(call.one(outputs)?)?;
-    let par = call.par;
-    match kind {
-        // Not `f32::max`, which turns NaN into zero.
-        UnaryKind::Relu => map(par, 1, x, y, |x| if x <= 0.0 { 0.0 } else { x }),
-        UnaryKind::LeakyRelu { alpha } => {
-            map(par, 1, x, y, move |x| if x < 0.0 { alpha.0 * x } else { x });
-        }
-        UnaryKind::Clip { lo, hi } => map(par, 1, x, y, move |x| clip(x, lo.0, hi.0)),
-        UnaryKind::Sigmoid => map(par, SLOW, x, y, math::sigmoid),
-        UnaryKind::HardSigmoid { alpha, beta } => {
-            map(par, 1, x, y, move |x| clip(alpha.0 * x + beta.0, 0.0, 1.0));
-        }
-        UnaryKind::HardSwish => map(par, 1, x, y, |x| x * clip(x * (1.0 / 6.0) + 0.5, 0.0, 1.0)),
-        UnaryKind::Tanh => map(par, SLOW, x, y, math::tanh),
-        UnaryKind::Elu { alpha } => {
-            map(par, SLOW, x, y, move |x| if x < 0.0 { alpha.0 * math::exp_m1(x) } else { x });
-        }
-        UnaryKind::Exp => map(par, SLOW, x, y, math::exp),
-        UnaryKind::Log => map(par, SLOW, x, y, f32::ln),
-        UnaryKind::Sqrt => map(par, 1, x, y, f32::sqrt),
-        UnaryKind::Neg => map(par, 1, x, y, |x| -x),
-        UnaryKind::Abs => map(par, 1, x, y, f32::abs),
-        UnaryKind::Reciprocal => map(par, 1, x, y, |x| 1.0 / x),
-        UnaryKind::Affine { scale, shift } => map(par, 1, x, y, move |x| scale.0 * x + shift.0),
-        UnaryKind::PowConst { exponent } => match exponent.0 {
-            2.0 => map(par, 1, x, y, |x| x * x),
-            3.0 => map(par, 1, x, y, |x| x * x * x),
-            e => map(par, SLOW, x, y, move |x| x.powf(e)),
-        },
-    }
+    with_unary(kind, Whole(call.par, x, y));
     Ok(())
 }
 
-/// [`vdnn_ir::Op::UnaryGrad`]. Where a function has a kink, the derivative is PyTorch's:
-/// zero at 0 for ReLU, the left slope for LeakyRelu and ELU, 1 on both bounds of a clip.
+/// Hands a function to a loop.
+pub(super) fn with_unary<M: Map>(kind: UnaryKind, m: M) {
+    match kind {
+        // Not `f32::max`, which turns NaN into zero.
+        UnaryKind::Relu => m.by(1, |x| if x <= 0.0 { 0.0 } else { x }),
+        UnaryKind::LeakyRelu { alpha } => {
+            m.by(1, move |x| if x < 0.0 { alpha.0 * x } else { x });
+        }
+        UnaryKind::Clip { lo, hi } => m.by(1, move |x| clip(x, lo.0, hi.0)),
+        UnaryKind::Sigmoid => m.by(SLOW, math::sigmoid),
+        UnaryKind::HardSigmoid { alpha, beta } => {
+            m.by(1, move |x| clip(alpha.0 * x + beta.0, 0.0, 1.0));
+        }
+        UnaryKind::HardSwish => m.by(1, |x| x * clip(x * (1.0 / 6.0) + 0.5, 0.0, 1.0)),
+        UnaryKind::Tanh => m.by(SLOW, math::tanh),
+        UnaryKind::Elu { alpha } => {
+            m.by(SLOW, move |x| if x < 0.0 { alpha.0 * math::exp_m1(x) } else { x });
+        }
+        UnaryKind::Exp => m.by(SLOW, math::exp),
+        UnaryKind::Log => m.by(SLOW, f32::ln),
+        UnaryKind::Sqrt => m.by(1, f32::sqrt),
+        UnaryKind::Neg => m.by(1, |x| -x),
+        UnaryKind::Abs => m.by(1, f32::abs),
+        UnaryKind::Reciprocal => m.by(1, |x| 1.0 / x),
+        UnaryKind::Affine { scale, shift } => m.by(1, move |x| scale.0 * x + shift.0),
+        UnaryKind::PowConst { exponent } => match exponent.0 {
+            2.0 => m.by(1, |x| x * x),
+            3.0 => m.by(1, |x| x * x * x),
+            e => m.by(SLOW, move |x| x.powf(e)),
+        },
+    }
+}
+
+/// [`vdnn_ir::Op::UnaryGrad`].
 pub(super) fn unary_grad(
     call: &Call<'_>,
     kind: UnaryKind,
@@ -107,46 +140,52 @@ pub(super) fn unary_grad(
     let g = call.f32_or_in_place(0)?;
     let s = call.f32(1)?;
     let dx = call.f32_out(call.one(outputs)?)?;
-    let par = call.par;
+    with_unary_grad(kind, WholeGrad(call.par, g, s, dx));
+    Ok(())
+}
+
+/// Hands a derivative, a function of dy and what was saved, to a loop. Where a function has a
+/// kink, the derivative is PyTorch's: zero at 0 for ReLU, the left slope for LeakyRelu and ELU, 1
+/// on both bounds of a clip.
+pub(super) fn with_unary_grad<M: Map2>(kind: UnaryKind, m: M) {
     match kind {
-        UnaryKind::Relu => map_grad(par, 1, g, s, dx, |g, y| if y > 0.0 { g } else { 0.0 }),
+        UnaryKind::Relu => m.by(1, |g, y| if y > 0.0 { g } else { 0.0 }),
         UnaryKind::LeakyRelu { alpha } => {
-            map_grad(par, 1, g, s, dx, move |g, x| if x > 0.0 { g } else { alpha.0 * g });
+            m.by(1, move |g, x| if x > 0.0 { g } else { alpha.0 * g });
         }
         UnaryKind::Clip { lo, hi } => {
-            map_grad(par, 1, g, s, dx, move |g, x| if x >= lo.0 && x <= hi.0 { g } else { 0.0 });
+            m.by(1, move |g, x| if x >= lo.0 && x <= hi.0 { g } else { 0.0 });
         }
-        UnaryKind::Sigmoid => map_grad(par, 1, g, s, dx, |g, y| g * (y * (1.0 - y))),
-        UnaryKind::HardSigmoid { alpha, beta } => map_grad(par, 1, g, s, dx, move |g, x| {
+        UnaryKind::Sigmoid => m.by(1, |g, y| g * (y * (1.0 - y))),
+        UnaryKind::HardSigmoid { alpha, beta } => m.by(1, move |g, x| {
             let t = alpha.0 * x + beta.0;
             if (0.0..=1.0).contains(&t) { alpha.0 * g } else { 0.0 }
         }),
-        UnaryKind::HardSwish => map_grad(par, 1, g, s, dx, |g, x| {
+        UnaryKind::HardSwish => m.by(1, |g, x| {
             let t = x * (1.0 / 6.0) + 0.5;
             let slope = if (0.0..=1.0).contains(&t) { x * (1.0 / 6.0) } else { 0.0 };
             g * (clip(t, 0.0, 1.0) + slope)
         }),
-        UnaryKind::Tanh => map_grad(par, 1, g, s, dx, |g, y| g * (1.0 - y * y)),
+        UnaryKind::Tanh => m.by(1, |g, y| g * (1.0 - y * y)),
         UnaryKind::Elu { alpha } => {
-            map_grad(par, SLOW, g, s, dx, move |g, x| if x > 0.0 { g } else { g * (alpha.0 * math::exp(x)) })
+            m.by(SLOW, move |g, x| if x > 0.0 { g } else { g * (alpha.0 * math::exp(x)) })
         }
-        UnaryKind::Exp => map_grad(par, 1, g, s, dx, |g, y| g * y),
-        UnaryKind::Log => map_grad(par, 1, g, s, dx, |g, x| g / x),
-        UnaryKind::Sqrt => map_grad(par, 1, g, s, dx, |g, y| g / (2.0 * y)),
-        UnaryKind::Neg => map_grad(par, 1, g, s, dx, |g, _| -g),
-        UnaryKind::Abs => map_grad(par, 1, g, s, dx, |g, x| {
+        UnaryKind::Exp => m.by(1, |g, y| g * y),
+        UnaryKind::Log => m.by(1, |g, x| g / x),
+        UnaryKind::Sqrt => m.by(1, |g, y| g / (2.0 * y)),
+        UnaryKind::Neg => m.by(1, |g, _| -g),
+        UnaryKind::Abs => m.by(1, |g, x| {
             let sign = if x < 0.0 { -1.0 } else { 1.0 };
             if x == 0.0 { 0.0 } else { g * sign }
         }),
-        UnaryKind::Reciprocal => map_grad(par, 1, g, s, dx, |g, y| -g * (y * y)),
-        UnaryKind::Affine { scale, .. } => map_grad(par, 1, g, s, dx, move |g, _| g * scale.0),
+        UnaryKind::Reciprocal => m.by(1, |g, y| -g * (y * y)),
+        UnaryKind::Affine { scale, .. } => m.by(1, move |g, _| g * scale.0),
         UnaryKind::PowConst { exponent } => match exponent.0 {
-            1.0 => map_grad(par, 1, g, s, dx, |g, _| g),
-            2.0 => map_grad(par, 1, g, s, dx, |g, x| g * (2.0 * x)),
-            e => map_grad(par, SLOW, g, s, dx, move |g, x| g * (e * x.powf(e - 1.0))),
+            1.0 => m.by(1, |g, _| g),
+            2.0 => m.by(1, |g, x| g * (2.0 * x)),
+            e => m.by(SLOW, move |g, x| g * (e * x.powf(e - 1.0))),
         },
     }
-    Ok(())
 }
 
 /// [`vdnn_ir::Op::Dropout`]: element i is kept if `U >= ratio`, U being the top 24 bits of

@@ -30,6 +30,7 @@ mod par;
 mod phase_grad;
 mod phases;
 mod pool;
+mod program;
 mod reduce;
 mod scratch;
 mod shape;
@@ -81,6 +82,12 @@ impl Kernels for CpuKernels {
         inputs: &[Operand<'_>],
         outputs: &mut [TensorMut<'_>],
     ) -> Result<(), KernelError> {
+        // Before it would run as its parts; operands of other types and layouts come back converted.
+        if let Op::Elementwise(program) = op
+            && program::takes(inputs, outputs)
+        {
+            return program::run(&Call::new(op, &self.par, inputs), program, outputs);
+        }
         if let Some(done) = through_plainer(self, op, inputs, outputs) {
             return done;
         }
@@ -158,6 +165,7 @@ impl Kernels for CpuKernels {
             | Op::ConvEpilogue { .. }
             | Op::SparseInputConv { .. }
             | Op::Pyramid(_)
+            | Op::Elementwise(_)
             | Op::Cast { .. } => {
                 Err(KernelError::Unsupported { op: op.to_string(), why: "the interface runs it".into() })
             }

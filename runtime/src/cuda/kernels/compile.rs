@@ -1,6 +1,6 @@
 //! NVRTC: kernels from their texts, kept on disk.
 
-use super::source::{HEADERS, Kernel};
+use super::source::{HEADERS, Kernel, Source};
 use crate::cuda::error::CudaError;
 use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
 use sha2::{Digest, Sha256};
@@ -52,7 +52,13 @@ impl Compiler {
     fn options_of(&self, kernel: &Kernel) -> Result<Vec<String>, CudaError> {
         let (major, minor) = self.capability;
         match kernel.target {
-            None => Ok(options(&format!("sm_{major}{minor}"))),
+            None => {
+                let mut options = options(&format!("sm_{major}{minor}"));
+                if kernel.source == Source::Program {
+                    options.iter_mut().filter(|o| *o == FUSED).for_each(|o| *o = UNFUSED.to_owned());
+                }
+                Ok(options)
+            }
             Some(target) if target.strip_suffix('a') == Some(&format!("sm_{major}{minor}")) => {
                 Ok(options(target))
             }
@@ -87,21 +93,18 @@ impl Compiler {
     }
 }
 
+/// A product and a sum may become one operation, rounded once. Programs of several ops round as
+/// the ops would.
+const FUSED: &str = "--fmad=true";
+const UNFUSED: &str = "--fmad=false";
+
 /// Strict arithmetic: correctly rounded division and square root, no flush to zero; a product
 /// and a sum may become one fused operation.
 pub(super) fn options(architecture: &str) -> Vec<String> {
     let arch = format!("--gpu-architecture={architecture}");
-    [
-        &arch,
-        "-default-device",
-        "--std=c++17",
-        "--fmad=true",
-        "--ftz=false",
-        "--prec-div=true",
-        "--prec-sqrt=true",
-    ]
-    .map(str::to_owned)
-    .to_vec()
+    [&arch, "-default-device", "--std=c++17", FUSED, "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// True if NVRTC can be loaded.

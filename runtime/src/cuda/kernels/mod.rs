@@ -20,6 +20,7 @@ mod pieces;
 mod planes;
 mod pointwise;
 mod pool;
+mod program;
 mod proof;
 mod pyramid;
 mod reduce;
@@ -126,6 +127,7 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::Unary(kind) => pointwise::unary(cx, *kind),
         Op::UnaryGrad(kind) => pointwise::unary_grad(cx, *kind),
         Op::Binary(kind) => pointwise::binary(cx, *kind),
+        Op::Elementwise(attrs) => program::program(cx, attrs),
         Op::Reduce { kind, axes, keepdims } => reduce::reduce(cx, *kind, axes, *keepdims),
         Op::Softmax { axis } => softmax::softmax(cx, *axis, false),
         Op::LogSoftmax { axis } => softmax::softmax(cx, *axis, true),

@@ -9,7 +9,7 @@ use vdnn_ir::DType;
 use vdnn_ir::op::{BinaryKind, UnaryKind};
 
 /// Name of the function in the source, and its parameters.
-fn function(kind: UnaryKind) -> (&'static str, f32, f32) {
+pub(super) fn function(kind: UnaryKind) -> (&'static str, f32, f32) {
     match kind {
         UnaryKind::Relu => ("Relu", 0.0, 0.0),
         UnaryKind::LeakyRelu { alpha } => ("LeakyRelu", alpha.0, 0.0),
@@ -31,7 +31,7 @@ fn function(kind: UnaryKind) -> (&'static str, f32, f32) {
     }
 }
 
-fn binary_function(kind: BinaryKind) -> &'static str {
+pub(super) fn binary_function(kind: BinaryKind) -> &'static str {
     match kind {
         BinaryKind::Add => "Add",
         BinaryKind::Sub => "Sub",

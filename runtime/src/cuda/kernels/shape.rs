@@ -34,7 +34,7 @@ struct WalkAxis {
     step: [i64; 2],
 }
 
-const MAX_RANK: usize = 8;
+pub(super) const MAX_RANK: usize = 8;
 
 /// `Walk` of common.cuh.
 #[repr(C)]
@@ -45,15 +45,15 @@ pub(super) struct Walk {
     axes: [WalkAxis; MAX_RANK],
 }
 
-/// A dimension of a walk: extent, and steps in elements in two layouts.
+/// A dimension of a walk: extent, and steps in elements in `N` layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Axis {
+pub(super) struct Axis<const N: usize = 2> {
     pub(super) extent: u64,
-    pub(super) step: [i64; 2],
+    pub(super) step: [i64; N],
 }
 
 /// Dimensions from the outermost to the innermost.
-pub(super) type Axes = SmallVec<[Axis; 6]>;
+pub(super) type Axes<const N: usize = 2> = SmallVec<[Axis<N>; 6]>;
 
 impl Walk {
     /// `None` if the axes are too many or the positions too many to count.
@@ -71,19 +71,19 @@ impl Walk {
 }
 
 /// Product of the extents.
-pub(super) fn positions(axes: &[Axis]) -> Option<u64> {
+pub(super) fn positions<const N: usize>(axes: &[Axis<N>]) -> Option<u64> {
     axes.iter().try_fold(1u64, |n, a| n.checked_mul(a.extent))
 }
 
-/// Drops extents of 1 and joins neighbours that are one dimension in both layouts.
-pub(super) fn collapse(axes: impl IntoIterator<Item = Axis>) -> Axes {
-    let mut out = Axes::new();
+/// Drops extents of 1 and joins neighbours that are one dimension in all layouts.
+pub(super) fn collapse<const N: usize>(axes: impl IntoIterator<Item = Axis<N>>) -> Axes<N> {
+    let mut out = Axes::<N>::new();
     for axis in axes {
         if axis.extent == 1 {
             continue;
         }
         match out.last_mut() {
-            Some(last) if (0..2).all(|i| last.step[i] == axis.step[i].wrapping_mul(axis.extent as i64)) => {
+            Some(last) if (0..N).all(|i| last.step[i] == axis.step[i].wrapping_mul(axis.extent as i64)) => {
                 *last = Axis { extent: last.extent * axis.extent, step: axis.step };
             }
             _ => out.push(axis),

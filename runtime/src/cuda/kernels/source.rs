@@ -4,6 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
     Pointwise,
+    Program,
     Update,
     Movement,
     Pieces,
@@ -31,8 +32,9 @@ pub(super) enum Source {
 }
 
 /// The files that sources include, with their names.
-pub(super) const HEADERS: [(&str, &str); 6] = [
+pub(super) const HEADERS: [(&str, &str); 7] = [
     ("common.cuh", include_str!("source/common.cuh")),
+    ("functions.cuh", include_str!("source/functions.cuh")),
     ("packed.cuh", include_str!("source/packed.cuh")),
     ("pool.cuh", include_str!("source/pool.cuh")),
     ("batchnorm.cuh", include_str!("source/batchnorm.cuh")),
@@ -54,6 +56,7 @@ impl Source {
     fn file(self) -> (&'static str, &'static str) {
         match self {
             Self::Pointwise => ("pointwise.cu", include_str!("source/pointwise.cu")),
+            Self::Program => ("program.cu", include_str!("source/program.cu")),
             Self::Update => ("update.cu", include_str!("source/update.cu")),
             Self::Movement => ("movement.cu", include_str!("source/movement.cu")),
             Self::Pieces => ("pieces.cu", include_str!("source/pieces.cu")),

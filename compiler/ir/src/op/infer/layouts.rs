@@ -17,6 +17,7 @@ pub fn takes_channels_last(op: &Op) -> bool {
             | Op::Lrn(_)
             | Op::Unary(_)
             | Op::Binary(_)
+            | Op::Elementwise(_)
             | Op::Reduce { .. }
             | Op::Concat { .. }
             | Op::Split { .. }

@@ -62,6 +62,7 @@ inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((uint64_t)
 inline double __longlong_as_double(long long bits) { double d; memcpy(&d, &bits, 8); return d; }
 inline float __int_as_float(int bits) { float f; memcpy(&f, &bits, 4); return f; }
 inline float __uint_as_float(unsigned bits) { float f; memcpy(&f, &bits, 4); return f; }
+inline float __fadd_rn(float a, float b) { return a + b; }
 inline unsigned __float_as_uint(float f) { unsigned bits; memcpy(&bits, &f, 4); return bits; }
 inline unsigned __popc(unsigned bits) { return __builtin_popcount(bits); }
 #define __align__(n) __attribute__((aligned(n)))

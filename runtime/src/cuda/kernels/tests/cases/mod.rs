@@ -3,6 +3,7 @@
 mod layers;
 mod loss;
 mod movement;
+mod program;
 mod sparse;
 
 use super::naive;
@@ -93,6 +94,7 @@ pub(super) fn all() -> Vec<Case> {
     let mut out = Vec::new();
     let mut rng = Rng(1);
     pointwise(&mut rng, &mut out);
+    program::programs(&mut rng, &mut out);
     movement::movement(&mut rng, &mut out);
     movement::reductions(&mut rng, &mut out);
     loss::softmax_and_losses(&mut rng, &mut out);
