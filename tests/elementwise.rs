@@ -50,17 +50,7 @@ fn unary(rng: &mut Rng) -> UnaryKind {
 }
 
 fn binary(rng: &mut Rng) -> BinaryKind {
-    rng.pick(&[
-        BinaryKind::Add,
-        BinaryKind::Sub,
-        BinaryKind::Mul,
-        BinaryKind::Div,
-        BinaryKind::Pow,
-        BinaryKind::Max,
-        BinaryKind::Min,
-        BinaryKind::PRelu,
-        BinaryKind::Gate,
-    ])
+    rng.pick(&BinaryKind::ALL)
 }
 
 /// A graph of elementwise ops, mostly in a chain, and its inputs.

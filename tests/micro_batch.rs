@@ -147,14 +147,7 @@ fn small_net(batch: u64) -> (Graph, BTreeMap<String, Tensor>) {
     use vdnn_ir::op::{ConvAttrs, UnaryKind};
     use vdnn_ir::{Op, Output, ParamRole};
     let two = |v: u64| [v, v].as_slice().into();
-    let conv = |kernel: u64| ConvAttrs {
-        kernel: two(kernel),
-        strides: two(1),
-        before: two(kernel / 2),
-        after: two(kernel / 2),
-        dilations: two(1),
-        groups: 1,
-    };
+    let conv = |kernel: u64| ConvAttrs::square(kernel, 1, kernel / 2, 1);
     let mut g = Graph::new("small");
     let x = g.add_input("x", TensorType::f32([batch, 4, 16, 16]));
     let mut rng = Rng::new(3);

@@ -223,15 +223,7 @@ mod tests {
 
     #[test]
     fn sizes_are_measured_until_they_fit() {
-        let two = |v: u64| [v, v].as_slice().into();
-        let attrs = ConvAttrs {
-            kernel: two(3),
-            strides: two(1),
-            before: two(1),
-            after: two(1),
-            dilations: two(1),
-            groups: 1,
-        };
+        let attrs = ConvAttrs::square(3, 1, 1, 1);
         for (images, least, fast, expected) in [
             (256, 64, 256, vec![256, 128, 64]),
             (256, 256, 256, vec![256]),

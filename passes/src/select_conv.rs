@@ -203,14 +203,7 @@ mod tests {
     /// A 3x3 and a strided 1x1 convolution, the backward passes of the first, and a third one
     /// in the setup stage.
     fn graph() -> (Graph, [NodeId; 4], NodeId) {
-        let attrs = |k: u64, s: u64, p: u64| ConvAttrs {
-            kernel: [k, k].as_slice().into(),
-            strides: [s, s].as_slice().into(),
-            before: [p, p].as_slice().into(),
-            after: [p, p].as_slice().into(),
-            dilations: [1, 1].as_slice().into(),
-            groups: 1,
-        };
+        let attrs = |k: u64, s: u64, p: u64| ConvAttrs::square(k, s, p, 1);
         let mut g = Graph::new("t");
         g.phase = Phase::Joint;
         let x = g.add_input("x", TensorType::f32([16, 64, 56, 56]));

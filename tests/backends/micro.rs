@@ -51,16 +51,8 @@ pub fn run(device: Device, poison: bool, wanted: &dyn Fn(&str) -> bool, report: 
 }
 
 fn attrs(kernel: u64, stride: u64, dilation: u64, groups: u64) -> ConvAttrs {
-    let two = |v: u64| [v, v].as_slice().into();
     let pad = dilation * (kernel / 2);
-    ConvAttrs {
-        kernel: two(kernel),
-        strides: two(stride),
-        before: two(pad),
-        after: two(pad),
-        dilations: two(dilation),
-        groups,
-    }
+    ConvAttrs { groups, ..ConvAttrs::square(kernel, stride, pad, dilation) }
 }
 
 /// Per case the forward pass, its epilogue, and both gradients, of 8 to 16 channels.

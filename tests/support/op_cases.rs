@@ -271,17 +271,7 @@ impl Generator {
 
     fn binary(&mut self) {
         for _ in 0..3 * self.repeats {
-            for kind in [
-                BinaryKind::Add,
-                BinaryKind::Sub,
-                BinaryKind::Mul,
-                BinaryKind::Div,
-                BinaryKind::Pow,
-                BinaryKind::Max,
-                BinaryKind::Min,
-                BinaryKind::PRelu,
-                BinaryKind::Gate,
-            ] {
+            for kind in BinaryKind::ALL {
                 let rank = self.rng.range(0, 4);
                 let dims = self.dims(rank, 3);
                 let (a, b) = (self.narrower(&dims), self.narrower(&dims));

@@ -66,15 +66,7 @@ mod tests {
 
     #[test]
     fn micro_batches_are_priced_from_what_was_measured_of_them() {
-        let two = |v: u64| [v, v].as_slice().into();
-        let conv = ConvAttrs {
-            kernel: two(3),
-            strides: two(1),
-            before: two(1),
-            after: two(1),
-            dilations: two(1),
-            groups: 1,
-        };
+        let conv = ConvAttrs::square(3, 1, 1, 1);
         let [x, w, y] = [[8, 16, 28, 28], [32, 16, 3, 3], [8, 32, 28, 28]].map(TensorType::f32);
         let wgrad = Op::ConvWgrad { conv: conv.clone(), w_dims: w.dims.clone() };
         let algo = |n| ConvAlgo::Engine(EngineConfig::new(n, &[]).expect("no knobs"));

@@ -75,15 +75,7 @@ mod tests {
     use vdnn_ir::op::{ConvAttrs, UnaryKind};
 
     fn conv(n: u64, c: u64, k: u64, edge: u64) -> (Op, [TensorType; 3]) {
-        let two = |n: u64| [n, n].as_slice().into();
-        let attrs = ConvAttrs {
-            kernel: two(3),
-            strides: two(1),
-            before: two(1),
-            after: two(1),
-            dilations: two(1),
-            groups: 1,
-        };
+        let attrs = ConvAttrs::square(3, 1, 1, 1);
         let types = [
             TensorType::f32([n, c, edge, edge]),
             TensorType::f32([k, c, 3, 3]),

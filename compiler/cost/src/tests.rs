@@ -8,15 +8,7 @@ use vdnn_ir::{DType, Real};
 type Layer = (u64, u64, u64, u64, u64, u64, u64);
 
 fn attrs(k: u64, stride: u64, pad: u64, groups: u64) -> ConvAttrs {
-    let two = |x: u64| [x, x].as_slice().into();
-    ConvAttrs {
-        kernel: two(k),
-        strides: two(stride),
-        before: two(pad),
-        after: two(pad),
-        dilations: two(1),
-        groups,
-    }
+    ConvAttrs { groups, ..ConvAttrs::square(k, stride, pad, 1) }
 }
 
 fn layer_types((n, c, h, k, r, s, p): Layer) -> (TensorType, TensorType, TensorType) {

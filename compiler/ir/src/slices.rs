@@ -187,15 +187,7 @@ mod tests {
     use crate::op::ConvAttrs;
 
     fn attrs() -> ConvAttrs {
-        let two = |v: u64| [v, v].as_slice().into();
-        ConvAttrs {
-            kernel: two(1),
-            strides: two(1),
-            before: two(0),
-            after: two(0),
-            dilations: two(1),
-            groups: 1,
-        }
+        ConvAttrs::square(1, 1, 0, 1)
     }
 
     #[test]

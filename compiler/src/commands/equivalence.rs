@@ -178,15 +178,7 @@ mod tests {
     fn distances_and_what_is_allowed() {
         assert!((distance(&[3.0, 4.0], &[3.0, 3.0]) - (1.0f64 / 18.0).sqrt()).abs() < 1e-12);
         assert!(distance(&[f64::NAN], &[1.0]).is_nan());
-        let two = |v: u64| [v, v].as_slice().into();
-        let conv = vdnn_ir::op::ConvAttrs {
-            kernel: two(3),
-            strides: two(1),
-            before: two(1),
-            after: two(1),
-            dilations: two(1),
-            groups: 1,
-        };
+        let conv = vdnn_ir::op::ConvAttrs::square(3, 1, 1, 1);
         let schedule = |text: &str| text.parse::<ConvSchedule>().expect("a schedule");
         let y = TensorType::f32([256, 64, 224, 224]);
         let mut d = Divided {

@@ -50,15 +50,7 @@ impl Net {
         let name = self.name("conv");
         let c = self.channels(x);
         let w = self.param(format!("{name}.w"), &[m, c, k, k], ParamRole::Trainable);
-        let two = |n: u64| [n, n].as_slice().into();
-        let op = Op::Conv(ConvAttrs {
-            kernel: two(k),
-            strides: two(stride),
-            before: two(pad),
-            after: two(pad),
-            dilations: two(1),
-            groups: 1,
-        });
+        let op = Op::Conv(ConvAttrs::square(k, stride, pad, 1));
         self.add(name, op, &[x, w])
     }
     pub(crate) fn relu(&mut self, x: ValueId) -> ValueId {

@@ -16,15 +16,7 @@ fn cost() -> CostModel {
 }
 
 fn attrs(kernel: u64, dilation: u64, groups: u64) -> ConvAttrs {
-    let two = |v: u64| [v, v].as_slice().into();
-    ConvAttrs {
-        kernel: two(kernel),
-        strides: two(1),
-        before: two(dilation * (kernel / 2)),
-        after: two(dilation * (kernel / 2)),
-        dilations: two(dilation),
-        groups,
-    }
+    ConvAttrs { groups, ..ConvAttrs::square(kernel, 1, dilation * (kernel / 2), dilation) }
 }
 
 /// A 5x5 convolution of 64 to 64 channels at 27x27, its gradients, then the same shapes dilated

@@ -8,15 +8,7 @@ use vdnn_ir::{Dims, Graph, Op, Output, ParamRole, Real, TensorType, ValueId};
 /// what only some of them made, and whose convolutions have `growth` filters each.
 pub fn dense(image: [u64; 4], growth: u64, layers: u64) -> Graph {
     let mut g = Graph::new(format!("dense{layers}"));
-    let square = |n: u64| Dims::from_slice(&[n, n]);
-    let conv = ConvAttrs {
-        kernel: square(3),
-        strides: square(1),
-        before: square(1),
-        after: square(1),
-        dilations: square(1),
-        groups: 1,
-    };
+    let conv = ConvAttrs::square(3, 1, 1, 1);
     let add = |g: &mut Graph, op: Op, inputs: &[ValueId], name: &str| {
         g.add1(op, inputs, NodeSpec::forward(name)).expect("a legal op")
     };

@@ -17,8 +17,8 @@ const PASS: &str = "pack-weights";
 /// Gives convolutions and fully connected layers whose weights have many zeros packed weights
 /// ([`vdnn_ir::sparse`]) in an inference graph: where the host runs the plan by what
 /// [`worthwhile`] says, on a GPU where both ways were measured and packed weights are faster. How
-/// many entries there is room for follows from the facts; the weights are packed in the setup stage, and only the packed ones
-/// are in the plan's arena.
+/// many entries there is room for follows from the facts; the weights are packed in the setup stage,
+/// and only the packed ones are in the plan's arena.
 ///
 /// Counters: `packed`, `dense` (that stay so) and `entries` (of all packed weights).
 #[derive(Clone, Debug, Default)]

@@ -1,29 +1,10 @@
 //! Tests of several compute streams.
 
 use super::*;
-use vdnn_cost::Precision;
 
-/// A device of 132 multiprocessors on which a launch takes 1 ms and a kernel then 2 ns per byte of
-/// its operand.
+/// A device of 132 multiprocessors on which a launch takes 1 ms.
 fn device() -> CostModel {
-    let text = r#"
-        name = "h200"
-        memory = { capacity = "1GiB", bandwidth_gbps = 1.0 }
-        peak = { f32_tflops = 1000.0 }
-        launch = { overhead_us = 1000.0 }
-        copy = { d2h_gbps = 1.0, h2d_gbps = 1.0, latency_us = 0.0, both_ways = 1.0, kernel_loss = 0.0 }
-        gemm = { f32 = 1.0 }
-        [conv]
-        bandwidth = 1.0
-        depthwise = 1.0
-        [conv.f32]
-        result_tile = 1
-        reduction_tile = 1
-        fprop = { implicit_gemm = 1.0 }
-        dgrad = { implicit_gemm = 1.0 }
-        wgrad = { implicit_gemm = 1.0 }
-    "#;
-    CostModel::from_toml(text, Precision::F32).expect("valid profile")
+    super::tests::device("h200", 1000.0, [1.0, 1.0, 0.0])
 }
 
 /// Elements of a kernel of so many blocks, and its time.

@@ -9,17 +9,23 @@ use vdnn_ir::{DType, Mode, Op, ParamRole, TensorType};
 use vdnn_plan::plan::{Header, Param, ParamSource, Predicted};
 use vdnn_plan::{Arena, Binding, CopyForm, Sig, StreamKind};
 
-/// A device on which a kernel takes 2 ns per byte of its operand, a copy 1 ns per byte;
-/// both copies at once run at half rate, and each slows kernels by a fifth.
-fn unit_device(both_ways: f64, kernel_loss: f64) -> CostModel {
+/// A device on which a launch takes so many microseconds and a kernel then 2 ns per byte of its
+/// operand; copies run at so many bytes per nanosecond, at a share of that both at once, and slow
+/// kernels by a share.
+pub(super) fn device(name: &str, launch: f64, [rate, both_ways, kernel_loss]: [f64; 3]) -> CostModel {
     let text = format!(
         r#"
-        name = "unit"
+        name = "{name}"
         memory = {{ capacity = "1GiB", bandwidth_gbps = 1.0 }}
         peak = {{ f32_tflops = 1000.0 }}
-        launch = {{ overhead_us = 0.0 }}
-        copy = {{ d2h_gbps = 1.0, h2d_gbps = 1.0, latency_us = 0.0, both_ways = {both_ways}, kernel_loss = {kernel_loss} }}
+        launch = {{ overhead_us = {launch:?} }}
         gemm = {{ f32 = 1.0 }}
+        [copy]
+        d2h_gbps = {rate:?}
+        h2d_gbps = {rate:?}
+        latency_us = 0.0
+        both_ways = {both_ways:?}
+        kernel_loss = {kernel_loss:?}
         [conv]
         bandwidth = 1.0
         depthwise = 1.0
@@ -32,6 +38,11 @@ fn unit_device(both_ways: f64, kernel_loss: f64) -> CostModel {
         "#
     );
     CostModel::from_toml(&text, Precision::F32).expect("valid profile")
+}
+
+/// A device on which launches take no time and a copy takes 1 ns per byte.
+fn unit_device(both_ways: f64, kernel_loss: f64) -> CostModel {
+    device("unit", 0.0, [1.0, both_ways, kernel_loss])
 }
 
 const COMPUTE: StreamId = StreamId(0);
@@ -358,27 +369,7 @@ fn twenty_layers_with_layer_end_synchronisation() {
     // X and Y of one layer forward; two fetched X and two gradients backward.
     assert_eq!(r.peak_live, Bytes(4000));
     // With the copies slower than the kernels, the copies are the critical path.
-    let slow = {
-        let text = "copy = { d2h_gbps = 0.25, h2d_gbps = 0.25, latency_us = 0.0, both_ways = 1.0, kernel_loss = 0.0 }";
-        let base = r#"
-            name = "slow link"
-            memory = { capacity = "1GiB", bandwidth_gbps = 1.0 }
-            peak = { f32_tflops = 1000.0 }
-            launch = { overhead_us = 0.0 }
-            gemm = { f32 = 1.0 }
-            COPY
-            [conv]
-            bandwidth = 1.0
-            depthwise = 1.0
-            [conv.f32]
-            result_tile = 1
-            reduction_tile = 1
-            fprop = { implicit_gemm = 1.0 }
-            dgrad = { implicit_gemm = 1.0 }
-            wgrad = { implicit_gemm = 1.0 }
-        "#;
-        CostModel::from_toml(&base.replace("COPY", text), Precision::F32).expect("valid profile")
-    };
+    let slow = device("slow link", 0.0, [0.25, 1.0, 0.0]);
     let r = b.simulate(&slow);
     assert_eq!(r.step, Nanos(20 * 4000 + 20 * 4000 + 2000));
 }

@@ -11,12 +11,8 @@ use vdnn_ir::{Dims, Real, Tensor, TensorType};
 pub fn layers() -> Vec<Case> {
     let mut g = Generator { rng: Rng::new(0x6c61_7965), repeats: 1, cases: Vec::new() };
     let square = |kernel: u64, stride: u64, pad: u64, groups: u64| ConvAttrs {
-        kernel: Dims::from_slice(&[kernel, kernel]),
-        strides: Dims::from_slice(&[stride, stride]),
-        before: Dims::from_slice(&[pad, pad]),
-        after: Dims::from_slice(&[pad, pad]),
-        dilations: Dims::from_slice(&[1, 1]),
         groups,
+        ..ConvAttrs::square(kernel, stride, pad, 1)
     };
     let convolutions: [([u64; 4], u64, ConvAttrs); 7] = [
         ([2, 3, 35, 35], 64, square(7, 2, 3, 1)),

@@ -26,14 +26,7 @@ fn pair(n: u64) -> Dims {
 }
 
 fn attrs(kernel: u64, stride: u64, pad: u64, groups: u64, dilation: u64) -> ConvAttrs {
-    ConvAttrs {
-        kernel: pair(kernel),
-        strides: pair(stride),
-        before: pair(pad),
-        after: pair(pad),
-        dilations: pair(dilation),
-        groups,
-    }
+    ConvAttrs { groups, ..ConvAttrs::square(kernel, stride, pad, dilation) }
 }
 
 fn window(kernel: u64, stride: u64, pad: u64, ceil_mode: bool) -> PoolAttrs {

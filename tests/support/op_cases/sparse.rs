@@ -51,15 +51,7 @@ impl Generator {
         ];
         for form in [SparseForm::Csr, SparseForm::Block, SparseForm::BlockBf16] {
             for (i, [n, c, m, h, w, k, stride, pad, zeros]) in convolutions.into_iter().enumerate() {
-                let two = |v: u64| Dims::from_slice(&[v, v]);
-                let conv = ConvAttrs {
-                    kernel: two(k),
-                    strides: two(stride),
-                    before: two(pad),
-                    after: two(pad),
-                    dilations: two(1),
-                    groups: 1,
-                };
+                let conv = ConvAttrs::square(k, stride, pad, 1);
                 let out = |size: u64| (size + 2 * pad - k) / stride + 1;
                 let w_dims = [m, c, k, k];
                 let mut operands =

@@ -1,7 +1,6 @@
 //! Convolutions whose kernels leave out zeros of the input.
 
 use super::{Case, Generator};
-use vdnn_ir::Dims;
 use vdnn_ir::op::{ConvAttrs, Op};
 
 /// What follows the products.
@@ -36,15 +35,7 @@ impl Generator {
             ([2, 16, 8, 8], 16, [3, 1, 1], 100, Bias),
         ];
         for (x, filters, [kernel, stride, pad], zeros, then) in layers {
-            let pair = |n: u64| Dims::from_slice(&[n, n]);
-            let conv = ConvAttrs {
-                kernel: pair(kernel),
-                strides: pair(stride),
-                before: pair(pad),
-                after: pair(pad),
-                dilations: pair(1),
-                groups: 1,
-            };
+            let conv = ConvAttrs::square(kernel, stride, pad, 1);
             let image = self.with(&x, |rng| {
                 let v = 2.0 * f64::from(rng.unit());
                 if rng.range(0, 99) < zeros { 0.0 } else { v }

@@ -7,15 +7,7 @@ use vdnn_ir::op::{ConvAttrs, UnaryKind};
 use vdnn_ir::{Layout, Real};
 
 fn conv() -> Op {
-    let two = |v: u64| [v, v].as_slice().into();
-    Op::Conv(ConvAttrs {
-        kernel: two(3),
-        strides: two(1),
-        before: two(1),
-        after: two(1),
-        dilations: two(1),
-        groups: 1,
-    })
+    Op::Conv(ConvAttrs::square(3, 1, 1, 1))
 }
 
 fn operands() -> [TensorType; 3] {

@@ -22,6 +22,19 @@ pub struct ConvAttrs {
 }
 
 impl ConvAttrs {
+    /// Two spatial dimensions alike, with padding on both sides, and one group of channels.
+    pub fn square(kernel: u64, stride: u64, pad: u64, dilation: u64) -> Self {
+        let two = |n: u64| Dims::from_slice(&[n, n]);
+        Self {
+            kernel: two(kernel),
+            strides: two(stride),
+            before: two(pad),
+            after: two(pad),
+            dilations: two(dilation),
+            groups: 1,
+        }
+    }
+
     /// No axes to slide along: what a fully connected layer is among convolutions
     /// ([`Op::SparseConv`](super::Op::SparseConv)).
     pub fn without_axes() -> Self {
@@ -179,6 +192,21 @@ pub enum BinaryKind {
     /// `b > 0 ? a : 0`: gates a by the sign of b; the building block of max, min and PRelu
     /// gradients.
     Gate,
+}
+
+impl BinaryKind {
+    /// Every function, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Add,
+        Self::Sub,
+        Self::Mul,
+        Self::Div,
+        Self::Pow,
+        Self::Max,
+        Self::Min,
+        Self::PRelu,
+        Self::Gate,
+    ];
 }
 
 /// What a reduction computes.

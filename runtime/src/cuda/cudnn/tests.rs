@@ -46,14 +46,7 @@ fn cases(
     (layout, precision): (Layout, Precision),
 ) -> [Case; 4] {
     let element = element(precision);
-    let attrs = ConvAttrs {
-        kernel: [kernel; 2].as_slice().into(),
-        strides: [1; 2].as_slice().into(),
-        before: [kernel / 2; 2].as_slice().into(),
-        after: [kernel / 2; 2].as_slice().into(),
-        dilations: [1; 2].as_slice().into(),
-        groups: 1,
-    };
+    let attrs = ConvAttrs::square(kernel, 1, kernel / 2, 1);
     let ty = |dims: [u64; 4]| TensorType::new(element, dims).in_layout(layout);
     let (x, w, y) = (ty([n, c, hw, hw]), ty([k, c, kernel, kernel]), ty([n, k, hw, hw]));
     let bias = TensorType::new(element, [k]);

@@ -277,15 +277,7 @@ mod tests {
 
     /// Images, channels, size, window, stride, groups of filters.
     fn problem([images, channels, size, window, stride]: [u64; 5], narrow: bool) -> Problem {
-        let two = |v: u64| Dims::from_slice(&[v, v]);
-        let conv = ConvAttrs {
-            kernel: two(window),
-            strides: two(stride),
-            before: two(window / 2),
-            after: two(window / 2),
-            dilations: two(1),
-            groups: 1,
-        };
+        let conv = ConvAttrs::square(window, stride, window / 2, 1);
         let out = size.div_ceil(stride);
         let dims = |size: u64| Dims::from_slice(&[images, channels, size, size]);
         Problem::new(&conv, &dims(size), &dims(out), [true, narrow])

@@ -241,16 +241,7 @@ mod tests {
         let strides = [1, 2].into_iter();
         strides.flat_map(move |stride| shapes.map(|shape| (stride, shape))).flat_map(
             |(stride, [n, c, m, h, w, k])| {
-                let two = |v: u64| Dims::from_slice(&[v, v]);
-                let pad = two(if k == 1 { 0 } else { 1 });
-                let conv = ConvAttrs {
-                    kernel: two(k),
-                    strides: two(stride),
-                    before: pad.clone(),
-                    after: pad,
-                    dilations: two(1),
-                    groups: 1,
-                };
+                let conv = ConvAttrs::square(k, stride, if k == 1 { 0 } else { 1 }, 1);
                 let dims = |c: u64, s: u64| Dims::from_slice(&[n, c, h / s, w / s]);
                 let planes = Planes::new(&conv, &dims(c, 1), &dims(m, stride));
                 let entries = (c * k * k) as f64 / 20.0;

@@ -216,15 +216,7 @@ mod tests {
     use vdnn_ir::Dims;
 
     fn layer([kernel, stride, pad]: [u64; 3], [images, channels, filters, extent]: [u64; 4]) -> Layer {
-        let two = |n: u64| Dims::from_slice(&[n, n]);
-        let conv = ConvAttrs {
-            kernel: two(kernel),
-            strides: two(stride),
-            before: two(pad),
-            after: two(pad),
-            dilations: two(1),
-            groups: 1,
-        };
+        let conv = ConvAttrs::square(kernel, stride, pad, 1);
         let dims = |c: u64| Dims::from_slice(&[images, c, extent, extent]);
         Layer { planes: Planes::new(&conv, &dims(channels), &dims(filters)), processors: 132 }
     }

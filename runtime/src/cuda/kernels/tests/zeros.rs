@@ -4,19 +4,6 @@ use super::*;
 use vdnn_ir::op::ConvAttrs;
 use vdnn_ir::sparse::SparseForm;
 
-fn conv(kernel: u64, stride: u64, dilation: u64, pad: u64) -> ConvAttrs {
-    let two = |v: u64| [v, v].as_slice().into();
-    let (before, after) = (two(pad), two(pad));
-    ConvAttrs {
-        kernel: two(kernel),
-        strides: two(stride),
-        before,
-        after,
-        dilations: two(dilation),
-        groups: 1,
-    }
-}
-
 /// The launches of an op, its operands a terabyte apart.
 fn plan(op: &Op, inputs: Vec<TensorType>) -> Result<Vec<Step>, CudaError> {
     let outputs = infer(op, &inputs.iter().collect::<Vec<_>>(), 1).expect("types").into_vec();
@@ -48,20 +35,24 @@ fn all(conv: &ConvAttrs, filters: u64, x: &[u64]) -> [Result<Vec<Step>, CudaErro
 #[test]
 fn windows_beyond_shared_memory_are_refused() {
     let most = (1 << 31) - 1;
-    for conv in [conv(3, most, 1, 1), conv(2, most, most, most), conv(65, 1, 9, 290)] {
+    for conv in [
+        ConvAttrs::square(3, most, 1, 1),
+        ConvAttrs::square(2, most, most, most),
+        ConvAttrs::square(65, 1, 290, 9),
+    ] {
         for steps in &all(&conv, 16, &[1, 16, 8, 8])[..2] {
             assert!(matches!(steps, Err(CudaError::Unsupported { .. })), "{conv:?}: {steps:?}");
         }
     }
     // Windows of one leave out what lies between, however much that is.
-    for steps in all(&conv(1, most, most, 0), 16, &[1, 16, 8, 8]) {
+    for steps in all(&ConvAttrs::square(1, most, 0, most), 16, &[1, 16, 8, 8]) {
         assert_eq!(steps.expect("launches").len(), 1);
     }
 }
 
 #[test]
 fn more_images_than_a_grid_has_room_for_take_several_launches() {
-    for steps in all(&conv(3, 1, 1, 1), 32, &[70_000, 16, 3, 3]) {
+    for steps in all(&ConvAttrs::square(3, 1, 1, 1), 32, &[70_000, 16, 3, 3]) {
         let steps = steps.expect("launches");
         assert_eq!(steps.iter().map(|s| s.grid[2]).collect::<Vec<_>>(), [65_535, 4_465]);
         let words = |s: &Step| s.args.all().map(|words| words[0]).collect::<Vec<_>>();
@@ -78,7 +69,7 @@ fn more_images_than_a_grid_has_room_for_take_several_launches() {
 
 #[test]
 fn more_filters_than_a_grid_has_room_for_are_refused() {
-    for steps in all(&conv(1, 1, 1, 0), 1 << 26, &[1, 1, 2, 2]) {
+    for steps in all(&ConvAttrs::square(1, 1, 0, 1), 1 << 26, &[1, 1, 2, 2]) {
         assert!(matches!(steps, Err(CudaError::Unsupported { .. })), "{steps:?}");
     }
 }

@@ -153,17 +153,7 @@ fn pointwise(rng: &mut Rng, out: &mut Vec<Case>) {
             out.push(Case::new(Op::Unary(kind), vec![whole(dtype, &[301])], 0.0));
         }
     }
-    let kinds = [
-        BinaryKind::Add,
-        BinaryKind::Sub,
-        BinaryKind::Mul,
-        BinaryKind::Div,
-        BinaryKind::Pow,
-        BinaryKind::Max,
-        BinaryKind::Min,
-        BinaryKind::PRelu,
-        BinaryKind::Gate,
-    ];
+    let kinds = BinaryKind::ALL;
     let shapes: [[&[u64]; 2]; 14] = [
         [&[4101], &[4101]],
         [&[2, 3, 5, 7], &[2, 3, 5, 7]],

@@ -41,15 +41,7 @@ pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
         [1, 130, 300, 9, 40, 3, 3, 1, 1, 1, 97],
     ];
     for (at, [n, c, m, h, w, ky, kx, stride, dilation, pad, zeros]) in convs.into_iter().enumerate() {
-        let two = |v: u64| list(&[v, v]);
-        let conv = ConvAttrs {
-            kernel: list(&[ky, kx]),
-            strides: two(stride),
-            before: two(pad),
-            after: two(pad),
-            dilations: two(dilation),
-            groups: 1,
-        };
+        let conv = ConvAttrs { kernel: list(&[ky, kx]), ..ConvAttrs::square(ky, stride, pad, dilation) };
         let w_dims = [m, c, ky, kx];
         let mut inputs = vec![rng.tensor(&[n, c, h, w], -1.0, 1.0), packed(rng, &w_dims, zeros)];
         if at % 2 == 0 {
@@ -126,15 +118,7 @@ pub(super) fn blocks(rng: &mut Rng, out: &mut Vec<Case>) {
         for (at, [n, c, m, h, w, ky, kx, stride, dilation, pad, zeros, operands]) in
             convs.into_iter().enumerate()
         {
-            let two = |v: u64| list(&[v, v]);
-            let conv = ConvAttrs {
-                kernel: list(&[ky, kx]),
-                strides: two(stride),
-                before: two(pad),
-                after: two(pad),
-                dilations: two(dilation),
-                groups: 1,
-            };
+            let conv = ConvAttrs { kernel: list(&[ky, kx]), ..ConvAttrs::square(ky, stride, pad, dilation) };
             let w_dims = [m, c, ky, kx];
             let y = |i: usize, k: u64| ([h, w][i] + 2 * pad - (k - 1) * dilation - 1) / stride + 1;
             let rest = [rng.tensor(&[m], -1.0, 1.0), rng.tensor(&[n, m, y(0, ky), y(1, kx)], -1.0, 1.0)];
@@ -195,16 +179,13 @@ pub(super) fn inputs_with_zeros(rng: &mut Rng, out: &mut Vec<Case>) {
         [20, 4, 32, 14, 14, 3, 3, 1, 1, 1, 0],
     ];
     for (at, [n, c, m, h, w, ky, kx, stride, dilation, pad, zeros]) in convs.into_iter().enumerate() {
-        let two = |v: u64| list(&[v, v]);
         // A window of one row reaches over the sides only.
         let pads = list(&[if ky == 1 && kx > 1 { 0 } else { pad }, pad]);
         let conv = ConvAttrs {
             kernel: list(&[ky, kx]),
-            strides: two(stride),
             before: pads.clone(),
             after: pads,
-            dilations: two(dilation),
-            groups: 1,
+            ..ConvAttrs::square(ky, stride, pad, dilation)
         };
         let dense = rng.tensor(&[n, c, h, w], -1.0, 1.0);
         let kept = dense.f32().iter().map(|&v| if rng.next() % 100 < zeros { 0.0 } else { v });
