@@ -27,12 +27,13 @@ pub(super) enum Source {
     Pack,
     Sparse,
     SparseConv,
+    SparseGather,
     SparseBlocks,
     SparseInput,
 }
 
 /// The files that sources include, with their names.
-pub(super) const HEADERS: [(&str, &str); 7] = [
+pub(super) const HEADERS: [(&str, &str); 8] = [
     ("common.cuh", include_str!("source/common.cuh")),
     ("functions.cuh", include_str!("source/functions.cuh")),
     ("packed.cuh", include_str!("source/packed.cuh")),
@@ -40,6 +41,7 @@ pub(super) const HEADERS: [(&str, &str); 7] = [
     ("batchnorm.cuh", include_str!("source/batchnorm.cuh")),
     ("pieces.cuh", include_str!("source/pieces.cuh")),
     ("planes.cuh", include_str!("source/planes.cuh")),
+    ("entries.cuh", include_str!("source/entries.cuh")),
 ];
 
 impl Source {
@@ -80,6 +82,7 @@ impl Source {
             Self::Pack => ("pack.cu", include_str!("source/pack.cu")),
             Self::Sparse => ("sparse.cu", include_str!("source/sparse.cu")),
             Self::SparseConv => ("sparse_conv.cu", include_str!("source/sparse_conv.cu")),
+            Self::SparseGather => ("sparse_gather.cu", include_str!("source/sparse_gather.cu")),
             Self::SparseBlocks => ("sparse_blocks.cu", include_str!("source/sparse_blocks.cu")),
             Self::SparseInput => ("sparse_input.cu", include_str!("source/sparse_input.cu")),
         }
