@@ -95,7 +95,7 @@ pub(super) fn ways(layer: &Layer) -> impl Iterator<Item = Way> + '_ {
     let lanes: &[(u64, u64)] = match () {
         () if !takes => &[],
         () if planes.is_line() && positions.is_multiple_of(4) => &[(1, 1), (2, 1), (1, 4), (2, 4)],
-        () => &[(1, 1), (2, 1), (4, 1)],
+        () => &[(1, 1), (2, 1), (4, 1), (8, 1)],
     };
     let warps = lanes.iter().flat_map(|lane| [4, 8, 16].map(|warps| (*lane, warps)));
     let unrolled = warps.flat_map(|(lane, warps)| [8, 4].map(|unroll| (lane, warps, unroll)));
