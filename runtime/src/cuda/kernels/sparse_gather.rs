@@ -203,3 +203,49 @@ pub(super) fn launch(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::planes::Planes;
+    use super::*;
+    use vdnn_ir::Dims;
+    use vdnn_ir::op::ConvAttrs;
+
+    fn layer(conv: &ConvAttrs, [n, c, m, h, w]: [u64; 5], to: [u64; 2]) -> Layer {
+        let (x, y) = (Dims::from_slice(&[n, c, h, w]), Dims::from_slice(&[n, m, to[0], to[1]]));
+        let entries = (c * conv.kernel[0] * conv.kernel[1]) as f64 / 50.0;
+        Layer { planes: Planes::new(conv, &x, &y), entries, last: false }
+    }
+
+    #[test]
+    fn few_weights_of_small_images_are_shared_by_many_warps() {
+        let conv = ConvAttrs::square(3, 1, 1, 1);
+        let layer = layer(&conv, [1, 512, 512, 7, 7], [7, 7]);
+        let (_, way) = best(&layer, 132).expect("a way");
+        let [outputs, groups] = way.blocks(&layer);
+        assert!(way.split > 0 && outputs * groups * way.warps >= 1024, "{way:?}");
+        assert!(ways(&layer).all(|way| way.values() <= 2), "there are 49 outputs");
+    }
+
+    #[test]
+    fn accesses_are_wide_where_outputs_and_inputs_are_aligned() {
+        let conv = ConvAttrs::square(1, 1, 0, 1);
+        let wide = |layer: &Layer| ways(layer).any(|way| way.wide == 4);
+        assert!(wide(&layer(&conv, [1, 64, 64, 14, 14], [14, 14])));
+        assert!(!wide(&layer(&conv, [1, 64, 64, 7, 7], [7, 7])));
+        let strided = ConvAttrs::square(1, 2, 0, 1);
+        assert!(!wide(&layer(&strided, [1, 64, 64, 28, 28], [14, 14])));
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_take_has_no_way() {
+        let conv = ConvAttrs::square(3, 1, 1, 1);
+        let mut layer = layer(&conv, [1, 8, 8, 9, 9], [9, 9]);
+        assert!(best(&layer, 132).is_some());
+        assert!(best(&Layer { last: true, ..layer }, 132).is_none());
+        layer.planes.kernel = [7, 5];
+        assert!(best(&layer, 132).is_none(), "35 taps");
+        (layer.planes.kernel, layer.planes.strides) = ([3, 3], [1, 1 << 20]);
+        assert!(best(&layer, 132).is_none());
+    }
+}
