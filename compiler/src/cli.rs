@@ -175,9 +175,10 @@ pub struct SharedArgs {
     #[arg(long, value_name = "off|on|auto|N", default_value = "off")]
     pub micro_batch_regions: Slices,
     /// Compute streams of an inference: a number lets independent branches run side by side on
-    /// up to so many, auto on as many as are predicted to pay, which is at small batches.
-    #[arg(long, value_name = "auto|1..4", default_value = "1")]
-    pub streams: Streams,
+    /// up to so many, auto on as many as are predicted to pay, which is at small batches. Default:
+    /// 1, and auto where a GPU runs the plan.
+    #[arg(long, value_name = "auto|1..4")]
+    pub streams: Option<Streams>,
     /// Keep weight gradients to the end of the step (implied by --save-gradients).
     #[arg(long)]
     pub keep_gradients: bool,

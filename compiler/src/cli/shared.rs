@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use vdnn_cost::Precision;
 use vdnn_ir::{Bytes, Mode};
 use vdnn_passes::sparsify::Sparse;
+use vdnn_passes::streams::Streams;
 use vdnn_passes::{AlgoMode, Fuse};
 use vdnn_runtime::cuda::DeviceSelector;
 
@@ -58,7 +59,7 @@ impl SharedArgs {
             fuse_depth: self.fuse_depth,
             fuse_footprint: None,
             slices: self.micro_batch_regions,
-            streams: self.streams,
+            streams: self.streams.unwrap_or(Streams::Count(1)),
             keep_gradients: self.keep_gradients,
             elide_waits: !self.no_elide.contains(&Elision::Waits),
             elide_copies: !self.no_elide.contains(&Elision::Copies),
@@ -85,6 +86,7 @@ impl SharedArgs {
         CompileOptions {
             precision: self.precision.unwrap_or(Precision::Tf32),
             fuse: self.fuse.unwrap_or(Fuse::Auto),
+            streams: self.streams.unwrap_or(Streams::Auto),
             ..self.options(mode)
         }
     }

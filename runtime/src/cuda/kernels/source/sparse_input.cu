@@ -39,7 +39,10 @@ __device__ __forceinline__ void fresh(u32& n) { asm volatile("" : "+r"(n)); }
 
 template <class W, u32 EACH>
 struct Thread {
+    // Weights of the next channel are asked for before this one's inputs are added, if there is room.
+    static constexpr bool AHEAD = W::taps * EACH <= 18;
     float weight[W::taps][EACH];
+    float next[AHEAD ? W::taps : 1][EACH];
     float sum[W::outputs][EACH];
 
     // The products of the input at position P.
@@ -85,35 +88,35 @@ struct Thread {
 
     // The weights of a channel, [taps][filters] of them, from this lane's first filter on; so many are
     // left from there.
-    __device__ __forceinline__ void fetch(const float* __restrict__ from, u32 left, u32 filters) {
+    template <u32 ROWS>
+    static __device__ __forceinline__ void fetch(
+        float (&to)[ROWS][EACH], const float* __restrict__ from, u32 left, u32 filters) {
         fresh(filters);
 #pragma unroll
-        for (u32 tap = 0; tap < W::taps; tap++) {
+        for (u32 tap = 0; tap < ROWS; tap++) {
 #pragma unroll
-            for (u32 e = 0; e < EACH; e++) weight[tap][e] = 32 * e < left ? from[32 * e] : 0.0f;
+            for (u32 e = 0; e < EACH; e++) to[tap][e] = 32 * e < left ? from[32 * e] : 0.0f;
             from += filters;
         }
     }
-};
-
-// Asks for the weights of a quad, a line of a row for each lane, so that they are near when it is known
-// which inputs they are for.
-template <class W, u32 EACH>
-__device__ __forceinline__ void soon(
-    const float* __restrict__ weights, u32 first, u32 filter, const Extents& e, u32 lane) {
-#ifdef __CUDA_ARCH__
-    fresh(lane);
-    const u32 rows = min(QUAD, e.channels - first) * W::taps;
-    const float* from = weights + (u64)first * W::taps * e.filters;
+    // Those of the first channel are on their way before it is known which inputs they are for.
+    __device__ __forceinline__ void begin(const float* __restrict__ from, u32 left, u32 filters) {
+        if constexpr (AHEAD) fetch(next, from, left, filters);
+    }
+    // The weights of a channel; those of the one behind it set out, if there is one.
+    __device__ __forceinline__ void advance(const float* __restrict__ from, u32 left, u32 filters, bool more) {
+        if constexpr (AHEAD) {
 #pragma unroll
-    for (u32 i = 0; i < QUAD * W::taps * EACH; i += 32) {
-        const u32 row = (i + lane) / EACH, f = filter + (i + lane) % EACH * 32;
-        if (row < rows && f < e.filters) {
-            asm volatile("prefetch.global.L1 [%0];" : : "l"(from + (u64)row * e.filters + f));
+            for (u32 tap = 0; tap < W::taps; tap++) {
+#pragma unroll
+                for (u32 e = 0; e < EACH; e++) weight[tap][e] = next[tap][e];
+            }
+            if (more) fetch(next, from + W::taps * filters, left, filters);
+        } else {
+            fetch(weight, from, left, filters);
         }
     }
-#endif
-}
+};
 
 // A block: TILES tiles of the outputs of an image (blockIdx.x, blockIdx.z) in 32 * EACH filters from
 // some of the channels (blockIdx.y), which its warps of a tile deal among them.
@@ -140,7 +143,9 @@ __device__ __forceinline__ void sparse_input_conv(
             const u32 filter = e.filter_blocks.take(split) * 32 * EACH;
             const u32 first = (split * e.quads + n) * QUAD;
             if (first >= e.channels) break;
-            soon<W, EACH>(weights, first, filter, e, lane);
+            const u32 own = filter + lane, own_left = own < e.filters ? e.filters - own : 0;
+            const float* from = weights + (u64)first * W::taps * e.filters + own;
+            mine.begin(from, own_left, e.filters);
             // Where the inputs of this lane lie in a channel; around the image there are none.
             constexpr u32 NONE = 0xffffffffu;
             u32 place[W::words];
@@ -192,9 +197,10 @@ __device__ __forceinline__ void sparse_input_conv(
                     bits[j] = __ballot_sync(0xffffffffu, values[warp][c][lane + 32 * j] != 0.0f);
                     any |= bits[j];
                 }
+                // With weights ahead a channel of zeros costs no wait.
+                if (any == 0 && !Thread<W, EACH>::AHEAD) continue;
+                mine.advance(from + c * (W::taps * e.filters), own_left, e.filters, c + 1 < QUAD && first + c + 1 < e.channels);
                 if (any == 0) continue;
-                const u32 own = filter + lane, left = own < e.filters ? e.filters - own : 0;
-                mine.fetch(weights + (u64)(first + c) * W::taps * e.filters + own, left, e.filters);
                 mine.add_all(values[warp][c], bits);
             }
             __syncwarp();
