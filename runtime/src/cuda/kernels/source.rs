@@ -28,11 +28,12 @@ pub(super) enum Source {
     Sparse,
     SparseConv,
     SparseBlocks,
+    SparseTwoFour,
     SparseInput,
 }
 
 /// The files that sources include, with their names.
-pub(super) const HEADERS: [(&str, &str); 7] = [
+pub(super) const HEADERS: [(&str, &str); 8] = [
     ("common.cuh", include_str!("source/common.cuh")),
     ("functions.cuh", include_str!("source/functions.cuh")),
     ("packed.cuh", include_str!("source/packed.cuh")),
@@ -40,6 +41,7 @@ pub(super) const HEADERS: [(&str, &str); 7] = [
     ("batchnorm.cuh", include_str!("source/batchnorm.cuh")),
     ("pieces.cuh", include_str!("source/pieces.cuh")),
     ("planes.cuh", include_str!("source/planes.cuh")),
+    ("tiles.cuh", include_str!("source/tiles.cuh")),
 ];
 
 impl Source {
@@ -81,6 +83,7 @@ impl Source {
             Self::Sparse => ("sparse.cu", include_str!("source/sparse.cu")),
             Self::SparseConv => ("sparse_conv.cu", include_str!("source/sparse_conv.cu")),
             Self::SparseBlocks => ("sparse_blocks.cu", include_str!("source/sparse_blocks.cu")),
+            Self::SparseTwoFour => ("sparse_two_four.cu", include_str!("source/sparse_two_four.cu")),
             Self::SparseInput => ("sparse_input.cu", include_str!("source/sparse_input.cu")),
         }
     }

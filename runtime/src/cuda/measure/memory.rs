@@ -5,6 +5,7 @@ use crate::cuda::error::CudaError;
 use crate::cuda::launch::DeviceRange;
 use cudarc::driver::{result, sys};
 use vdnn_ir::random::splitmix64;
+use vdnn_ir::sparse::SparseForm;
 use vdnn_ir::sparse::blocks::BlockShape;
 use vdnn_ir::{Bytes, Op, TensorType};
 
@@ -118,7 +119,7 @@ fn two_of_four(w_dims: &[u64], ty: &TensorType) -> Vec<i32> {
         let z = splitmix64(row as u64, (c / 4 * shape.taps + tap) as u64);
         let kept = PAIRS[(z % 6) as usize].contains(&(c as u64 % 4));
         // Exact in bf16.
-        if kept { 0.5 + (z >> (57 - c % 4)) as f32 / 256.0 } else { 0.0 }
+        if kept { 0.5 + (z >> (8 * (c % 4)) & 127) as f32 / 256.0 } else { 0.0 }
     };
     let w: Vec<f32> = (0..shape.filters * shape.channels * shape.taps).map(value).collect();
     let mut words = vec![0; ty.elements() as usize];
@@ -140,7 +141,6 @@ pub(super) fn read(ptr: sys::CUdeviceptr, bytes: Bytes) -> Result<Vec<f32>, Cuda
 mod tests {
     use super::*;
     use vdnn_ir::op::ConvAttrs;
-    use vdnn_ir::sparse::SparseForm;
     use vdnn_ir::{DType, Dims};
 
     #[test]
