@@ -48,9 +48,8 @@ pub fn holds(shape: BlockShape, w: &[f32]) -> bool {
     let row = shape.channels * shape.taps;
     w.chunks_exact(row.max(1)).all(|row| {
         row.chunks(4 * shape.taps).all(|four| {
-            (0..shape.taps).all(|tap| {
-                four.iter().skip(tap).step_by(shape.taps).filter(|v| **v != 0.0).count() <= 2
-            })
+            (0..shape.taps)
+                .all(|tap| four.iter().skip(tap).step_by(shape.taps).filter(|v| **v != 0.0).count() <= 2)
         })
     })
 }

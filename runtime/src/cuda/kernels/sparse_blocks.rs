@@ -99,8 +99,7 @@ impl Demand {
     /// scarcest counts, products as they read shared memory, and what comes to it; and a block of
     /// threads takes no less than the time to wait for its data.
     fn fastest(&self, p: &Problem) -> Option<Tile> {
-        let fits =
-            |t: &Tile| p.shared(t) <= SHARED && p.planes.channels.div_ceil(t.channels) <= STAGES;
+        let fits = |t: &Tile| p.shared(t) <= SHARED && p.planes.channels.div_ceil(t.channels) <= STAGES;
         Tile::fastest(p, self.groups, &MOSTS, fits, |t| self.time(p, t))
     }
 

@@ -13,21 +13,8 @@ use vdnn_ir::sparse::blocks::BlockShape;
 use vdnn_ir::sparse::two_four::CHANNELS;
 
 /// Groups of filters of a warp, and tiles of outputs, whose sums leave registers for the rest.
-const MOSTS: [(u64, u64); 13] = [
-    (1, 1),
-    (1, 2),
-    (1, 4),
-    (1, 7),
-    (1, 8),
-    (2, 2),
-    (2, 4),
-    (2, 7),
-    (2, 8),
-    (4, 2),
-    (4, 4),
-    (4, 7),
-    (4, 8),
-];
+const MOSTS: [(u64, u64); 13] =
+    [(1, 1), (1, 2), (1, 4), (1, 7), (1, 8), (2, 2), (2, 4), (2, 7), (2, 8), (4, 2), (4, 4), (4, 7), (4, 8)];
 
 /// Sums of a warp with which two blocks of threads find room on a multiprocessor.
 const NARROW: u64 = 16;
@@ -56,11 +43,8 @@ pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, w_dims: &Dims, relu: bool)
     let extents = tile.extents(cx, &problem, demand.groups)?;
     cx.count(packed.ty.elements())?;
     let (depth, blocks) = (depth(&tile), blocks(&tile));
-    let arguments = format!(
-        "{}, {}, {depth}, {blocks}, {last}, {whole}",
-        element(y.ty.dtype),
-        tile.arguments(&problem)
-    );
+    let arguments =
+        format!("{}, {}, {depth}, {blocks}, {last}, {whole}", element(y.ty.dtype), tile.arguments(&problem));
     let kernel = Kernel::instance(Source::SparseTwoFour, "SPARSE_TWO_FOUR", &arguments);
     let operand = |i: usize| if cx.spec.inputs.len() > i { cx.real(i).map(|o| o.ptr) } else { Ok(0) };
     let (bias, added) = (operand(2)?, operand(3)?);

@@ -115,7 +115,8 @@ fn two_of_four(w_dims: &[u64], ty: &TensorType) -> Vec<i32> {
     const PAIRS: [[u64; 2]; 6] = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]];
     let Some(shape) = BlockShape::of(w_dims) else { return Vec::new() };
     let value = |i: usize| {
-        let (row, c, tap) = (i / shape.taps / shape.channels, i / shape.taps % shape.channels, i % shape.taps);
+        let (row, c, tap) =
+            (i / shape.taps / shape.channels, i / shape.taps % shape.channels, i % shape.taps);
         let z = splitmix64(row as u64, (c / 4 * shape.taps + tap) as u64);
         let kept = PAIRS[(z % 6) as usize].contains(&(c as u64 % 4));
         // Exact in bf16.

@@ -139,14 +139,6 @@ struct Inputs {
     }
 };
 
-// What follows the products.
-template <class T>
-struct Behind {
-    const T *bias, *added;
-    T* y;
-    bool relu;
-};
-
 // Writes a warp's sums, of its first group of filters and its first tile on. A lane has two filters next
 // to each other at two positions of each tile.
 template <class P, bool LAST, class Y>
