@@ -43,15 +43,17 @@ pub(super) fn count(shape: BlockShape) -> u64 {
     (groups as u64).saturating_mul(columns as u64)
 }
 
-/// True if at most two of every four channels of a filter at a tap are other than zero.
+/// True if at most two of every four channels of a filter at a tap are other than zero, and there are
+/// four: of fewer nothing is gained.
 pub fn holds(shape: BlockShape, w: &[f32]) -> bool {
     let row = shape.channels * shape.taps;
-    w.chunks_exact(row.max(1)).all(|row| {
-        row.chunks(4 * shape.taps).all(|four| {
-            (0..shape.taps)
-                .all(|tap| four.iter().skip(tap).step_by(shape.taps).filter(|v| **v != 0.0).count() <= 2)
+    shape.channels >= 4
+        && w.chunks_exact(row.max(1)).all(|row| {
+            row.chunks(4 * shape.taps).all(|four| {
+                (0..shape.taps)
+                    .all(|tap| four.iter().skip(tap).step_by(shape.taps).filter(|v| **v != 0.0).count() <= 2)
+            })
         })
-    })
 }
 
 /// Where in its piece the values of a filter and four channels lie, the first in the lower half of the
@@ -219,7 +221,7 @@ mod tests {
         for s in [shape(37, 70, 3), shape(16, 32, 1), shape(1, 1, 1), shape(5, 35, 9), shape(64, 64, 2)] {
             for kept in 0..=2 {
                 let w = weights(s, kept);
-                assert!(holds(s, &w));
+                assert_eq!(holds(s, &w), s.channels >= 4);
                 let packed = packed(s, &w);
                 assert_eq!(unpack(s, &packed).expect("pieces"), w, "{s:?}, {kept} of four");
                 let found = w.iter().filter(|v| **v != 0.0).count();
