@@ -12,7 +12,7 @@ use vdnn_frontends::onnx::{self, ImportOptions, Imported};
 use vdnn_frontends::zoo::{self, ZooOptions};
 use vdnn_ir::graph::{ConvAlgo, EngineConfig};
 use vdnn_ir::random::splitmix64;
-use vdnn_ir::{Bytes, Mode, Nanos, Op};
+use vdnn_ir::{Bytes, Layout, Mode, Nanos, Op};
 use vdnn_passes::sparsify::{Facts, ParamFacts, Sparse, SparseMode};
 use vdnn_passes::{AlgoMode, Fuse, Policy, Recompute};
 use vdnn_plan::EngineOrigin;
@@ -31,8 +31,9 @@ struct Fake {
     asked: Rc<Cell<usize>>,
     /// Fails at this call, as a lost device does.
     lost_at: usize,
-    /// What packed weights take, and kernels that leave out zeros of their input.
-    packed: Nanos,
+    /// What packed weights take on row-major feature maps and on others, and kernels that leave out
+    /// zeros of their input.
+    packed: [Nanos; 2],
 }
 
 impl KernelTimer for Fake {
@@ -46,6 +47,7 @@ impl KernelTimer for Fake {
             let hash = text.bytes().fold(i, |h, b| splitmix64(h, u64::from(b)));
             Some(Nanos(1_000 + hash % 100_000))
         };
+        let last = usize::from(kernel.inputs.first().is_some_and(|x| x.layout == Layout::ChannelsLast));
         let row = |algo, workspace, time| MeasuredRow { algo, workspace, time, flags: Vec::new() };
         match &kernel.op {
             // Packed weights of which most are left take long.
@@ -53,7 +55,7 @@ impl KernelTimer for Fake {
                 return Ok(vec![row(None, Bytes::ZERO, Some(Nanos(1_000_000)))]);
             }
             Op::SparseConv { .. } | Op::SparseInputConv { .. } => {
-                return Ok(vec![row(None, Bytes::ZERO, Some(self.packed))]);
+                return Ok(vec![row(None, Bytes::ZERO, Some(self.packed[last]))]);
             }
             _ => {}
         }
@@ -99,7 +101,7 @@ fn compile(db: &Path, cudnn: &str, precision: Precision) -> (vdnn_plan::Plan, us
     let (model, options) = (resnet18(), options(precision));
     let asked = Rc::new(Cell::new(0));
     let cost = CostModel::named("h200", precision).expect("a shipped profile");
-    let timer = Box::new(Fake { asked: Rc::clone(&asked), lost_at: 0, packed: Nanos(1) });
+    let timer = Box::new(Fake { asked: Rc::clone(&asked), lost_at: 0, packed: [Nanos(1); 2] });
     let mut target = Target::measured(cost, on(cudnn), db.to_owned(), timer);
     let cost = target.cost(&model.graph, &options).expect("times");
     let compiled = driver::compile(model.graph, model.batch, None, &options, &cost).expect("a plan");
@@ -134,16 +136,19 @@ fn the_second_plan_for_a_gpu_measures_nothing_and_is_the_same() {
 fn weights_are_packed_for_a_gpu_where_that_was_measured_to_be_faster() {
     let dir = tempfile::tempdir().unwrap();
     let model = resnet18();
-    // One weight of twenty is left in the 3x3 filters of the third stage.
-    let facts = model.graph.params().iter().filter_map(|&v| {
-        let value = model.graph.value(v);
-        let few = value.name.starts_with("layer3") && value.ty.dims.get(2) == Some(&3);
-        let data: Vec<f32> =
-            (0..value.ty.elements()).map(|i| if few && i % 20 != 0 { 0.0 } else { 1.0 }).collect();
-        (value.ty.rank() > 1).then(|| (value.name.clone(), ParamFacts::of(&value.ty.dims, &data)))
-    });
-    let facts = Rc::new(Facts::new(facts.collect::<Vec<_>>()));
-    let plan = |name: &str, mode: SparseMode, packed: Nanos| {
+    // One weight of twenty is left in the 3x3 filters of these stages.
+    let facts_of = |stages: &str| {
+        let facts = model.graph.params().iter().filter_map(|&v| {
+            let value = model.graph.value(v);
+            let few = value.name.starts_with(stages) && value.ty.dims.get(2) == Some(&3);
+            let data: Vec<f32> =
+                (0..value.ty.elements()).map(|i| if few && i % 20 != 0 { 0.0 } else { 1.0 }).collect();
+            (value.ty.rank() > 1).then(|| (value.name.clone(), ParamFacts::of(&value.ty.dims, &data)))
+        });
+        Rc::new(Facts::new(facts.collect::<Vec<_>>()))
+    };
+    let plan_of = |name: &str, stages: &str, mode: SparseMode, packed: [Nanos; 2]| {
+        let facts = facts_of(stages);
         let mut options = options(Precision::Tf32);
         options.mode = Mode::Infer;
         options.sparse = Sparse { mode, facts: Rc::clone(&facts), ..Sparse::default() };
@@ -163,6 +168,7 @@ fn weights_are_packed_for_a_gpu_where_that_was_measured_to_be_faster() {
         assert_eq!(compile(&again.cost(&model.graph, &options).expect("times")), plan, "{name} {mode}");
         plan
     };
+    let plan = |name: &str, mode, packed| plan_of(name, "layer3", mode, [packed; 2]);
     let count = |plan: &str| plan.matches("sparse_conv(").count();
     let skipping = |plan: &str| plan.matches("sparse_input_conv(").count();
     let plan_of_fast = plan("fast", SparseMode::Auto, Nanos(1));
@@ -176,6 +182,15 @@ fn weights_are_packed_for_a_gpu_where_that_was_measured_to_be_faster() {
     assert_eq!((count(&forced), skipping(&forced)), (0, 16), "all 3x3 layers");
     assert_eq!(count(&plan("slow", SparseMode::Csr, Nanos(1_000_000))), 21);
     assert_eq!(count(&plan("fast", SparseMode::Off, Nanos(1))), 0);
+    // Where most of the time is in packed weights, the layout is the one in which they are faster.
+    let layers = |name: &str, packed| {
+        let plan = plan_of(name, "layer", SparseMode::Auto, packed);
+        (count(&plan), plan.contains("nhwc"))
+    };
+    let long = Nanos(500_000);
+    assert_eq!(layers("rows", [Nanos(1), long]), (16, false));
+    assert_eq!(layers("last", [long, Nanos(1)]), (16, true));
+    assert_eq!(layers("neither", [long; 2]).0, 0);
 }
 
 #[test]
@@ -214,7 +229,7 @@ fn what_was_measured_before_the_device_was_lost_is_kept() {
     let db = dir.path().join("bench.sqlite");
     let (model, options) = (resnet18(), options(Precision::Tf32));
     let cost = CostModel::named("h200", Precision::Tf32).expect("a shipped profile");
-    let timer = Box::new(Fake { asked: Rc::default(), lost_at: 11, packed: Nanos(1) });
+    let timer = Box::new(Fake { asked: Rc::default(), lost_at: 11, packed: [Nanos(1); 2] });
     let failure = Target::measured(cost, on("9.19.0"), db.clone(), timer)
         .cost(&model.graph, &options)
         .expect_err("the device is lost");
@@ -242,7 +257,7 @@ fn made_up(dir: &Path, cudnn: &str) -> Target {
         cost,
         on(cudnn),
         dir.join("made-up.sqlite"),
-        Box::new(Fake { asked: Rc::default(), lost_at: 0, packed: Nanos(1) }),
+        Box::new(Fake { asked: Rc::default(), lost_at: 0, packed: [Nanos(1); 2] }),
     )
 }
 

@@ -1,6 +1,7 @@
 //! Graph in, checked plan out.
 
 use crate::error::Failure;
+use crate::layouts;
 use crate::options::CompileOptions;
 use crate::pipeline;
 use crate::recorded;
@@ -204,16 +205,36 @@ pub fn compile(
     cost: &CostModel,
 ) -> Result<Compiled, NoPlan> {
     let start = Instant::now();
+    let found = compile_in(&graph, batch, model.clone(), options, cost, start);
+    let Some(other) = layouts::measured_row_major(&graph, options, cost)? else { return found };
+    let other = compile_in(&graph, batch, model, options, &other, start);
+    let step = |c: &Compiled| u128::from(c.summary.step.0);
+    match (&found, &other) {
+        (Ok(a), Ok(b)) if step(b) * 100 <= step(a) * u128::from(layouts::PAYS) => other,
+        (Err(NoPlan::TooLarge { .. }), Ok(_)) => other,
+        _ => found,
+    }
+}
+
+/// [`compile`] in the layout of `cost`.
+fn compile_in(
+    graph: &Graph,
+    batch: u64,
+    model: Option<ModelRef>,
+    options: &CompileOptions,
+    cost: &CostModel,
+    start: Instant,
+) -> Result<Compiled, NoPlan> {
     let plan = |tried: &CompileOptions, slices| {
         let mut timings = Timings::default();
-        let joint = slicing::joint(&graph, tried, slices, cost, &mut timings)?;
+        let joint = slicing::joint(graph, tried, slices, cost, &mut timings)?;
         let mut found = plan_joint(&joint, batch, model.clone(), tried, cost, start, timings)?;
         // What was asked for: of what was tried there may be more to try elsewhere.
         found.plan.header.options = recorded::of(options);
         Ok(found)
     };
     let attempt = |options: &CompileOptions| {
-        slicing::choose(&graph, batch, options, cost, &|slices| {
+        slicing::choose(graph, batch, options, cost, &|slices| {
             let first = plan(options, slices.clone());
             let settled = match &first {
                 Ok(c) => options.policy != Policy::Dyn || c.summary.chosen_policy == Policy::None,
@@ -238,7 +259,7 @@ pub fn compile(
     }
     let Err(NoPlan::TooLarge { smallest, .. }) = &found else { return found };
     let mut least = smallest.0;
-    let layers = slicing::layers(&graph, options, cost)?;
+    let layers = slicing::layers(graph, options, cost)?;
     for footprint in footprints(&layers, cost) {
         match attempt(&CompileOptions { fuse_footprint: Some(footprint), ..options.clone() }) {
             Err(NoPlan::TooLarge { summary, smallest }) => {

@@ -6,6 +6,7 @@ pub mod driver;
 pub mod emit;
 pub mod error;
 pub mod html;
+pub mod layouts;
 pub mod measuring;
 pub mod micro;
 pub mod options;

@@ -2,6 +2,7 @@
 //! from whoever can time the rest.
 
 use crate::error::Failure;
+use crate::layouts;
 use crate::options::CompileOptions;
 use crate::progress::Progress;
 use crate::slicing;
@@ -127,6 +128,15 @@ fn judges_zeros(options: &CompileOptions) -> bool {
 /// The options, and those that a compilation with them tries or compares with, each with what its
 /// passes are to know of times.
 fn variants(options: &CompileOptions, cost: &CostModel) -> Vec<(CompileOptions, CostModel)> {
+    let mut all = variants_in(options, cost);
+    if let Some(other) = layouts::row_major(options, cost) {
+        all.extend(variants_in(options, &other));
+    }
+    all
+}
+
+/// Those in the layout of `cost`.
+fn variants_in(options: &CompileOptions, cost: &CostModel) -> Vec<(CompileOptions, CostModel)> {
     let mut all = vec![(options.clone(), cost.clone())];
     // What is recomputed so that the step fits may not do.
     if options.recompute == Recompute::Auto {

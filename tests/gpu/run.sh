@@ -19,13 +19,13 @@ export PYTHONUNBUFFERED=1
 
 checks="devices ops exact nets golden control same dropped pair errors lenet"
 sanitizers="memcheck racecheck initcheck"
-times="profile train infer capped packed recompute f32 sparse pyramids cusnn"
+times="profile train infer capped packed recompute f32 sparse pruned pyramids cusnn"
 peers="peers-vgg16 peers-resnet50 peers-densenet121 peers-googlenet peers-infer peers-f32 peers-offload peers-densenet121-compile"
 limit() { # of a part, in seconds
   case $1 in
   devices) echo 20 ;; ops | exact | lenet | errors | dropped | f32 | peers-f32) echo 60 ;;
   nets | golden | control | pair | train | infer | initcheck) echo 90 ;;
-  memcheck | capped | packed | cusnn | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-googlenet | peers-offload) echo 120 ;;
+  memcheck | capped | packed | pruned | cusnn | peers-vgg16 | peers-resnet50 | peers-densenet121 | peers-googlenet | peers-offload) echo 120 ;;
   profile | peers-infer | racecheck | sparse | pyramids) echo 200 ;; peers-densenet121-compile) echo 300 ;; same) echo 500 ;; *) echo 60 ;;
   esac
 }
@@ -235,6 +235,21 @@ run() { # a part
     "$vdnnc" bench-conv "$here/sparse_layers.csv" --quick --precision bf16 --sparsity 50 --method 2:4 --device cuda:0 \
       --db "$out/sparse.sqlite" --json --csv "$out/two-four.csv" --svg "$out/two-four.svg" >"$out/two-four.json" || return 1
     python3 "$here/checks.py" sparse two-four "$out/two-four.json" || status=1
+    return ${status:-0}
+    ;;
+  pruned) # a whole network with few weights left, planned with dense kernels and with the fastest; compiling anew
+    "$vdnnc" zoo resnet50 -o "$out/resnet50.onnx" && "$vdnnc" prune "$out/resnet50.onnx" --sparsity 0.95 -o "$out/pruned.onnx" || return 1
+    local db=(--device cuda:0 --db "$out/pruned.sqlite")
+    for p in f32 tf32; do
+      for n in 1 32; do
+        for m in off auto; do
+          i=$SECONDS
+          XDG_CACHE_HOME=$out/cache-$p-$n-$m bench "pruned-$p-$n-$m" "$out/pruned.onnx" --mode infer --batch $n --precision $p --steps 30 --sparse $m "${db[@]}"
+          echo "$((SECONDS - i)) s with measuring and compiling"
+        done
+        python3 "$here/checks.py" faster "$out/pruned-$p-$n-off.json" "$out/pruned-$p-$n-auto.json" || status=1
+      done
+    done
     return ${status:-0}
     ;;
   cusnn) # zeros of feature maps: layers, steps and energy, and the energy of any step

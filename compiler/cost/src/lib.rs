@@ -186,6 +186,13 @@ impl CostModel {
         self.roofline.layout()
     }
 
+    /// The same model for graphs whose images have this layout. Convolutions that were not measured
+    /// keep their predictions, which are of the layout of the device.
+    #[must_use]
+    pub fn in_layout(self, layout: Layout) -> Self {
+        Self { roofline: self.roofline.in_layout(layout), ..self }
+    }
+
     /// Device memory a process may use.
     pub fn capacity(&self) -> Bytes {
         self.capacity

@@ -91,6 +91,11 @@ impl Roofline {
         }
     }
 
+    /// The same rates, said to be of this layout.
+    pub(crate) fn in_layout(self, layout: Layout) -> Self {
+        Self { directions: Directions { layout, ..self.directions }, ..self }
+    }
+
     /// Layout of the convolutions' operands.
     pub(crate) fn layout(&self) -> Layout {
         self.directions.layout

@@ -1,5 +1,6 @@
 //! `vdnnc bench-conv LIST.csv --sparsity 50,90`: forward convolutions with packed weights against
-//! the fastest dense ones, from measured or predicted times.
+//! the fastest dense ones, from measured or predicted times; each in the layout it is faster in, where the
+//! device's dense kernels want channels last.
 
 use super::list::Layer;
 use super::plot::{self, Group};
@@ -15,7 +16,7 @@ use std::fmt::Write as _;
 use vdnn_cost::CostModel;
 use vdnn_ir::op::ConvAttrs;
 use vdnn_ir::sparse::SparseForm;
-use vdnn_ir::{Bytes, DType, Nanos, Op, TensorType};
+use vdnn_ir::{Bytes, DType, Layout, Nanos, Op, TensorType};
 use vdnn_passes::BatchSizes;
 use vdnn_passes::micro_batch::Menu;
 
@@ -24,30 +25,31 @@ struct Cell<'a> {
     layer: &'a Layer,
     /// Percent.
     zeros: u64,
-    dense: Nanos,
-    packed: Option<Nanos>,
+    dense: (Nanos, Layout),
+    packed: Option<(Nanos, Layout)>,
 }
 
 impl Cell<'_> {
     /// What `--sparse auto` takes.
     fn chosen(&self) -> Nanos {
-        self.packed.map_or(self.dense, |t| t.min(self.dense))
+        self.packed.map_or(self.dense.0, |t| t.0.min(self.dense.0))
     }
 
     fn is_packed(&self) -> bool {
-        self.packed.is_some_and(|t| t < self.dense)
+        self.packed.is_some_and(|t| t.0 < self.dense.0)
     }
 
     /// Dense time over that of packed weights.
     fn gain(&self) -> Option<f64> {
-        Some(self.dense.0 as f64 / self.packed?.0.max(1) as f64)
+        Some(self.dense.0.0 as f64 / self.packed?.0.0.max(1) as f64)
     }
 
     fn json(&self) -> Value {
         json!({
             "layer": self.layer.name, "shape": self.layer.shape(), "zeros_percent": self.zeros,
-            "dense_ns": self.dense.0, "packed_ns": self.packed.map(|t| t.0), "gain": self.gain(),
-            "packed": self.is_packed(),
+            "dense_ns": self.dense.0.0, "packed_ns": self.packed.map(|t| t.0.0), "gain": self.gain(),
+            "packed": self.is_packed(), "dense_layout": name(self.dense.1),
+            "packed_layout": self.packed.map(|t| name(t.1)),
         })
     }
 }
@@ -63,33 +65,60 @@ pub(super) fn run(
     options: &CompileOptions,
 ) -> Result<(), Failure> {
     let fail = |layer: &Layer, why: String| Failure::user(format!("{}: {why}", layer.name));
-    let layout = target.base().layout();
-    let mut all = Vec::new();
+    let layouts: &[Layout] = match target.base().layout() {
+        Layout::RowMajor => &[Layout::RowMajor],
+        Layout::ChannelsLast => &[Layout::ChannelsLast, Layout::RowMajor],
+    };
+    // Each in every layout, the one first that the device wants.
+    let mut all: Vec<(&Layer, u64, Vec<Kernel>, Vec<Kernel>)> = Vec::new();
     for layer in layers {
-        let [conv, ..] = layer.kernels(options.precision, layout).map_err(|e| fail(layer, e))?;
-        let dense = if layer.is_product() { product(layer, conv.inputs[0].dtype) } else { conv };
+        let mut dense = Vec::new();
+        for &layout in layouts {
+            let [conv, ..] = layer.kernels(options.precision, layout).map_err(|e| fail(layer, e))?;
+            if layer.is_product() {
+                dense = vec![product(layer, conv.inputs[0].dtype)];
+            } else {
+                dense.push(conv);
+            }
+        }
         for &zeros in &args.sparsity {
-            let packed = packed(&dense, zeros, &args.method).map_err(|why| fail(layer, why))?;
+            let packed = dense.iter().map(|dense| packed(dense, zeros, &args.method));
+            let packed = packed.collect::<Result<_, _>>().map_err(|why| fail(layer, why))?;
             all.push((layer, zeros, dense.clone(), packed));
         }
     }
     let mut different: Vec<Kernel> = Vec::new();
-    for kernel in all.iter().flat_map(|(_, _, dense, packed)| [dense, packed]) {
+    for kernel in all.iter().flat_map(|(_, _, dense, packed)| dense.iter().chain(packed)) {
         if !different.contains(kernel) {
             different.push(kernel.clone());
         }
     }
     let cost = target.cost_of((&different, &[]), options, Bytes::ZERO)?;
+    // Nothing is guessed beside what was measured.
+    let known = |kernel: &Kernel| {
+        let (inputs, outputs) = kernel.types();
+        cost.measured().is_empty() || cost.is_measured(&kernel.op, &inputs, &outputs)
+    };
     let mut cells = Vec::new();
     for (layer, zeros, dense, packed) in &all {
-        let dense = fastest(dense, &cost).ok_or_else(|| fail(layer, "no kernel runs it".to_owned()))?;
-        let (inputs, outputs) = packed.types();
-        // Nothing is guessed beside what was measured.
-        let known = cost.measured().is_empty() || cost.is_measured(&packed.op, &inputs, &outputs);
-        let packed = known.then(|| cost.kernel(&packed.op, &inputs, &outputs, None));
-        cells.push(Cell { layer, zeros: *zeros, dense, packed });
+        let others = dense.iter().enumerate().filter(|(i, kernel)| *i == 0 || known(kernel));
+        let dense = others.filter_map(|(_, kernel)| Some((fastest(kernel, &cost)?, kernel.inputs[0].layout)));
+        let dense = dense.min_by_key(|t| t.0).ok_or_else(|| fail(layer, "no kernel runs it".to_owned()))?;
+        let packed = packed.iter().filter(|kernel| known(kernel)).map(|kernel| {
+            let (inputs, outputs) = kernel.types();
+            (cost.kernel(&kernel.op, &inputs, &outputs, None), kernel.inputs[0].layout)
+        });
+        cells.push(Cell { layer, zeros: *zeros, dense, packed: packed.min_by_key(|t| t.0) });
     }
     report(args, &cells, &cost)
+}
+
+/// How reports call a layout.
+fn name(layout: Layout) -> &'static str {
+    match layout {
+        Layout::RowMajor => "row-major",
+        Layout::ChannelsLast => "channels-last",
+    }
 }
 
 /// A fully connected layer: a 1x1 filter on one position.
@@ -146,7 +175,7 @@ fn fastest(dense: &Kernel, cost: &CostModel) -> Option<Nanos> {
 fn summary(zeros: u64, cells: &[Cell<'_>]) -> Value {
     let cells: Vec<&Cell<'_>> = cells.iter().filter(|c| c.zeros == zeros).collect();
     let gains: Vec<f64> = cells.iter().filter_map(|c| c.gain()).collect();
-    let auto = cells.iter().map(|c| c.dense.0 as f64 / c.chosen().0.max(1) as f64);
+    let auto = cells.iter().map(|c| c.dense.0.0 as f64 / c.chosen().0.max(1) as f64);
     let packed: Vec<f64> = cells.iter().filter(|c| c.is_packed()).filter_map(|c| c.gain()).collect();
     let least = |of: &[f64]| of.iter().copied().fold(f64::INFINITY, f64::min);
     json!({
@@ -190,11 +219,13 @@ fn report(args: &BenchConvArgs, cells: &[Cell<'_>], cost: &CostModel) -> Result<
     for c in cells {
         let _ = writeln!(
             t,
-            "{:<58} {:>3} % zeros {:>10} -> {:>10} {:>7}  {}",
+            "{:<58} {:>3} % zeros {:>10} {:<13} -> {:>10} {:<13} {:>7}  {}",
             format!("{} {}", c.layer.name, c.layer.shape()),
             c.zeros,
-            c.dense.to_string(),
-            c.packed.map_or_else(|| "-".to_owned(), |p| p.to_string()),
+            c.dense.0.to_string(),
+            name(c.dense.1),
+            c.packed.map_or_else(|| "-".to_owned(), |p| p.0.to_string()),
+            c.packed.map_or("", |p| name(p.1)),
             c.gain().map_or_else(String::new, |g| format!("{g:.2}x")),
             if c.is_packed() { "packed" } else { "dense" }
         );
@@ -207,18 +238,21 @@ fn report(args: &BenchConvArgs, cells: &[Cell<'_>], cost: &CostModel) -> Result<
 }
 
 fn csv(cells: &[Cell<'_>]) -> String {
-    let mut t = "layer,shape,zeros_percent,dense_ns,packed_ns,gain,chosen\n".to_owned();
+    let mut t =
+        "layer,shape,zeros_percent,dense_ns,packed_ns,gain,chosen,dense_layout,packed_layout\n".to_owned();
     for c in cells {
         let _ = writeln!(
             t,
-            "{},\"{}\",{},{},{},{},{}",
+            "{},\"{}\",{},{},{},{},{},{},{}",
             c.layer.name,
             c.layer.shape(),
             c.zeros,
-            c.dense.0,
-            c.packed.map(|p| p.0.to_string()).unwrap_or_default(),
+            c.dense.0.0,
+            c.packed.map(|p| p.0.0.to_string()).unwrap_or_default(),
             c.gain().map(|g| format!("{g:.4}")).unwrap_or_default(),
-            if c.is_packed() { "packed" } else { "dense" }
+            if c.is_packed() { "packed" } else { "dense" },
+            name(c.dense.1),
+            c.packed.map(|p| name(p.1)).unwrap_or_default()
         );
     }
     t

@@ -30,6 +30,7 @@ mod source;
 mod sparse;
 mod sparse_blocks;
 mod sparse_conv;
+mod sparse_gather;
 mod sparse_input;
 mod sparse_two_four;
 mod step;

@@ -27,13 +27,14 @@ pub(super) enum Source {
     Pack,
     Sparse,
     SparseConv,
+    SparseGather,
     SparseBlocks,
     SparseTwoFour,
     SparseInput,
 }
 
 /// The files that sources include, with their names.
-pub(super) const HEADERS: [(&str, &str); 8] = [
+pub(super) const HEADERS: [(&str, &str); 9] = [
     ("common.cuh", include_str!("source/common.cuh")),
     ("functions.cuh", include_str!("source/functions.cuh")),
     ("packed.cuh", include_str!("source/packed.cuh")),
@@ -42,6 +43,7 @@ pub(super) const HEADERS: [(&str, &str); 8] = [
     ("pieces.cuh", include_str!("source/pieces.cuh")),
     ("planes.cuh", include_str!("source/planes.cuh")),
     ("tiles.cuh", include_str!("source/tiles.cuh")),
+    ("entries.cuh", include_str!("source/entries.cuh")),
 ];
 
 impl Source {
@@ -82,6 +84,7 @@ impl Source {
             Self::Pack => ("pack.cu", include_str!("source/pack.cu")),
             Self::Sparse => ("sparse.cu", include_str!("source/sparse.cu")),
             Self::SparseConv => ("sparse_conv.cu", include_str!("source/sparse_conv.cu")),
+            Self::SparseGather => ("sparse_gather.cu", include_str!("source/sparse_gather.cu")),
             Self::SparseBlocks => ("sparse_blocks.cu", include_str!("source/sparse_blocks.cu")),
             Self::SparseTwoFour => ("sparse_two_four.cu", include_str!("source/sparse_two_four.cu")),
             Self::SparseInput => ("sparse_input.cu", include_str!("source/sparse_input.cu")),

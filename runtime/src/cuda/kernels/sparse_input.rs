@@ -23,8 +23,6 @@ const VALUES: u64 = 120;
 const AHEAD: u64 = 18;
 /// Registers of a thread for anything else.
 const OTHERS: u64 = 30;
-/// Share of inputs other than zero that tiles are chosen for.
-const FULL: f64 = 0.4;
 
 /// `Extents` of sparse_input.cu.
 #[repr(C)]
@@ -201,10 +199,11 @@ impl Layer {
         self.quads().div_ceil(share * turns)
     }
 
-    /// A guess at the time, in cycles of a multiprocessor with four schedulers, made after times of
-    /// 8 layers of one image on an H200: an instruction is issued every cycle at most and every five
-    /// of a warp; an input costs a test and a branch beside its products, a weight an access and its
-    /// address. What more than one part costs is another launch, and their way to memory and back.
+    /// A guess at the time, in cycles of a multiprocessor with four schedulers. Its numbers are fitted
+    /// to 874 times on an H200, of 13 layers of one image; what it chooses is within 2 % of the best of
+    /// them in the mean and within 8 % always. An input costs a test and its share of products, a
+    /// weight its way to a register; a warp alone is 2.5 times as slow as its share of four; each sum
+    /// is exchanged; and more parts than one cost another launch and their way to memory and back.
     fn cycles(&self, tile: &Tile) -> f64 {
         let [height, width] = self.planes.to;
         let outputs = tile.down * tile.across;
@@ -212,18 +211,18 @@ impl Layer {
         let inside = (height * width) as f64 / (tiles * outputs) as f64;
         let positions = self.positions([tile.down, tile.across]) as f64;
         let weights = (self.planes.taps() * tile.each) as f64;
-        let products = FULL * inside * outputs as f64 * weights;
-        let quad = QUAD as f64 * (2.25 * positions + products + 2.0 * weights + 40.0) + 200.0;
+        let products = 0.9 * inside * outputs as f64 * weights;
+        let quad = QUAD as f64 * (1.7 * positions + products + 1.4 * weights + 60.0) + 160.0;
         let splits = self.splits(tile);
-        let share = WARPS / tile.tiles;
-        let quads = self.quads().div_ceil(splits * share) as f64;
+        let quads = self.quads().div_ceil(splits * (WARPS / tile.tiles)) as f64;
         let on_each = (self.blocks(tile) * splits).div_ceil(self.processors);
         let turns = on_each.div_ceil(tile.blocks) as f64;
-        let warps = on_each as f64 * WARPS as f64 / 4.0;
-        let multiplied = (warps * quads * quad).max(turns * quads * 5.0 * quad);
+        let warps = (on_each * WARPS) as f64 / 4.0;
+        let multiplied = quads * quad * warps.max(2.5 * turns);
+        let exchanged = 80.0 * (outputs * tile.each) as f64;
         let elements = (self.planes.images * self.planes.filters * height * width) as f64;
-        let added = if splits > 1 { 3500.0 + splits as f64 * elements / 200.0 } else { 0.0 };
-        multiplied + added
+        let added = if splits > 1 { 1200.0 + splits as f64 * elements / 330.0 } else { 0.0 };
+        multiplied + exchanged + added
     }
 }
 

@@ -4,7 +4,7 @@
 // the tile: each weight is multiplied with all of them, so what bounds a warp is one access to
 // shared memory for every 32 products. Where a weight's inputs lie is found by one lane for each of
 // 32 weights at a time, and told to the others through shared memory.
-#include "planes.cuh"
+#include "entries.cuh"
 
 // A block has filters in so many `turns`.
 struct Extents : Convolution {
@@ -91,33 +91,12 @@ __device__ __forceinline__ void bring(
     }
 }
 
-// An entry of packed weights: its column, or one that no slab has.
-struct Entry {
-    i32 column, value;
-};
-__device__ __forceinline__ Entry entry(const i32* __restrict__ entries, i32 at, i32 end) {
-    Entry e = {0x7fffffff, 0};
-#ifdef VDNN_EMULATED
-    if (at < end) e = {entries[2 * at], entries[2 * at + 1]};
-#else
-    // A branch would cost a point where lanes meet again.
-    asm volatile(
-        "{.reg .pred in; setp.lt.s32 in, %2, %3; @in ld.global.nc.b32 %0, [%4]; @in ld.global.nc.b32 %1, [%4 + 4];}"
-        : "+r"(e.column), "+r"(e.value)
-        : "r"(at), "r"(end), "l"(entries + 2 * (i64)at));
-#endif
-    return e;
-}
-
 template <class T>
 __device__ __forceinline__ void add(float (&sum)[T::run], const u8* inputs, u32 offset, u32 value) {
     const u8* from = inputs + offset;
 #pragma unroll
     for (u32 i = 0; i < T::run; ++i) sum[i] += __uint_as_float(value) * *(const float*)(from + T::further(i));
 }
-
-// max(v, 0), and NaN of NaN.
-__device__ __forceinline__ float positive(float v) { return v <= 0.0f ? 0.0f : v; }
 
 // A block: a tile of the outputs of an image (blockIdx.x, blockIdx.z) in `turns` times WARPS * EACH filters
 // (blockIdx.y), each warp EACH of them at a time; STAGES slabs in shared memory.

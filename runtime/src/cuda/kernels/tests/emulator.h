@@ -64,6 +64,8 @@ inline float __int_as_float(int bits) { float f; memcpy(&f, &bits, 4); return f;
 inline float __uint_as_float(unsigned bits) { float f; memcpy(&f, &bits, 4); return f; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline unsigned __float_as_uint(float f) { unsigned bits; memcpy(&bits, &f, 4); return bits; }
+template <class T>
+T __ldg(const T* p) { return *p; }
 inline unsigned __popc(unsigned bits) { return __builtin_popcount(bits); }
 #define __align__(n) __attribute__((aligned(n)))
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use vdnn_ir::Tensor;
 
 /// Where the arena lies in the process: nothing else is near.
@@ -38,8 +39,9 @@ impl Emulator {
 
     /// Builds the kernels with a C++ compiler and starts the process.
     pub(super) fn build(compiler: &OsStr, kernels: &BTreeMap<Source, Vec<Kernel>>) -> Self {
-        let folder =
-            std::env::temp_dir().join(format!("vdnn-emulator-{}-{}", std::process::id(), kernels.len()));
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("vdnn-emulator-{}-{count}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         let write = |name: &str, text: &str| {
             let path = folder.join(name);

@@ -4,6 +4,7 @@
 
 mod cases;
 mod emulator;
+mod gather;
 mod pack;
 mod pyramids;
 mod zeros;
@@ -163,6 +164,7 @@ fn every_kernel_compiles_without_spills() {
     options.push("--ptxas-options=-v".to_owned());
     let mut all = all_kernels(&all_cases());
     all.extend(pack::kernels());
+    gather::kernels(&mut all);
     all.insert(Source::Proof, vec![Kernel::fixed(Source::Proof, "spin_for")]);
     for (source, kernels) in all {
         let (cubin, log) = compile(&together(source, &kernels), &options).unwrap_or_else(|e| panic!("{e}"));

@@ -21,7 +21,7 @@ fn packed(rng: &mut Rng, dims: &[u64], zeros: u64) -> Tensor {
 /// Every width of tiles, run of outputs and number of filters, windows that reach over the borders.
 pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
     // Images, channels, filters, height, width; window, stride, dilation, padding; percent of zeros.
-    let convs: [[u64; 11]; 17] = [
+    let convs: [[u64; 11]; 18] = [
         [1, 3, 5, 9, 40, 3, 3, 1, 1, 1, 50],
         [2, 40, 20, 7, 7, 3, 3, 1, 1, 1, 80],
         [1, 65, 33, 14, 14, 3, 3, 1, 1, 1, 95],
@@ -39,19 +39,21 @@ pub(super) fn packed_weights(rng: &mut Rng, out: &mut Vec<Case>) {
         [2, 300, 40, 10, 11, 3, 3, 1, 1, 1, 90],
         [1, 600, 70, 8, 9, 1, 1, 1, 1, 0, 80],
         [1, 130, 300, 9, 40, 3, 3, 1, 1, 1, 97],
+        [2, 200, 34, 12, 12, 1, 1, 1, 1, 0, 60],
     ];
+    let all = convs.len() - 1;
     for (at, [n, c, m, h, w, ky, kx, stride, dilation, pad, zeros]) in convs.into_iter().enumerate() {
         let conv = ConvAttrs { kernel: list(&[ky, kx]), ..ConvAttrs::square(ky, stride, pad, dilation) };
         let w_dims = [m, c, ky, kx];
         let mut inputs = vec![rng.tensor(&[n, c, h, w], -1.0, 1.0), packed(rng, &w_dims, zeros)];
-        if at % 2 == 0 {
+        if at % 2 == 0 || at == all {
             inputs.push(rng.tensor(&[m], -1.0, 1.0));
         }
-        if at % 4 == 0 {
+        if at % 4 == 0 || at == all {
             let extent = |size: u64, k: u64| (size + 2 * pad - dilation * (k - 1) - 1) / stride + 1;
             inputs.push(rng.tensor(&[n, m, extent(h, ky), extent(w, kx)], -1.0, 1.0));
         }
-        let relu = at % 6 == 0;
+        let relu = at % 6 == 0 || at == all;
         let op = Op::SparseConv { conv, w_dims: list(&w_dims), form: SparseForm::Csr, relu };
         out.push(Case::new(op, inputs, 2e-6));
     }

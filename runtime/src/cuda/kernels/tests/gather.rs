@@ -1,0 +1,56 @@
+//! Convolutions with packed weights by both kernels, whichever would be chosen.
+
+use super::super::sparse_conv::{ONLY, Only};
+use super::*;
+use vdnn_ir::sparse::SparseForm;
+
+/// Enough of them that every parameter of a way is taken.
+const WAYS: usize = 6;
+
+/// The staged way, then some of the others.
+fn all() -> impl Iterator<Item = Only> {
+    std::iter::once(Only::Staged).chain((0..WAYS).map(Only::Gathered))
+}
+
+/// With one kernel alone, on this thread.
+fn with<T>(only: Only, run: impl FnOnce() -> T) -> T {
+    ONLY.set(Some(only));
+    let result = run();
+    ONLY.set(None);
+    result
+}
+
+/// Convolutions over two axes, row-major.
+fn convolutions() -> Vec<Case> {
+    let rows =
+        |op: &Op| matches!(op, Op::SparseConv { conv, form: SparseForm::Csr, .. } if !conv.kernel.is_empty());
+    cases::all().into_iter().filter(|c| rows(&c.op)).collect()
+}
+
+/// Adds the kernels of all ways.
+pub(super) fn kernels(to: &mut BTreeMap<Source, Vec<Kernel>>) {
+    let cases = convolutions();
+    for (source, kernels) in all().flat_map(|only| with(only, || all_kernels(&cases))) {
+        let known = to.entry(source).or_default();
+        known.extend(kernels);
+        known.sort();
+        known.dedup();
+    }
+}
+
+#[test]
+fn every_way_agrees_with_the_naive_kernels() {
+    let Some(compiler) = std::env::var_os("VDNNC_EMULATOR_CXX") else { return };
+    let cases = convolutions();
+    let mut needed = BTreeMap::new();
+    kernels(&mut needed);
+    let ways = needed[&Source::SparseGather].len();
+    assert!(ways > 20, "{ways} kernels");
+    let mut emulator = Emulator::build(&compiler, &needed);
+    let failures: Vec<String> = all()
+        .flat_map(|only| cases.iter().map(move |case| (only, case)))
+        .filter_map(|(only, case)| with(only, || check(&mut emulator, case)).err().map(|e| (only, e)))
+        .map(|(only, e)| format!("{only:?}: {e}"))
+        .collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
