@@ -122,6 +122,7 @@ fn options_that_nothing_would_come_of_are_refused_or_warned_of() {
         assert!(out.status.success(), "{arguments:?}");
         String::from_utf8_lossy(&out.stderr).contains("no layer of the plan is of that kind")
     };
+    assert!(warned(&["force=two-four"]) && warned(&["force=two-four", "--precision", "bf16"]));
     assert!(warned(&["force=block"]) && warned(&["force=activations", "--precision", "bf16"]));
     assert!(!warned(&["force=block", "--precision", "tf32"]) && !warned(&["force=activations"]));
     assert!(!warned(&["auto"]));
@@ -320,6 +321,20 @@ fn pruning_leaves_its_pattern_and_plans_use_it() {
     let share = |v: &Value| v["zeros"].as_f64().unwrap() / v["elements"].as_f64().unwrap();
     let v = prune(&["--method", "2:4"]);
     assert!(v["layers"].as_array().unwrap().iter().all(|l| l["two_of_four"] == 1.0), "{v}");
+    let plan = |sparse: &[&str]| {
+        let mut c = vdnnc();
+        c.arg(&pruned)
+            .args(["--mode", "infer", "--device", "cpu", "--precision", "bf16", "--json"])
+            .args(sparse);
+        json(&mut c)
+    };
+    let bytes = |v: &Value| v["memory"]["weights_bytes"].as_u64().unwrap();
+    let (dense, packed) = (plan(&["--sparse", "off"]), plan(&["--sparse", "force=two-four"]));
+    let pass = packed["passes"].as_array().unwrap().iter().find(|p| p["name"] == "pack-weights");
+    assert_eq!(pass.expect("it ran")["stats"]["packed"], 20, "all but the first");
+    // Half of the values, and two bits for each.
+    let part = bytes(&packed) as f64 / bytes(&dense) as f64;
+    assert!((0.55..0.6).contains(&part), "{part}");
     let v = prune(&["--method", "block", "--sparsity", "0.5"]);
     assert!(v["layers"][5]["zero_blocks_16x16"].as_f64().unwrap() >= 0.4, "{v}");
     let v = prune(&["--method", "magnitude", "--sparsity", "0.9", "--layers", "layer1,layer2"]);

@@ -187,6 +187,69 @@ fn sparse_plans_give_what_dense_plans_give() {
     assert!(skipping > 40, "{skipping} leave out zeros of inputs");
 }
 
+/// Random weights of which of every four channels two others are kept.
+fn two_of_four(graph: &Graph, seed: u64) -> BTreeMap<String, Tensor> {
+    let mut params = random_params(graph, seed);
+    for (_, node) in graph.nodes() {
+        let turned = match &node.op {
+            Op::Conv(_) => false,
+            Op::Gemm { trans_b, .. } => !trans_b,
+            _ => continue,
+        };
+        let Some(t) = params.get_mut(&graph.value(node.inputs[1]).name) else { continue };
+        let dims = t.ty().dims.clone();
+        let (c, taps) = (dims[1] as usize, dims[2..].iter().product::<u64>() as usize);
+        let kept = |i: usize| {
+            let (m, c) = if turned { (i % c, i / c) } else { (i / taps / c, i / taps % c) };
+            let first = m + c / 4 + i % taps;
+            c % 4 == first % 4 || c % 4 == (first + 1 + first % 3) % 4
+        };
+        let values = t.f32().iter().enumerate().map(|(i, &x)| if kept(i) { x } else { 0.0 });
+        *t = Tensor::from_f32(dims.iter().copied(), &values.collect::<Vec<_>>());
+    }
+    params
+}
+
+#[test]
+fn weights_of_two_of_four_give_what_dense_ones_give() {
+    let (mut packed, mut layers) = (0, 0);
+    for seed in 0..GRAPHS / 4 {
+        let graph = random_cnn(seed);
+        let batch = graph.ty(graph.inputs()[0]).dims[0];
+        let params = two_of_four(&graph, seed);
+        let run = |mode| {
+            let mut options = harness::options(Mode::Infer, Policy::None, AlgoMode::Memory);
+            options.precision = vdnn_ir::Precision::Bf16;
+            options.sparse = sparse(&params, mode);
+            let plan = harness::compile(&graph, batch, &options).plan;
+            let count = |wanted: fn(&Op) -> bool| {
+                let is = |c: &&Command| matches!(c, Command::Launch { op, .. } if wanted(op));
+                plan.commands.iter().filter(is).count()
+            };
+            let counts = [
+                count(|op| {
+                    let form = vdnn_ir::sparse::SparseForm::TwoFourBf16;
+                    matches!(op, Op::SparseConv { form: f, .. } if *f == form)
+                }),
+                count(|op| op.is_conv() || matches!(op, Op::Gemm { .. })),
+            ];
+            let inputs = harness::step_inputs(&plan, random_inputs(&graph, seed));
+            let cpu = CpuOptions { poison: true, threads: 1, ..CpuOptions::default() };
+            (harness::executor(plan, &params, cpu).step(&inputs).expect("the plan runs"), counts)
+        };
+        let (dense, _) = run(SparseMode::Off);
+        let (got, [here, left]) = run(SparseMode::TwoFour);
+        packed += here;
+        layers += here + left;
+        for (name, want) in &dense {
+            let error = distance(&got[name], want);
+            // Sums in another order round to other bf16 numbers.
+            assert!(error < 3e-2, "seed {seed}, `{name}`: {error}");
+        }
+    }
+    assert!(packed > 40 && 2 * packed > layers, "{packed} of {layers} layers packed");
+}
+
 #[test]
 fn the_dead_channels_of_a_trained_densenet_are_found_and_removed() {
     let Some(model) = data::shared("pretrained/densenet169.onnx") else { return };

@@ -154,6 +154,7 @@ fn variants_in(options: &CompileOptions, cost: &CostModel) -> Vec<(CompileOption
     let forms = [
         (SparseMode::Csr, sparse.facts.are_sparse(PACKED_AT_MOST)),
         (SparseMode::Block, sparse.facts.are_in_blocks(PACKED_AT_MOST)),
+        (SparseMode::TwoFour, sparse.facts.are_two_of_four()),
     ];
     for (mode, _) in forms.into_iter().filter(|&(_, worth)| worth) {
         let forced = Sparse { mode, ..sparse.clone() };

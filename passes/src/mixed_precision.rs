@@ -81,7 +81,9 @@ fn want(op: &Op, i: usize) -> Want {
         | Op::Lrn(_)
         | Op::LrnGrad(_) => Want::Bf16,
         // As of a convolution, or of a product.
-        Op::SparseConv { conv, form: SparseForm::BlockBf16, .. } => data(i != 2 || !conv.kernel.is_empty()),
+        Op::SparseConv { conv, form: SparseForm::BlockBf16 | SparseForm::TwoFourBf16, .. } => {
+            data(i != 2 || !conv.kernel.is_empty())
+        }
         Op::BatchNormInfer { .. } | Op::BatchNormTrain { .. } => data(i == 0),
         Op::Pyramid(pyramid) => data(pyramid.uses().get(i) != Some(&PyramidUse::Bias)),
         Op::BatchNormInferRelu { .. }

@@ -44,7 +44,7 @@ const CONVOLUTIONS: usize = 3;
 const LOOPS: &str = "pyramid-loops";
 
 /// Suites of packed weights that have no kernel for other precisions.
-const BLOCKS: [&str; 2] = ["sparse-block", "sparse-block-bf16"];
+const BLOCKS: [&str; 3] = ["sparse-block", "sparse-block-bf16", "sparse-two-four"];
 
 /// The cases of one op, as one graph.
 struct Group {
@@ -74,6 +74,7 @@ pub fn run(device: Device, poison: bool, wanted: &dyn Fn(&str) -> bool, report: 
             Op::Pyramid(pyramid) if !op_cases::is_plain(pyramid) => LOOPS.to_owned(),
             Op::SparseConv { form: SparseForm::Block, .. } => BLOCKS[0].to_owned(),
             Op::SparseConv { form: SparseForm::BlockBf16, .. } => BLOCKS[1].to_owned(),
+            Op::SparseConv { form: SparseForm::TwoFourBf16, .. } => BLOCKS[2].to_owned(),
             op => op.name(),
         };
         by_op.entry(kind).or_default().push(case);
@@ -100,7 +101,7 @@ fn applies(device: Device, op: &str, precision: Precision, layout: Layout) -> bo
             precision == Precision::Bf16 || precision == Precision::F32 && layout == Layout::RowMajor
         }
         Device::Cuda if op == BLOCKS[0] => precision == Precision::Tf32,
-        Device::Cuda if op == BLOCKS[1] => precision == Precision::Bf16,
+        Device::Cuda if BLOCKS[1..].contains(&op) => precision == Precision::Bf16,
         // There is a kernel for each layout that a device wants.
         Device::Cuda if op == LOOPS => (precision, layout) == (Precision::F32, Layout::RowMajor),
         Device::Cuda if op == "pyramid" => {

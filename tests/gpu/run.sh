@@ -231,6 +231,10 @@ run() { # a part
         --db "$out/sparse.sqlite" --json --csv "$out/blocks-$p.csv" --svg "$out/blocks-$p.svg" >"$out/blocks-$p.json" || return 1
       python3 "$here/checks.py" sparse blocks-$p "$out/blocks-$p.json" || status=1
     done
+    # and of two of four
+    "$vdnnc" bench-conv "$here/sparse_layers.csv" --quick --precision bf16 --sparsity 50 --method 2:4 --device cuda:0 \
+      --db "$out/sparse.sqlite" --json --csv "$out/two-four.csv" --svg "$out/two-four.svg" >"$out/two-four.json" || return 1
+    python3 "$here/checks.py" sparse two-four "$out/two-four.json" || status=1
     return ${status:-0}
     ;;
   pruned) # a whole network with few weights left, planned with dense kernels and with the fastest; compiling anew

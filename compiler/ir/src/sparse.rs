@@ -8,9 +8,10 @@
 //! The direct sparse convolution that reads this is that of Chen, *Escort* (arXiv 1802.10280), and
 //! Park et al. (ICLR 2017): no zero is multiplied, and nothing is unfolded.
 //!
-//! That is the form `csr`; [`blocks`] has the one that tensor cores multiply.
+//! That is the form `csr`; [`blocks`] and [`two_four`] have those that tensor cores multiply.
 
 pub mod blocks;
+pub mod two_four;
 
 use crate::kernel::{KernelError, Kernels, Operand, TensorMut, TensorRef};
 use crate::op::Op;
@@ -31,6 +32,8 @@ pub enum SparseForm {
     Block,
     /// [`blocks`] of bf16.
     BlockBf16,
+    /// [`two_four`], in bf16.
+    TwoFourBf16,
 }
 
 impl SparseForm {
@@ -39,29 +42,63 @@ impl SparseForm {
         *self == Self::Csr
     }
 
-    /// Words of packed weights of so many rows with room for so many entries, which are weights or
-    /// blocks; saturating.
+    /// True for [`blocks`].
+    pub fn is_block(self) -> bool {
+        matches!(self, Self::Block | Self::BlockBf16)
+    }
+
+    /// True for values in bf16, which belong to feature maps in bf16.
+    pub fn is_bf16(self) -> bool {
+        matches!(self, Self::BlockBf16 | Self::TwoFourBf16)
+    }
+
+    /// Words of packed weights of so many rows with room for so many entries, which are weights,
+    /// blocks or pieces of [`two_four`]; saturating.
     pub fn packed_len(self, rows: u64, room: u64) -> u64 {
-        if self.is_csr() { packed_len(rows, room) } else { blocks::packed_len(self, rows, room) }
+        match self {
+            Self::Csr => packed_len(rows, room),
+            Self::Block | Self::BlockBf16 => blocks::packed_len(self, rows, room),
+            Self::TwoFourBf16 => room.saturating_mul(two_four::WORDS as u64),
+        }
     }
 
     /// The room of packed weights of so many rows and words; `None` if there is no such room.
     pub fn room(self, rows: u64, len: u64) -> Option<u64> {
-        if self.is_csr() { room(rows, len) } else { blocks::room(self, rows, len) }
+        match self {
+            Self::Csr => room(rows, len),
+            Self::Block | Self::BlockBf16 => blocks::room(self, rows, len),
+            Self::TwoFourBf16 => {
+                len.is_multiple_of(two_four::WORDS as u64).then_some(len / two_four::WORDS as u64)
+            }
+        }
     }
 
-    /// Entries of weights of this shape without any zeros; `None` for no weights at all.
+    /// Entries of weights of this shape without any zeros, or of two of four all that there are;
+    /// `None` for no weights at all.
     pub fn most(self, w_dims: &[u64]) -> Option<u64> {
         if self.is_csr() {
             return w_dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
         }
         let shape = BlockShape::of(w_dims)?;
+        if self == Self::TwoFourBf16 {
+            return Some(two_four::count(shape));
+        }
         Some((shape.groups() as u64).saturating_mul(shape.columns() as u64))
     }
 
-    /// Weights of an entry.
+    /// True if weights of this shape may have room for so many entries. Two of four have all.
+    pub fn may_have(self, entries: u64, w_dims: &[u64]) -> bool {
+        let all = self == Self::TwoFourBf16;
+        self.most(w_dims).is_some_and(|most| entries == most || !all && entries < most)
+    }
+
+    /// Weights of an entry that are multiplied.
     pub fn weights(self) -> u64 {
-        if self.is_csr() { 1 } else { (blocks::BLOCK * blocks::BLOCK) as u64 }
+        match self {
+            Self::Csr => 1,
+            Self::Block | Self::BlockBf16 => (blocks::BLOCK * blocks::BLOCK) as u64,
+            Self::TwoFourBf16 => two_four::KEPT,
+        }
     }
 
     /// Writes weights of this shape into `packed`.
@@ -73,6 +110,9 @@ impl SparseForm {
             return pack(w, w_dims.first().copied().unwrap_or(0) as usize, packed);
         }
         let shape = BlockShape::of(w_dims).ok_or_else(|| misfit("no filters and channels"))?;
+        if self == Self::TwoFourBf16 {
+            return two_four::pack(shape, w, packed);
+        }
         blocks::pack(shape, self, w, packed)
     }
 
@@ -86,6 +126,9 @@ impl SparseForm {
             return unpack(packed, rows, w_dims.iter().skip(1).product::<u64>() as usize);
         }
         let shape = BlockShape::of(w_dims).ok_or_else(|| misfit("no filters and channels"))?;
+        if self == Self::TwoFourBf16 {
+            return two_four::unpack(shape, packed);
+        }
         blocks::unpack(shape, self, packed)
     }
 }

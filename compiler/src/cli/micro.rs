@@ -64,8 +64,9 @@ pub struct BenchConvArgs {
     /// Compare packed weights with dense ones instead, forward, with so many percent of zeros.
     #[arg(long, value_name = "PERCENT,…", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(0..=100))]
     pub sparsity: Vec<u64>,
-    /// With --sparsity: weights packed row by row, or in blocks of 16 filters by 16 channels.
-    #[arg(long, value_name = "magnitude|block", value_parser = ["magnitude", "block"], default_value = "magnitude", requires = "sparsity")]
+    /// With --sparsity: weights packed row by row, in blocks of 16 filters by 16 channels, or, with 50
+    /// percent, two of every four channels.
+    #[arg(long, value_name = "magnitude|block|2:4", value_parser = ["magnitude", "block", "2:4"], default_value = "magnitude", requires = "sparsity")]
     pub method: String,
     /// Limits of the workspace.
     #[arg(long, value_name = "SIZE,…", value_delimiter = ',', default_value = "64MiB")]

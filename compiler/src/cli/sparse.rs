@@ -13,7 +13,7 @@ pub struct SparseArgs {
     /// were measured to be faster, and there leaves out products with zeros of inputs where that was;
     /// force=channels leaves out every channel it can, gathering the rest; force=csr packs all
     /// weights row by row, force=block in blocks of 16 filters by 16 channels, which tensor cores
-    /// multiply; force=activations leaves out products with zeros that a ReLU made in all convolutions
+    /// multiply, force=two-four those of which two of four are zero, in bf16; force=activations leaves out products with zeros that a ReLU made in all convolutions
     /// but 1x1 ones, and does nothing about weights.
     #[arg(long, value_name = "off|auto|force=KIND", default_value = "auto")]
     pub sparse: SparseMode,

@@ -89,7 +89,9 @@ fn forced_for_nothing(options: &CompileOptions, graph: &Graph) -> bool {
     let has = |wanted: fn(&Op) -> bool| graph.nodes().any(|(_, n)| wanted(&n.op));
     match options.sparse.mode {
         _ if options.mode == Mode::Train => false,
-        SparseMode::Csr | SparseMode::Block => !has(|op| matches!(op, Op::SparseConv { .. })),
+        SparseMode::Csr | SparseMode::Block | SparseMode::TwoFour => {
+            !has(|op| matches!(op, Op::SparseConv { .. }))
+        }
         SparseMode::Activations => !has(|op| matches!(op, Op::SparseInputConv { .. })),
         SparseMode::Off | SparseMode::Auto | SparseMode::Channels => false,
     }

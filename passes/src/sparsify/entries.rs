@@ -10,13 +10,27 @@ use vdnn_ir::{Graph, Op, ValueId};
 /// Nodes that are looked through.
 const DEPTH: u32 = 16;
 
-/// A bound of the entries in this form of a static value's weights; `None` if nothing is known.
-pub(super) fn entries(graph: &Graph, facts: &Facts, v: ValueId, form: SparseForm) -> Option<u64> {
+/// A bound of the entries in this form of a static value's weights, which are `[C, M]` if they are
+/// `turned`; `None` if nothing is known, or if they are not of this form.
+pub(super) fn entries(
+    graph: &Graph,
+    facts: &Facts,
+    (v, turned): (ValueId, bool),
+    form: SparseForm,
+) -> Option<u64> {
     if form.is_csr() {
         return nonzeros(graph, facts, v, DEPTH);
     }
-    let most = form.most(&graph.ty(v).dims)?;
-    Some(Pattern::of(graph, facts, v, DEPTH)?.blocks()?.min(most))
+    let mut dims = graph.ty(v).dims.clone();
+    if turned {
+        dims.reverse();
+    }
+    let most = form.most(&dims)?;
+    let pattern = Pattern::of(graph, facts, v, DEPTH)?;
+    match form {
+        SparseForm::TwoFourBf16 => pattern.two_four[usize::from(turned)].then_some(most),
+        _ => Some(pattern.blocks()?.min(most)),
+    }
 }
 
 /// The operand that has the zeros of a value that a node computes.
@@ -50,6 +64,8 @@ struct Pattern {
     alive: Option<Vec<bool>>,
     /// Blocks, where nothing has moved.
     blocks: Option<u64>,
+    /// As of [`ParamFacts`](super::ParamFacts).
+    two_four: [bool; 2],
 }
 
 impl Pattern {
@@ -62,6 +78,7 @@ impl Pattern {
                 shape,
                 alive: facts.alive().map(<[bool]>::to_vec),
                 blocks: Some(facts.blocks),
+                two_four: facts.two_four,
             });
         };
         let node = graph.node(node);
@@ -74,14 +91,20 @@ impl Pattern {
                 let turn = |a: &Vec<bool>| {
                     (0..rows * columns).map(|i| a[i % columns * rows + i / columns]).collect()
                 };
-                Some(Self { shape, alive: from.alive.as_ref().map(turn), blocks: from.blocks })
+                let [along, across] = from.two_four;
+                let alive = from.alive.as_ref().map(turn);
+                Some(Self { shape, alive, blocks: from.blocks, two_four: [across, along] })
             }
             Op::Transpose { .. } => None,
             Op::Gather { axis } => {
+                // What is taken along the other axis leaves every four as they were.
+                let two_four = [0, 1].map(|i| from.two_four[i] && *axis == i as u64);
                 let Def::Const(bytes) = &graph.value(*node.inputs.get(1)?).def else { return None };
                 let word = |c: &[u8]| Some(u32::from_le_bytes(c.try_into().ok()?) as usize);
                 let list: Vec<usize> = bytes.chunks_exact(4).map(word).collect::<Option<_>>()?;
-                let (old, alive) = (from.shape, from.alive?);
+                let (old, Some(alive)) = (from.shape, from.alive) else {
+                    return Some(Self { shape, alive: None, blocks: None, two_four });
+                };
                 let at = |m: usize, c: usize| match axis {
                     0 => Some((*list.get(m)?, c)),
                     1 => Some((m, *list.get(c)?)),
@@ -92,7 +115,7 @@ impl Pattern {
                     alive.get(m * old.channels + c).copied()
                 };
                 let alive = (0..rows * columns).map(get).collect::<Option<_>>()?;
-                Some(Self { shape, alive: Some(alive), blocks: None })
+                Some(Self { shape, alive: Some(alive), blocks: None, two_four })
             }
             _ => Some(Self { shape, ..from }),
         }

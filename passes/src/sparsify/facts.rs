@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use vdnn_ir::graph::Def;
 use vdnn_ir::sparse::blocks::{BLOCK, BlockShape};
+use vdnn_ir::sparse::two_four;
 use vdnn_ir::{DType, Graph, ValueId};
 
 /// Elements up to which the values of a vector are kept.
@@ -19,6 +20,9 @@ pub struct ParamFacts {
     /// Blocks ([`vdnn_ir::sparse::blocks`]) of a parameter of rank 2 or more that hold something
     /// other than zeros.
     pub blocks: u64,
+    /// Of a parameter `[M, C, ..]`: at most two of every four `c` at a tap hold something other than
+    /// zero ([`vdnn_ir::sparse::two_four`]); and of one `[M, C]`, at most two of every four `m`.
+    pub two_four: [bool; 2],
     /// The values of a parameter of rank 0 or 1.
     values: Option<Vec<f32>>,
     /// Of a parameter of shape `[M, C, ..]`: which `[m, c]` hold something other than zeros, row
@@ -52,8 +56,14 @@ impl ParamFacts {
                 }
             }
         }
-        let blocks = BlockShape::of(dims).map_or(0, |shape| shape.count(data));
-        Self { nonzeros, elements, blocks, values: None, alive, rows, columns }
+        let shape = BlockShape::of(dims);
+        let blocks = shape.map_or(0, |shape| shape.count(data));
+        // Weights without such zeros are told by their first row. A matrix is two of four the other
+        // way around if it is so as a filter of as many taps as it has columns.
+        let turned = shape.filter(|_| rest.is_empty());
+        let turned = turned.map(|s| BlockShape { filters: 1, channels: s.filters, taps: s.channels });
+        let two_four = [shape, turned].map(|s| s.is_some_and(|s| two_four::holds(s, data)));
+        Self { nonzeros, elements, blocks, two_four, values: None, alive, rows, columns }
     }
 
     /// Of each `[m, c]` whether it holds something other than zeros, row by row; `None` if that is
@@ -116,6 +126,12 @@ impl Facts {
         let size = (BLOCK * BLOCK) as f64;
         let sparse = |p: &ParamFacts| p.blocks as f64 * size <= share * p.elements as f64;
         self.params.values().any(|p| !p.rows.is_empty() && sparse(p))
+    }
+
+    /// True if of every four weights of a parameter of two dimensions or more at most two are other
+    /// than zero, and it does not hold zeros only.
+    pub fn are_two_of_four(&self) -> bool {
+        self.params.values().any(|p| p.nonzeros > 0 && p.two_four.contains(&true))
     }
 
     /// What is known of a value that is a parameter or a literal.

@@ -46,6 +46,8 @@ pub enum SparseMode {
     Csr,
     /// The same with blocks of weights.
     Block,
+    /// The same with weights of which two of four are zero, in bf16; others stay dense.
+    TwoFour,
     /// Every convolution with a window of several taps leaves out products with zeros that a ReLU
     /// made; nothing is done about weights.
     Activations,
@@ -59,6 +61,7 @@ impl fmt::Display for SparseMode {
             Self::Channels => "force=channels",
             Self::Csr => "force=csr",
             Self::Block => "force=block",
+            Self::TwoFour => "force=two-four",
             Self::Activations => "force=activations",
         })
     }
@@ -67,13 +70,13 @@ impl fmt::Display for SparseMode {
 impl FromStr for SparseMode {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Off, Self::Auto, Self::Channels, Self::Csr, Self::Block, Self::Activations]
+        [Self::Off, Self::Auto, Self::Channels, Self::Csr, Self::Block, Self::TwoFour, Self::Activations]
             .into_iter()
             .find(|m| m.to_string() == text)
             .ok_or_else(|| {
-                format!(
-                    "`{text}` is not off, auto, force=channels, force=csr, force=block or force=activations"
-                )
+                let all = "off, auto, force=channels, force=csr, force=block, force=two-four or \
+                           force=activations";
+                format!("`{text}` is not {all}")
             })
     }
 }

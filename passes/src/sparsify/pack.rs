@@ -43,14 +43,17 @@ impl Pass for PackWeights {
                 let Some(layer) = Layer::of(graph, id) else { continue };
                 let forms = if *on_host { &layer.forms[..] } else { layer.on_gpu(cx.cost) };
                 let known = forms.iter().filter_map(|&form| {
-                    let n = entries(graph, facts, layer.w, form)?;
+                    let n = entries(graph, facts, (layer.w, layer.turned), form)?;
                     i32::try_from(graph.ty(layer.w).elements()).is_ok().then_some((form, n))
                 });
                 let (x, w) = (graph.ty(graph.node(id).inputs[0]), graph.ty(layer.w));
                 let chosen = match (mode, on_host) {
                     (SparseMode::Csr, _) => known.into_iter().find(|(form, _)| form.is_csr()),
-                    (SparseMode::Block, _) => known.into_iter().find(|(form, _)| !form.is_csr()),
-                    // It reads blocks row by row.
+                    (SparseMode::Block, _) => known.into_iter().find(|(form, _)| form.is_block()),
+                    (SparseMode::TwoFour, _) => {
+                        known.into_iter().find(|(form, _)| *form == SparseForm::TwoFourBf16)
+                    }
+                    // It reads all others row by row.
                     (_, true) => {
                         known.into_iter().find(|&(form, n)| form.is_csr() && worthwhile(x, w, &layer.conv, n))
                     }
@@ -121,6 +124,10 @@ impl Layer {
             }
             if conv.groups == 1 {
                 forms.push(if narrow { SparseForm::BlockBf16 } else { SparseForm::Block });
+            }
+            // Tensor cores know two of four in bf16; of f32 they take one of two.
+            if conv.groups == 1 && narrow {
+                forms.push(SparseForm::TwoFourBf16);
             }
             Self { conv, w, turned: false, added: None, relu: false, forms }
         };

@@ -8,7 +8,7 @@ use vdnn_ir::sparse::blocks::{BLOCK, BlockShape};
 use vdnn_ir::{DType, Dims, Tensor, TensorType};
 
 impl Generator {
-    /// Weights of which so many percent, or of whose blocks, are zero.
+    /// Weights of which so many percent, or of whose blocks, are zero, or two of every four.
     fn packed(&mut self, dims: &[u64], zeros: u64, form: SparseForm) -> Operand {
         let shape = BlockShape::of(dims).expect("filters and channels");
         let gone: Vec<bool> =
@@ -16,18 +16,27 @@ impl Generator {
         let row = shape.channels * shape.taps;
         let w: Vec<f32> = (0..shape.filters * row)
             .map(|i| {
-                let column = i % row / shape.taps / BLOCK * shape.taps + i % shape.taps;
+                let (c, tap) = (i % row / shape.taps, i % shape.taps);
+                let column = c / BLOCK * shape.taps + tap;
                 let value = self.rng.unit();
                 let gone = match form {
                     SparseForm::Csr => self.rng.range(0, 99) < zeros,
-                    _ => gone[i / row / BLOCK * shape.columns() + column],
+                    // Of every four another two, and of some one or none.
+                    SparseForm::TwoFourBf16 => {
+                        let first = i / row + c / 4 + tap;
+                        c % 4 != first % 4 && (c % 4 != first / 4 % 4 || self.rng.range(0, 99) < zeros / 4)
+                    }
+                    SparseForm::Block | SparseForm::BlockBf16 => {
+                        gone[i / row / BLOCK * shape.columns() + column]
+                    }
                 };
                 if gone { 0.0 } else { value }
             })
             .collect();
         let entries = match form {
             SparseForm::Csr => w.iter().filter(|v| **v != 0.0).count() as u64,
-            _ => shape.count(&w),
+            SparseForm::TwoFourBf16 => form.most(dims).expect("weights"),
+            SparseForm::Block | SparseForm::BlockBf16 => shape.count(&w),
         };
         let mut words = vec![0; form.packed_len(dims[0], entries) as usize];
         form.pack(&w, dims, &mut words).expect("there is room");
@@ -49,7 +58,7 @@ impl Generator {
             [2, 8, 64, 30, 30, 7, 2, 3, 0],
             [2, 64, 128, 14, 14, 1, 2, 0, 100],
         ];
-        for form in [SparseForm::Csr, SparseForm::Block, SparseForm::BlockBf16] {
+        for form in [SparseForm::Csr, SparseForm::Block, SparseForm::BlockBf16, SparseForm::TwoFourBf16] {
             for (i, [n, c, m, h, w, k, stride, pad, zeros]) in convolutions.into_iter().enumerate() {
                 let conv = ConvAttrs::square(k, stride, pad, 1);
                 let out = |size: u64| (size + 2 * pad - k) / stride + 1;

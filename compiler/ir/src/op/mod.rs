@@ -242,10 +242,10 @@ pub enum Op {
         /// Axis in `0..rank`.
         axis: u64,
     },
-    /// `w[M,..] -> p:i32[L]`: the elements or blocks of w that are not zero, row by row, in the
-    /// format of [`crate::sparse`].
+    /// `w[M,..] -> p:i32[L]`: the elements or blocks of w that are not zero, row by row, or two of every
+    /// four channels, in the format of [`crate::sparse`].
     PackSparse {
-        /// How many there is room for.
+        /// How many there is room for; of two of four the pieces, which are always all.
         nonzeros: u64,
         /// The format.
         #[serde(default, skip_serializing_if = "SparseForm::is_csr")]
@@ -253,7 +253,7 @@ pub enum Op {
     },
     /// `x[N,C,..], p:i32[L], [b[M]], [r[N,M,..]] -> y`: [`Op::Conv`] with the weights that were
     /// packed into p; without spatial dimensions, `y[N,M] = x w^T + b`, with them it may be
-    /// [`Op::ConvEpilogue`]. Blocks know no groups.
+    /// [`Op::ConvEpilogue`]. Only weights row by row know groups.
     SparseConv {
         /// The convolution; empty lists without spatial dimensions.
         conv: ConvAttrs,

@@ -82,7 +82,7 @@ pub(super) fn run(
             }
         }
         for &zeros in &args.sparsity {
-            let packed = dense.iter().map(|dense| packed(dense, zeros, args.method == "block"));
+            let packed = dense.iter().map(|dense| packed(dense, zeros, &args.method));
             let packed = packed.collect::<Result<_, _>>().map_err(|why| fail(layer, why))?;
             all.push((layer, zeros, dense.clone(), packed));
         }
@@ -129,23 +129,30 @@ fn product(layer: &Layer, dtype: DType) -> Kernel {
     Kernel { op, inputs, outputs: vec![TensorType::f32([layer.n, layer.k])] }
 }
 
-/// The same with weights of which so many percent, or of whose blocks, are zero.
-fn packed(dense: &Kernel, zeros: u64, blocks: bool) -> Result<Kernel, String> {
+/// The same with weights of which so many percent, or of whose blocks, are zero; or two of four.
+fn packed(dense: &Kernel, zeros: u64, method: &str) -> Result<Kernel, String> {
     let (x, w) = (&dense.inputs[0], &dense.inputs[1]);
     let conv = match &dense.op {
         Op::Conv(conv) => conv.clone(),
         _ => ConvAttrs::without_axes(),
     };
-    let form = match (blocks, x.dtype) {
-        (true, DType::BF16) => SparseForm::BlockBf16,
-        (true, _) => SparseForm::Block,
-        (false, DType::F32) => SparseForm::Csr,
+    let form = match (method, x.dtype) {
+        ("2:4", DType::BF16) => SparseForm::TwoFourBf16,
+        ("2:4", _) => return Err("weights of two of four are bf16; use --precision bf16".to_owned()),
+        ("block", DType::BF16) => SparseForm::BlockBf16,
+        ("block", _) => SparseForm::Block,
+        (_, DType::F32) => SparseForm::Csr,
         _ => return Err("weights packed row by row are f32; use --precision f32 or tf32".to_owned()),
     };
-    if blocks && conv.groups != 1 {
-        return Err("blocks know no groups".to_owned());
+    if !form.is_csr() && conv.groups != 1 {
+        return Err("weights in blocks or of two of four know no groups".to_owned());
     }
-    let entries = form.most(&w.dims).unwrap_or(0) * (100 - zeros.min(100)) / 100;
+    let most = form.most(&w.dims).unwrap_or(0);
+    let entries = match form {
+        SparseForm::TwoFourBf16 if zeros != 50 => return Err("two of four are 50 % zeros".to_owned()),
+        SparseForm::TwoFourBf16 => most,
+        _ => most * (100 - zeros.min(100)) / 100,
+    };
     let words = TensorType::new(DType::I32, [form.packed_len(w.dims[0], entries)]);
     Ok(Kernel {
         op: Op::SparseConv { conv, w_dims: w.dims.clone(), form, relu: false },

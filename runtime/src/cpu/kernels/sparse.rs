@@ -7,7 +7,8 @@
 //! column of a row lies in a row of its own), so every run is contiguous. Channels are taken in
 //! blocks whose panel stays in the first-level cache.
 //!
-//! Blocks ([`vdnn_ir::sparse::blocks`]) are read out into rows first.
+//! Blocks ([`vdnn_ir::sparse::blocks`]) and weights of two of four ([`vdnn_ir::sparse::two_four`]) are
+//! read out into rows first.
 //!
 //! Each output is the bias, then its products in the order of the packed columns: neither tiles
 //! nor blocks nor threads change a bit.
@@ -25,6 +26,7 @@ use vdnn_ir::DType;
 use vdnn_ir::kernel::{KernelError, TensorMut};
 use vdnn_ir::op::ConvAttrs;
 use vdnn_ir::sparse::blocks::{BlockShape, Blocks};
+use vdnn_ir::sparse::two_four::TwoFour;
 use vdnn_ir::sparse::{self, SparseForm};
 
 /// Outputs of a vector: those of the widest.
@@ -87,13 +89,19 @@ pub(super) fn conv(
             .ok_or_else(|| KernelError::BadData("packed weights without row starts".into()))?;
         by_rows(call, a, &weights, [&x_shape, &y_shape], (x, bias), y)
     };
-    if form.is_csr() {
-        rows_of(packed)?;
-    } else {
-        let shape = BlockShape::of(w_dims).ok_or_else(|| KernelError::BadData("no filters".into()))?;
-        let blocks = Blocks::new(shape, form, packed)?;
-        let columns: usize = (0..shape.groups()).map(|g| blocks.columns(g).len()).sum();
-        unpacked(&blocks, (rows, columns * form.weights() as usize), rows_of)?;
+    let shape = || BlockShape::of(w_dims).ok_or_else(|| KernelError::BadData("no filters".into()));
+    match form {
+        SparseForm::Csr => rows_of(packed)?,
+        SparseForm::Block | SparseForm::BlockBf16 => {
+            let blocks = Blocks::new(shape()?, form, packed)?;
+            let columns: usize = (0..shape()?.groups()).map(|g| blocks.columns(g).len()).sum();
+            let most = columns * form.weights() as usize;
+            unpacked((rows, most), |m, each| blocks.row(m, each), rows_of)?;
+        }
+        SparseForm::TwoFourBf16 => {
+            let pieces = TwoFour::new(shape()?, packed)?;
+            unpacked((rows, pieces.most()), |m, each| pieces.row(m, each), rows_of)?;
+        }
     }
     if let Some(added) = added {
         y.iter_mut().zip(added).for_each(|(y, &r)| *y += r);
@@ -104,10 +112,10 @@ pub(super) fn conv(
     Ok(())
 }
 
-/// Calls `then` with blocks as so many rows of at most so many weights.
+/// Calls `then` with so many rows of at most so many weights, each of which `row` tells.
 fn unpacked(
-    blocks: &Blocks<'_>,
     (rows, most): (usize, usize),
+    row: impl Fn(usize, &mut dyn FnMut(usize, f32)),
     then: impl FnOnce(&[i32]) -> Result<(), KernelError>,
 ) -> Result<(), KernelError> {
     scratch::with(rows + 1 + 2 * most, |buffer| {
@@ -116,7 +124,7 @@ fn unpacked(
         starts[0] = 0;
         let mut at = 0;
         for (m, end) in starts[1..].iter_mut().enumerate() {
-            blocks.row(m, |column, value| {
+            row(m, &mut |column, value| {
                 entries[2 * at..2 * at + 2].copy_from_slice(&[column as i32, value.to_bits() as i32]);
                 at += 1;
             });

@@ -32,9 +32,11 @@ mod sparse_blocks;
 mod sparse_conv;
 mod sparse_gather;
 mod sparse_input;
+mod sparse_two_four;
 mod step;
 #[cfg(test)]
 mod tests;
+mod tiles;
 mod update;
 
 pub(crate) use modules::Modules;
@@ -161,6 +163,9 @@ fn plan(spec: &LaunchSpec<'_>, processors: u32) -> Result<Vec<Step>, CudaError> 
         Op::Fill { value, .. } => update::fill(cx, value.0),
         Op::Reshape { .. } => update::copy(cx),
         Op::SparseConv { conv, w_dims, form: SparseForm::Csr, relu } => sparse::conv(cx, conv, w_dims, *relu),
+        Op::SparseConv { conv, w_dims, form: SparseForm::TwoFourBf16, relu } => {
+            sparse_two_four::conv(cx, conv, w_dims, *relu)
+        }
         Op::SparseConv { conv, w_dims, form, relu } => sparse_blocks::conv(cx, conv, w_dims, (*form, *relu)),
         Op::SparseInputConv { conv, relu } => sparse_input::conv(cx, conv, *relu),
         Op::Gather { .. } | Op::PackSparse { .. } => {

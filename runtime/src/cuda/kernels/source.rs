@@ -29,11 +29,12 @@ pub(super) enum Source {
     SparseConv,
     SparseGather,
     SparseBlocks,
+    SparseTwoFour,
     SparseInput,
 }
 
 /// The files that sources include, with their names.
-pub(super) const HEADERS: [(&str, &str); 8] = [
+pub(super) const HEADERS: [(&str, &str); 9] = [
     ("common.cuh", include_str!("source/common.cuh")),
     ("functions.cuh", include_str!("source/functions.cuh")),
     ("packed.cuh", include_str!("source/packed.cuh")),
@@ -41,6 +42,7 @@ pub(super) const HEADERS: [(&str, &str); 8] = [
     ("batchnorm.cuh", include_str!("source/batchnorm.cuh")),
     ("pieces.cuh", include_str!("source/pieces.cuh")),
     ("planes.cuh", include_str!("source/planes.cuh")),
+    ("tiles.cuh", include_str!("source/tiles.cuh")),
     ("entries.cuh", include_str!("source/entries.cuh")),
 ];
 
@@ -84,6 +86,7 @@ impl Source {
             Self::SparseConv => ("sparse_conv.cu", include_str!("source/sparse_conv.cu")),
             Self::SparseGather => ("sparse_gather.cu", include_str!("source/sparse_gather.cu")),
             Self::SparseBlocks => ("sparse_blocks.cu", include_str!("source/sparse_blocks.cu")),
+            Self::SparseTwoFour => ("sparse_two_four.cu", include_str!("source/sparse_two_four.cu")),
             Self::SparseInput => ("sparse_input.cu", include_str!("source/sparse_input.cu")),
         }
     }

@@ -5,6 +5,7 @@ use crate::cuda::error::CudaError;
 use crate::cuda::launch::DeviceRange;
 use cudarc::driver::{result, sys};
 use vdnn_ir::random::splitmix64;
+use vdnn_ir::sparse::SparseForm;
 use vdnn_ir::sparse::blocks::BlockShape;
 use vdnn_ir::{Bytes, Op, TensorType};
 
@@ -68,6 +69,9 @@ pub(super) fn write_words(ptr: sys::CUdeviceptr, words: &[i32]) -> Result<(), Cu
 /// Packed weights ([`vdnn_ir::sparse`]) of the op's shape that fill this type, at random places.
 pub(super) fn packed_at_random(op: &Op, ty: &TensorType) -> Vec<i32> {
     let Op::SparseConv { w_dims, form, .. } = op else { return Vec::new() };
+    if *form == SparseForm::TwoFourBf16 {
+        return two_of_four(w_dims, ty);
+    }
     let rows = w_dims.first().copied().unwrap_or(0);
     let room = form.room(rows, ty.elements()).unwrap_or(0);
     // Of blocks a matrix of blocks.
@@ -106,6 +110,25 @@ pub(super) fn packed_at_random(op: &Op, ty: &TensorType) -> Vec<i32> {
     starts
 }
 
+/// Weights of this shape of which every four have two, at random places.
+fn two_of_four(w_dims: &[u64], ty: &TensorType) -> Vec<i32> {
+    const PAIRS: [[u64; 2]; 6] = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]];
+    let Some(shape) = BlockShape::of(w_dims) else { return Vec::new() };
+    let value = |i: usize| {
+        let (row, c, tap) =
+            (i / shape.taps / shape.channels, i / shape.taps % shape.channels, i % shape.taps);
+        let z = splitmix64(row as u64, (c / 4 * shape.taps + tap) as u64);
+        let kept = PAIRS[(z % 6) as usize].contains(&(c as u64 % 4));
+        // Exact in bf16.
+        if kept { 0.5 + (z >> (8 * (c % 4)) & 127) as f32 / 256.0 } else { 0.0 }
+    };
+    let w: Vec<f32> = (0..shape.filters * shape.channels * shape.taps).map(value).collect();
+    let mut words = vec![0; ty.elements() as usize];
+    // Operands of other sizes are none of a plan's.
+    let _ = SparseForm::TwoFourBf16.pack(&w, w_dims, &mut words);
+    words
+}
+
 /// The first [`LOOK`] values of an operand.
 #[expect(unsafe_code, reason = "copies from the device")]
 pub(super) fn read(ptr: sys::CUdeviceptr, bytes: Bytes) -> Result<Vec<f32>, CudaError> {
@@ -119,7 +142,6 @@ pub(super) fn read(ptr: sys::CUdeviceptr, bytes: Bytes) -> Result<Vec<f32>, Cuda
 mod tests {
     use super::*;
     use vdnn_ir::op::ConvAttrs;
-    use vdnn_ir::sparse::SparseForm;
     use vdnn_ir::{DType, Dims};
 
     #[test]
@@ -139,5 +161,13 @@ mod tests {
                 assert_eq!(nonzeros, entries * form.weights(), "{form:?}");
             }
         }
+        let (conv, w_dims, form) =
+            (ConvAttrs::without_axes(), Dims::from_slice(&[48, 96]), SparseForm::TwoFourBf16);
+        let words = form.packed_len(48, form.most(&w_dims).expect("weights"));
+        let op = Op::SparseConv { conv, w_dims, form, relu: false };
+        let packed = packed_at_random(&op, &TensorType::new(DType::I32, [words]));
+        let w = form.unpack(&packed, &[48, 96]).expect("packed weights");
+        assert_eq!(w.iter().filter(|v| **v != 0.0).count(), 48 * 96 / 2);
+        assert_eq!(form.weights() * (words / 144), 48 * 96 / 2);
     }
 }

@@ -9,10 +9,8 @@ pub(super) fn pack(cx: &Rule<'_>, nonzeros: u64, form: SparseForm) -> Result<Typ
     cx.arity(1, 1)?;
     let w = real(cx, 0, "w", form)?;
     let elements = cx.inputs[0].elements();
-    let most = if w.len() < 2 { None } else { form.most(w) };
-    if most.is_none_or(|most| nonzeros > most) || i32::try_from(elements).is_err() {
-        let room =
-            format_args!("w[M,..] of below 2^31 elements and room for at most all of them").to_string();
+    if w.len() < 2 || !form.may_have(nonzeros, w) || i32::try_from(elements).is_err() {
+        let room = format!("w[M,..] of below 2^31 elements and room for {} of them", portion(form));
         return cx.fail(room, format_args!("{} and {nonzeros}", cx.inputs[0]));
     }
     cx.one(DType::I32, Dims::from_slice(&[form.packed_len(w[0], nonzeros)]))
@@ -30,7 +28,8 @@ pub(super) fn conv(
         return cx.fail("a ReLU with spatial dimensions and a bias only", form_name(form));
     }
     if conv.groups != 1 && !form.is_csr() {
-        return cx.fail("one group of channels for blocks", conv.groups);
+        let wanted = format!("one group of channels for {}", form_name(form));
+        return cx.fail(wanted, conv.groups);
     }
     let x = real(cx, 0, "x", form)?;
     let out = match (x, w_dims.as_slice()) {
@@ -44,7 +43,7 @@ pub(super) fn conv(
     let fits = packed.dtype == DType::I32
         && packed.rank() == 1
         && elements.is_some_and(|e| i32::try_from(e).is_ok())
-        && entries.zip(form.most(w_dims)).is_some_and(|(n, most)| n <= most);
+        && entries.is_some_and(|n| form.may_have(n, w_dims));
     if !fits {
         return cx.fail(format_args!("packed weights of shape {}", list(w_dims)), packed);
     }
@@ -62,9 +61,14 @@ pub(super) fn conv(
     cx.one(if flat { DType::F32 } else { cx.inputs[0].dtype }, out)
 }
 
-/// The dims of an operand in f32, or in bf16 beside blocks of it.
+/// How many entries there may be.
+fn portion(form: SparseForm) -> &'static str {
+    if form == SparseForm::TwoFourBf16 { "all" } else { "at most all" }
+}
+
+/// The dims of an operand in f32, or in bf16 beside such weights.
 fn real<'a>(cx: &Rule<'a>, i: usize, what: &str, form: SparseForm) -> Result<&'a [u64], InferError> {
-    if form == SparseForm::BlockBf16 { cx.real(i, what) } else { cx.f32(i, what) }
+    if form.is_bf16() { cx.real(i, what) } else { cx.f32(i, what) }
 }
 
 fn form_name(form: SparseForm) -> String {

@@ -187,15 +187,31 @@ fn pruned_blocks(rng: &mut Rng, dims: &[u64], percent: u64) -> Tensor {
     Tensor::from_f32(dims.iter().copied(), &data.collect::<Vec<_>>())
 }
 
-/// Blocks with everything that may follow them, against the dense convolution and what follows it.
-fn compare_blocks(rng: &mut Rng, x: &Tensor, w: &Tensor, conv: Option<&ConvAttrs>, form: SparseForm) {
+/// Weights of which at most two of every four channels are kept.
+fn two_of_four(rng: &mut Rng, dims: &[u64]) -> Tensor {
+    let (c, taps) = (dims[1] as usize, dims[2..].iter().product::<u64>() as usize);
+    let mut w = rng.tensor(dims).f32().to_vec();
+    for row in w.chunks_exact_mut(c * taps) {
+        for (first, tap) in (0..c).step_by(4).flat_map(|first| (0..taps).map(move |tap| (first, tap))) {
+            let kept = [rng.pick(0, 3), rng.pick(0, 4)];
+            for place in (0..4.min(c - first)).filter(|&p| !kept.contains(&(p as u64))) {
+                row[(first + place) * taps + tap] = 0.0;
+            }
+        }
+    }
+    Tensor::from_f32(dims.iter().copied(), &w)
+}
+
+/// Packed weights with everything that may follow them, against the dense convolution and what follows it.
+fn compare_packed(rng: &mut Rng, x: &Tensor, w: &Tensor, conv: Option<&ConvAttrs>, form: SparseForm) {
     let exact = |t: &Tensor| {
         let narrow = t.to_dtype(DType::BF16).expect("f32");
-        if form == SparseForm::BlockBf16 { narrow.to_dtype(DType::F32).expect("bf16") } else { t.clone() }
+        if form.is_bf16() { narrow.to_dtype(DType::F32).expect("bf16") } else { t.clone() }
     };
     let (w, w_dims) = (exact(w), w.ty().dims.clone());
-    let blocks = BlockShape::of(&w_dims).expect("filters").count(w.f32());
-    let nonzeros = (blocks + rng.pick(0, 2)).min(form.most(&w_dims).expect("blocks"));
+    let (most, blocks) =
+        (form.most(&w_dims).expect("weights"), BlockShape::of(&w_dims).expect("filters").count(w.f32()));
+    let nonzeros = if form.is_block() { (blocks + rng.pick(0, 2)).min(most) } else { most };
     let packed = run_n(&Op::PackSparse { nonzeros, form }, from_ref(&w), 1).remove(0);
     let Some(conv) = conv else {
         let (conv, bias) = (ConvAttrs::without_axes(), rng.tensor(&w_dims[..1]));
@@ -233,15 +249,18 @@ fn near(op: &Op, got: &Tensor, wanted: &Tensor) {
 }
 
 #[test]
-fn blocks_at_every_density_are_the_dense_convolution() {
+fn blocks_and_two_of_four_are_the_dense_convolution() {
     let mut rng = Rng(29);
-    for (round, zeros) in ZEROS.into_iter().cycle().take(96).enumerate() {
-        let form = if round % 3 == 0 { SparseForm::BlockBf16 } else { SparseForm::Block };
+    for (round, zeros) in ZEROS.into_iter().cycle().take(144).enumerate() {
+        let form = [SparseForm::BlockBf16, SparseForm::TwoFourBf16, SparseForm::Block][round % 3];
+        let pruned = |rng: &mut Rng, dims: &[u64]| {
+            if form.is_block() { pruned_blocks(rng, dims, zeros) } else { two_of_four(rng, dims) }
+        };
         let (c, m) = (rng.pick(1, 70), rng.pick(1, 70));
         let (n, k) = (rng.pick(1, 3), [rng.pick(1, 4), rng.pick(1, 4)]);
         if round % 8 == 7 {
-            let (x, w) = (rng.tensor(&[n, c]), pruned_blocks(&mut rng, &[m, c], zeros));
-            compare_blocks(&mut rng, &x, &w, None, form);
+            let (x, w) = (rng.tensor(&[n, c]), pruned(&mut rng, &[m, c]));
+            compare_packed(&mut rng, &x, &w, None, form);
             continue;
         }
         let (stride, dilation) = ([rng.pick(1, 3), rng.pick(1, 3)], rng.pick(1, 2));
@@ -249,8 +268,8 @@ fn blocks_at_every_density_are_the_dense_convolution() {
         let least = |i: usize| ((k[i] - 1) * dilation + 1).saturating_sub(pads[i] + pads[i + 2]).max(1);
         let dims = [n, c, least(0) + rng.pick(0, 9), least(1) + rng.pick(0, 20)];
         let x = rng.tensor(&dims);
-        let w = pruned_blocks(&mut rng, &[m, c, k[0], k[1]], zeros);
-        compare_blocks(&mut rng, &x, &w, Some(&attrs(k, stride, dilation, pads, 1)), form);
+        let w = pruned(&mut rng, &[m, c, k[0], k[1]]);
+        compare_packed(&mut rng, &x, &w, Some(&attrs(k, stride, dilation, pads, 1)), form);
     }
 }
 
@@ -270,6 +289,26 @@ fn broken_blocks_are_an_error() {
         let done = launch(&CpuKernels::new(1), &op, &[x.clone(), broken], &[], 1, 0);
         assert!(done.is_err() || word > 20, "word {word}");
     }
+}
+
+#[test]
+fn broken_weights_of_two_of_four_are_an_error() {
+    let mut rng = Rng(37);
+    let (conv, x) = (attrs([3, 3], [1, 1], 1, [1; 4], 1), rng.tensor(&[1, 20, 9, 9]));
+    let w = two_of_four(&mut rng, &[40, 20, 3, 3]);
+    let (form, w_dims) = (SparseForm::TwoFourBf16, w.ty().dims.clone());
+    let nonzeros = form.most(&w_dims).expect("weights");
+    let packed = run_n(&Op::PackSparse { nonzeros, form }, from_ref(&w), 1).remove(0);
+    let op = Op::SparseConv { conv, w_dims, form, relu: false };
+    // The words that say which are kept: places of 3 and 3.
+    for word in 128..144 {
+        let mut bytes = packed.bytes().to_vec();
+        bytes[4 * word + rng.pick(0, 3) as usize] = 0xff;
+        let broken = Tensor::from_bytes(packed.ty().clone(), &bytes).expect("words");
+        assert!(launch(&CpuKernels::new(1), &op, &[x.clone(), broken], &[], 1, 0).is_err(), "word {word}");
+    }
+    let piece = TensorType::new(DType::I32, [144]);
+    assert!(vdnn_ir::op::infer::infer(&op, &[x.ty(), &piece], 1).is_err(), "another size");
 }
 
 #[test]

@@ -203,6 +203,36 @@ void multiply_bf16(float (&d)[4], const uint4& a, unsigned x, unsigned y) {
     multiply(d, a, x, y, 2, [](unsigned w, unsigned k) { return __uint_as_float(k % 2 ? w & 0xffff0000u : w << 16); });
 }
 
+// D[16,8] += A[16,32] B[32,8] with two of every four of A's columns, in the layout of
+// mma.sp.m16n8k32 with the first two lanes of four saying which.
+void multiply_two_four(float (&d)[4], const uint4& a, const unsigned (&b)[4], unsigned kept) {
+    const unsigned weights[5] = {a.x, a.y, a.z, a.w, kept}, lane = current % 32;
+    unsigned char of_a[32][32], of_b[32][32];
+    gather(weights, sizeof weights, of_a);
+    gather(b, sizeof b, of_b);
+    auto word = [](unsigned char (*all)[32], unsigned from, unsigned i) {
+        unsigned w;
+        memcpy(&w, all[from] + 4 * i, 4);
+        return w;
+    };
+    auto half = [](unsigned w, unsigned i) { return __uint_as_float(i % 2 ? w & 0xffff0000u : w << 16); };
+    for (unsigned h = 0; h < 2; ++h) {
+        for (unsigned e = 0; e < 2; ++e) {
+            for (unsigned four = 0; four < 8; ++four) {
+                const unsigned first = lane / 4 * 4;
+                const unsigned values = word(of_a, first + four % 4, four / 4 * 2 + h);
+                const unsigned places = word(of_a, first + four / 4, 4) >> (16 * h + 4 * (four % 4)) & 15;
+                if (places % 4 >= places / 4) die("two of four in no order");
+                for (unsigned i = 0; i < 2; ++i) {
+                    const unsigned k = 4 * four + (i == 0 ? places % 4 : places / 4);
+                    const unsigned from = (lane % 4 * 2 + e) * 4 + k % 8 / 2;
+                    d[2 * h + e] += half(values, i) * half(word(of_b, from, k / 8), k);
+                }
+            }
+        }
+    }
+}
+
 int main() {
     for (;;) {
         uint64_t base, bytes;

@@ -83,6 +83,7 @@ void copies_wait() { copies_wait_for_all_but(N); }
 void read_matrices(unsigned (&r)[4], unsigned at);
 void multiply_tf32(float (&d)[4], const uint4& a, unsigned x, unsigned y);
 void multiply_bf16(float (&d)[4], const uint4& a, unsigned x, unsigned y);
+void multiply_two_four(float (&d)[4], const uint4& a, const unsigned (&b)[4], unsigned kept);
 inline unsigned tf32(unsigned x) { return (x & 0x7f800000) == 0x7f800000 ? x : (x + 0x1000) & ~0x1fffu; }
 
 using Call = void (*)(void** arguments);

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use vdnn_interp::NaiveKernels;
 use vdnn_ir::kernel::{Kernels, TensorMut};
 use vdnn_ir::op::infer::{infer, takes_channels_last};
+use vdnn_ir::sparse::SparseForm;
 use vdnn_ir::{Bytes, DType, Layout, Op, Precision, Tensor, TensorType};
 
 /// Multiprocessors: an H200, and so few that little is cut into parts.
@@ -214,6 +215,7 @@ fn check(emulator: &mut Emulator, case: &Case) -> Result<(), String> {
         Op::Reduce { .. }
             | Op::AvgPool { .. }
             | Op::SparseInputConv { .. }
+            | Op::SparseConv { form: SparseForm::TwoFourBf16, .. }
             | Op::BatchNormTrain { .. }
             | Op::BatchNormGrad
             | Op::BatchNormTrainRelu { .. }

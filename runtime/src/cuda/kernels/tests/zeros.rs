@@ -2,7 +2,6 @@
 
 use super::*;
 use vdnn_ir::op::ConvAttrs;
-use vdnn_ir::sparse::SparseForm;
 
 /// The launches of an op, its operands a terabyte apart.
 fn plan(op: &Op, inputs: Vec<TensorType>) -> Result<Vec<Step>, CudaError> {
@@ -17,19 +16,20 @@ fn plan(op: &Op, inputs: Vec<TensorType>) -> Result<Vec<Step>, CudaError> {
 
 /// The launches of a convolution with packed weights, of which few are left.
 fn packed(form: SparseForm, conv: ConvAttrs, w_dims: &[u64], x: &[u64]) -> Result<Vec<Step>, CudaError> {
-    let room = form.most(w_dims).expect("weights").min(8);
-    let words = form.packed_len(w_dims[0], room);
-    let inputs = vec![TensorType::f32(x.iter().copied()), TensorType::new(DType::I32, [words])];
+    let most = form.most(w_dims).expect("weights");
+    let words = form.packed_len(w_dims[0], if form.may_have(8, w_dims) { 8 } else { most });
+    let element = if form.is_bf16() { DType::BF16 } else { DType::F32 };
+    let inputs = vec![TensorType::new(element, x.iter().copied()), TensorType::new(DType::I32, [words])];
     plan(&Op::SparseConv { conv, w_dims: w_dims.into(), form, relu: false }, inputs)
 }
 
 /// A convolution by each of the kernels.
-fn all(conv: &ConvAttrs, filters: u64, x: &[u64]) -> [Result<Vec<Step>, CudaError>; 3] {
+fn all(conv: &ConvAttrs, filters: u64, x: &[u64]) -> [Result<Vec<Step>, CudaError>; 4] {
     let k = conv.kernel[0];
     let by = |form| packed(form, conv.clone(), &[filters, x[1], k, k], x);
     let types = vec![TensorType::f32(x.iter().copied()), TensorType::f32([x[1], k * k, filters])];
     let inputs = plan(&Op::SparseInputConv { conv: conv.clone(), relu: false }, types);
-    [by(SparseForm::Csr), by(SparseForm::Block), inputs]
+    [by(SparseForm::Csr), by(SparseForm::Block), by(SparseForm::TwoFourBf16), inputs]
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn windows_beyond_shared_memory_are_refused() {
         ConvAttrs::square(2, most, most, most),
         ConvAttrs::square(65, 1, 290, 9),
     ] {
-        for steps in &all(&conv, 16, &[1, 16, 8, 8])[..2] {
+        for steps in &all(&conv, 16, &[1, 16, 8, 8])[..3] {
             assert!(matches!(steps, Err(CudaError::Unsupported { .. })), "{conv:?}: {steps:?}");
         }
     }
@@ -58,7 +58,8 @@ fn more_images_than_a_grid_has_room_for_take_several_launches() {
         let words = |s: &Step| s.args.all().map(|words| words[0]).collect::<Vec<_>>();
         let (first, second) = (words(&steps[0]), words(&steps[1]));
         let moved: Vec<u64> = first.iter().zip(&second).filter(|(a, b)| a != b).map(|(a, b)| b - a).collect();
-        assert_eq!(moved, [4 * 65_535 * 16 * 9, 4 * 65_535 * 32 * 9], "x and y");
+        let size = if steps[0].kernel.name.starts_with("sparse_two_four") { 2 } else { 4 };
+        assert_eq!(moved, [size * 65_535 * 16 * 9, size * 65_535 * 32 * 9], "x and y");
     }
     let flat = ConvAttrs::without_axes();
     let steps = packed(SparseForm::Csr, flat, &[8, 4], &[1 << 20, 4]).expect("launches");
@@ -79,8 +80,10 @@ fn products_of_many_inputs_have_a_tile() {
     for inputs in [30_000, 60_000, 130_000] {
         for filters in [16, 1000] {
             let flat = ConvAttrs::without_axes();
-            let steps = packed(SparseForm::Block, flat, &[filters, inputs], &[8, inputs]);
-            assert_eq!(steps.expect("launches").len(), 1);
+            for form in [SparseForm::Block, SparseForm::TwoFourBf16] {
+                let steps = packed(form, flat.clone(), &[filters, inputs], &[8, inputs]);
+                assert_eq!(steps.expect("launches").len(), 1);
+            }
         }
     }
 }

@@ -104,6 +104,7 @@ pub(super) fn all() -> Vec<Case> {
     layers::local_response(&mut rng, &mut out);
     sparse::packed_weights(&mut rng, &mut out);
     sparse::blocks(&mut rng, &mut out);
+    sparse::two_of_four(&mut rng, &mut out);
     sparse::inputs_with_zeros(&mut rng, &mut out);
     out
 }

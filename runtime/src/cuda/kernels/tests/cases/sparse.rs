@@ -147,6 +147,70 @@ pub(super) fn blocks(rng: &mut Rng, out: &mut Vec<Case>) {
     }
 }
 
+/// Weights of which of every four channels two random ones, one or none are kept, packed.
+fn packed_two_four(rng: &mut Rng, dims: &[u64]) -> Tensor {
+    let (c, taps) = (dims[1] as usize, dims[2..].iter().product::<u64>() as usize);
+    let mut w = rng.tensor(dims, -1.0, 1.0).f32().to_vec();
+    for row in w.chunks_exact_mut(c * taps) {
+        for first in (0..c).step_by(4) {
+            for tap in 0..taps {
+                let kept = [rng.next() % 4, rng.next() % 5];
+                for place in (0..4.min(c - first)).filter(|&p| !kept.contains(&(p as u64))) {
+                    row[(first + place) * taps + tap] = 0.0;
+                }
+            }
+        }
+    }
+    let form = SparseForm::TwoFourBf16;
+    let nonzeros = form.most(dims).expect("weights");
+    naive(&Op::PackSparse { nonzeros, form }, &[Tensor::from_f32(dims.iter().copied(), &w)], 1).remove(0)
+}
+
+/// Two of four on tensor cores: windows that reach over the borders, filters and channels that are no
+/// whole pieces, several slabs, everything that may follow the sum.
+pub(super) fn two_of_four(rng: &mut Rng, out: &mut Vec<Case>) {
+    // Images, channels, filters, height, width; window, stride, dilation, padding; operands.
+    let convs: [[u64; 11]; 14] = [
+        [1, 32, 16, 9, 20, 3, 3, 1, 1, 1, 2],
+        [2, 64, 36, 7, 7, 3, 3, 1, 1, 1, 3],
+        [1, 72, 130, 14, 14, 3, 3, 1, 1, 1, 4],
+        [3, 160, 32, 6, 17, 3, 3, 1, 1, 1, 3],
+        [2, 24, 17, 13, 17, 3, 3, 2, 1, 1, 4],
+        [1, 20, 24, 15, 15, 5, 3, 1, 2, 4, 2],
+        [1, 8, 20, 20, 20, 7, 7, 2, 1, 3, 3],
+        [2, 264, 96, 9, 11, 1, 1, 1, 1, 0, 4],
+        [5, 32, 64, 12, 12, 1, 1, 1, 1, 0, 3],
+        [2, 48, 16, 9, 9, 1, 1, 2, 1, 0, 2],
+        [1, 16, 16, 5, 5, 1, 1, 1, 1, 1, 3],
+        [1, 19, 21, 8, 8, 3, 3, 1, 1, 1, 4],
+        [1, 128, 256, 16, 16, 3, 3, 1, 1, 1, 4],
+        [1, 64, 128, 24, 24, 1, 1, 1, 1, 0, 3],
+    ];
+    let real = |t: Tensor| t.to_dtype(DType::BF16).expect("f32");
+    let (form, tolerance) = (SparseForm::TwoFourBf16, 1.0 / 128.0);
+    for (at, [n, c, m, h, w, ky, kx, stride, dilation, pad, operands]) in convs.into_iter().enumerate() {
+        let conv = ConvAttrs { kernel: list(&[ky, kx]), ..ConvAttrs::square(ky, stride, pad, dilation) };
+        let w_dims = [m, c, ky, kx];
+        let y = |i: usize, k: u64| ([h, w][i] + 2 * pad - (k - 1) * dilation - 1) / stride + 1;
+        let rest = [rng.tensor(&[m], -1.0, 1.0), rng.tensor(&[n, m, y(0, ky), y(1, kx)], -1.0, 1.0)];
+        let mut inputs = vec![real(rng.tensor(&[n, c, h, w], -1.0, 1.0)), packed_two_four(rng, &w_dims)];
+        inputs.extend(rest.into_iter().take(operands as usize - 2).map(real));
+        let relu = operands > 2 && at % 2 == 0;
+        let op = Op::SparseConv { conv, w_dims: list(&w_dims), form, relu };
+        out.push(Case::new(op, inputs, tolerance));
+    }
+    for (images, columns, rows) in [(1, 300, 70), (9, 32, 16), (70, 72, 100)] {
+        let w_dims = [rows, columns];
+        let mut inputs = vec![real(rng.tensor(&[images, columns], -1.0, 1.0)), packed_two_four(rng, &w_dims)];
+        if images % 2 == 1 {
+            inputs.push(rng.tensor(&[rows], -1.0, 1.0));
+        }
+        let conv = ConvAttrs::without_axes();
+        let op = Op::SparseConv { conv, w_dims: list(&w_dims), form, relu: false };
+        out.push(Case::new(op, inputs, tolerance));
+    }
+}
+
 /// Every kind of tile and number of filters, windows that reach over the borders, lists and whole
 /// channels, channels that are no multiple of four, with and without what is added.
 pub(super) fn inputs_with_zeros(rng: &mut Rng, out: &mut Vec<Case>) {
