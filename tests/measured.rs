@@ -194,6 +194,42 @@ fn weights_are_packed_for_a_gpu_where_that_was_measured_to_be_faster() {
 }
 
 #[test]
+fn weights_of_two_of_four_are_packed_for_a_gpu_where_that_was_measured_to_be_faster() {
+    let (dir, model) = (tempfile::tempdir().unwrap(), resnet18());
+    // The 3x3 filters of the third stage are two of four, all others dense.
+    let facts = model.graph.params().iter().filter_map(|&v| {
+        let value = model.graph.value(v);
+        let taps = value.ty.dims[2.min(value.ty.rank())..].iter().product::<u64>();
+        let zeros = value.name.starts_with("layer3") && taps == 9;
+        let channel = |i: u64| i / taps % value.ty.dims.get(1).copied().unwrap_or(1);
+        let data: Vec<f32> = (0..value.ty.elements())
+            .map(|i| if zeros && (channel(i) + i % taps) % 4 < 2 { 0.0 } else { 1.0 })
+            .collect();
+        (value.ty.rank() > 1).then(|| (value.name.clone(), ParamFacts::of(&value.ty.dims, &data)))
+    });
+    let facts = Rc::new(Facts::new(facts.collect::<Vec<_>>()));
+    for (precision, time, packed) in [
+        (Precision::Bf16, Nanos(1), 4),
+        (Precision::Bf16, Nanos(1_000_000), 0),
+        // Tensor cores know the pattern in bf16 only.
+        (Precision::Tf32, Nanos(1), 0),
+    ] {
+        let sparse = Sparse { mode: SparseMode::Auto, facts: Rc::clone(&facts), ..Sparse::default() };
+        let options = CompileOptions { mode: Mode::Infer, sparse, ..options(precision) };
+        let cost = CostModel::named("h200", precision).expect("a shipped profile");
+        let timer = Box::new(Fake { asked: Rc::default(), lost_at: 0, packed: [time; 2] });
+        let db = dir.path().join(format!("{precision}{}", time.0));
+        let mut target = Target::measured(cost, on("9.19.0"), db, timer);
+        let cost = target.cost(&model.graph, &options).expect("times");
+        let plan = driver::compile(model.graph.clone(), model.batch, None, &options, &cost).expect("a plan");
+        let form = vdnn_ir::sparse::SparseForm::TwoFourBf16;
+        let is = |c: &&vdnn_plan::Command| matches!(c, vdnn_plan::Command::Launch { op: Op::SparseConv { form: f, .. }, .. } if *f == form);
+        let found = plan.plan.commands.iter().filter(is).count();
+        assert_eq!(found, packed, "{precision}, {time}");
+    }
+}
+
+#[test]
 fn the_kernels_of_every_graph_that_a_compilation_may_try_are_timed() {
     use vdnnc::measuring::kernels_of;
     use vdnnc::slicing::Slices;
