@@ -176,7 +176,7 @@ pub struct SharedArgs {
     pub micro_batch_regions: Slices,
     /// Compute streams of an inference: a number lets independent branches run side by side on
     /// up to so many, auto on as many as are predicted to pay, which is at small batches. Default:
-    /// 1, and auto where a GPU runs the plan.
+    /// 1, and auto where a GPU runs the plan and nothing is cut in slices.
     #[arg(long, value_name = "auto|1..4")]
     pub streams: Option<Streams>,
     /// Keep weight gradients to the end of the step (implied by --save-gradients).

@@ -121,6 +121,10 @@ pub fn stop_after(
     cost: &CostModel,
 ) -> Result<Graph, PassError> {
     let mut timings = Timings::default();
+    // Of two layouts the finished plan tells which it is.
+    let tried = layouts::row_major(options, cost).filter(|_| phase > Phase::Simplified);
+    let settled = tried.and_then(|_| settle(&graph, slicing::batch_of(&graph), None, options, cost).ok());
+    let (options, cost) = settled.as_ref().map_or((options, cost), |(_, options, cost)| (options, cost));
     if phase >= Phase::Simplified {
         let cx = vdnn_passes::PassCtx { cost };
         if phase == Phase::Simplified {
@@ -204,15 +208,28 @@ pub fn compile(
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Compiled, NoPlan> {
+    settle(&graph, batch, model, options, cost).map(|(compiled, ..)| compiled)
+}
+
+/// What [`compile`] gives, and the options and the cost model of the layout that it is in.
+fn settle(
+    graph: &Graph,
+    batch: u64,
+    model: Option<ModelRef>,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<(Compiled, CompileOptions, CostModel), NoPlan> {
     let start = Instant::now();
-    let found = compile_in(&graph, batch, model.clone(), options, cost, start);
-    let Some(other) = layouts::measured_row_major(&graph, options, cost)? else { return found };
-    let other = compile_in(&graph, batch, model, options, &other, start);
+    let found = compile_in(graph, batch, model.clone(), options, cost, start);
+    let found = found.map(|compiled| (compiled, options.clone(), cost.clone()));
+    let Ok(Some((rows, cost))) = layouts::measured_row_major(graph, options, cost) else { return found };
+    let Ok(mut other) = compile_in(graph, batch, model, &rows, &cost, start) else { return found };
+    other.plan.header.options = recorded::of(options);
     let step = |c: &Compiled| u128::from(c.summary.step.0);
-    match (&found, &other) {
-        (Ok(a), Ok(b)) if step(b) * 100 <= step(a) * u128::from(layouts::PAYS) => other,
-        (Err(NoPlan::TooLarge { .. }), Ok(_)) => other,
-        _ => found,
+    match found {
+        Ok(found) if step(&other) * 100 > step(&found.0) * u128::from(layouts::PAYS) => Ok(found),
+        // Also where engines of another plan, of this layout, do not run in the first.
+        _ => Ok((other, rows, cost)),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{DeviceName, Elision, SharedArgs};
 use crate::error::Failure;
 use crate::options::CompileOptions;
+use crate::slicing::Slices;
 use clap::Parser;
 use std::collections::BTreeMap;
 use vdnn_cost::Precision;
@@ -86,7 +87,11 @@ impl SharedArgs {
         CompileOptions {
             precision: self.precision.unwrap_or(Precision::Tf32),
             fuse: self.fuse.unwrap_or(Fuse::Auto),
-            streams: self.streams.unwrap_or(Streams::Auto),
+            // More streams take more memory, which slices are there to save.
+            streams: self.streams.unwrap_or(match self.micro_batch_regions {
+                Slices::Off => Streams::Auto,
+                _ => Streams::Count(1),
+            }),
             ..self.options(mode)
         }
     }

@@ -113,6 +113,15 @@ impl Facts {
         self.params.is_empty()
     }
 
+    /// The share of weights other than zero, of all parameters of two dimensions or more; `None` if
+    /// there are none.
+    pub fn density(&self) -> Option<f64> {
+        let weights = self.params.values().filter(|p| !p.rows.is_empty());
+        let [nonzeros, all] =
+            weights.fold([0.0; 2], |[n, all], p| [n + p.nonzeros as f64, all + p.elements as f64]);
+        (all > 0.0).then(|| nonzeros / all)
+    }
+
     /// True if a parameter of two dimensions or more has at most this share of weights other than
     /// zero.
     pub fn are_sparse(&self, share: f64) -> bool {

@@ -121,6 +121,10 @@ thread_local! {
     pub(super) static ONLY: std::cell::Cell<Option<Only>> = const { std::cell::Cell::new(None) };
 }
 
+/// Ways that tests take of each layer, the first and the last among them.
+#[cfg(test)]
+pub(super) const GATHERED: usize = 7;
+
 /// See [`ONLY`].
 #[cfg(test)]
 #[derive(Clone, Copy, Debug)]
@@ -244,7 +248,7 @@ impl Layer {
                 let ways: Vec<_> = sparse_gather::ways(self).collect();
                 return match ways.len() {
                     0 => staged.map(|(_, way)| Choice::Staged(way)),
-                    all => Some(Choice::Gathered(ways[n * 7919 % all])),
+                    all => Some(Choice::Gathered(ways[n % GATHERED * (all - 1) / (GATHERED - 1)])),
                 };
             }
             None => {}

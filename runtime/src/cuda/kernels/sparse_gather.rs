@@ -91,7 +91,8 @@ pub(super) fn ways(layer: &Layer) -> impl Iterator<Item = Way> + '_ {
     let takes = !layer.last
         && planes.taps() <= TAPS
         && positions <= POSITIONS
-        && [0, 1].into_iter().all(|i| spans(i) <= STRIDE);
+        && [0, 1].into_iter().all(|i| spans(i) <= STRIDE)
+        && spans(0).saturating_mul(planes.from[1]) <= POSITIONS;
     let lanes: &[(u64, u64)] = match () {
         () if !takes => &[],
         () if planes.is_line() && positions.is_multiple_of(4) => &[(1, 1), (2, 1), (1, 4), (2, 4)],
@@ -109,6 +110,7 @@ pub(super) fn ways(layer: &Layer) -> impl Iterator<Item = Way> + '_ {
         // Outputs that nothing takes, weights that are none.
         .filter(move |way| way.run == 1 || 32 * way.values() < positions + 32 * way.wide)
         .filter(|way| way.split == 0 || layer.entries >= (8 << way.split) as f64)
+        .filter(|way| planes.filters.div_ceil(way.filters()) <= GRID)
         .filter(|way| way.turns == 1 || (way.warps >> way.split) * (way.turns - 1) < planes.filters)
 }
 

@@ -223,8 +223,9 @@ __device__ __forceinline__ void sparse_conv(
     }
 }
 
+// Of the largest blocks one at a time is enough: for two of them sums would leave registers.
 #define SPARSE_CONV(NAME, KY, KX, SY, SX, DY, DX, ACROSS, RUN, SLAB, WARPS, EACH, STAGES, LAST)            \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS) NAME(                                         \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, WARPS == 16 && RUN * EACH > 16) NAME(        \
         const float* x, const i32* starts, const i32* entries, const float* bias, float* y,               \
         const float* added, Extents e) {                                                                   \
         using T = Tile<KY, KX, SY, SX, DY, DX, ACROSS, RUN, SLAB, LAST>;                                   \
