@@ -57,6 +57,8 @@ impl KernelTimer for Fake {
             Op::SparseConv { .. } | Op::SparseInputConv { .. } => {
                 return Ok(vec![row(None, Bytes::ZERO, Some(self.packed[last]))]);
             }
+            // So that whatever keeps layers out of them costs something.
+            Op::Pyramid(_) => return Ok(vec![row(None, Bytes::ZERO, Some(Nanos(1_000)))]),
             _ => {}
         }
         if !kernel.op.is_conv() {
@@ -226,6 +228,36 @@ fn weights_of_two_of_four_are_packed_for_a_gpu_where_that_was_measured_to_be_fas
         let is = |c: &&vdnn_plan::Command| matches!(c, vdnn_plan::Command::Launch { op: Op::SparseConv { form: f, .. }, .. } if *f == form);
         let found = plan.plan.commands.iter().filter(is).count();
         assert_eq!(found, packed, "{precision}, {time}");
+    }
+}
+
+#[test]
+fn sparse_kernels_never_make_a_plan_slower_than_dense_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = resnet18();
+    let facts = model.graph.params().iter().filter_map(|&v| {
+        let value = model.graph.value(v);
+        // Of the first convolution, which with the pool behind it is a pyramid.
+        let few = value.ty.dims.get(1) == Some(&3);
+        let data: Vec<f32> =
+            (0..value.ty.elements()).map(|i| if few && i % 20 != 0 { 0.0 } else { 1.0 }).collect();
+        (value.ty.rank() > 1).then(|| (value.name.clone(), ParamFacts::of(&value.ty.dims, &data)))
+    });
+    let facts = Rc::new(Facts::new(facts.collect::<Vec<_>>()));
+    for packed in [1, 5_000, 50_000] {
+        let [auto, off] = [SparseMode::Auto, SparseMode::Off].map(|mode| {
+            let sparse = Sparse { mode, facts: Rc::clone(&facts), ..Sparse::default() };
+            let options =
+                CompileOptions { mode: Mode::Infer, fuse: Fuse::All, sparse, ..options(Precision::Tf32) };
+            let cost = CostModel::named("h200", Precision::Tf32).expect("a shipped profile");
+            let times = [Nanos(1_000_000), Nanos(packed)];
+            let timer = Box::new(Fake { asked: Rc::default(), lost_at: 0, packed: times });
+            let db = dir.path().join(packed.to_string());
+            let mut target = Target::measured(cost, on("9.19.0"), db, timer);
+            let cost = target.cost(&model.graph, &options).expect("times");
+            driver::compile(model.graph.clone(), model.batch, None, &options, &cost).expect("a plan").plan
+        });
+        assert!(auto.predicted.step <= off.predicted.step, "packed weights take {packed} ns");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Graph in, checked plan out.
 
+use crate::alternatives::{self, Alternative};
 use crate::error::Failure;
-use crate::layouts;
 use crate::options::CompileOptions;
 use crate::pipeline;
 use crate::recorded;
@@ -12,7 +12,7 @@ use crate::timing::Timings;
 use std::rc::Rc;
 use std::time::Instant;
 use vdnn_cost::{CopyDir, CostModel};
-use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
+use vdnn_ir::{Bytes, Graph, Mode, Nanos, Op, Phase};
 use vdnn_passes::fuse_pyramids::{Rule, footprints};
 use vdnn_passes::lower::expected_terms;
 use vdnn_passes::micro_batch::Menu;
@@ -121,8 +121,8 @@ pub fn stop_after(
     cost: &CostModel,
 ) -> Result<Graph, PassError> {
     let mut timings = Timings::default();
-    // Of two layouts the finished plan tells which it is.
-    let tried = layouts::row_major(options, cost).filter(|_| phase > Phase::Simplified);
+    // Of several plans the finished one tells which it is.
+    let tried = (phase > Phase::Simplified && alternatives::may_differ(options, cost)).then_some(());
     let settled = tried.and_then(|_| settle(&graph, slicing::batch_of(&graph), None, options, cost).ok());
     let (options, cost) = settled.as_ref().map_or((options, cost), |(_, options, cost)| (options, cost));
     if phase >= Phase::Simplified {
@@ -221,16 +221,30 @@ fn settle(
 ) -> Result<(Compiled, CompileOptions, CostModel), NoPlan> {
     let start = Instant::now();
     let found = compile_in(graph, batch, model.clone(), options, cost, start);
-    let found = found.map(|compiled| (compiled, options.clone(), cost.clone()));
-    let Ok(Some((rows, cost))) = layouts::measured_row_major(graph, options, cost) else { return found };
-    let Ok(mut other) = compile_in(graph, batch, model, &rows, &cost, start) else { return found };
-    other.plan.header.options = recorded::of(options);
-    let step = |c: &Compiled| u128::from(c.summary.step.0);
-    match found {
-        Ok(found) if step(&other) * 100 > step(&found.0) * u128::from(layouts::PAYS) => Ok(found),
-        // Also where engines of another plan, of this layout, do not run in the first.
-        _ => Ok((other, rows, cost)),
+    // Of a network without anything sparse, the first plan is what the others would be.
+    let sparse = |op: &Op| matches!(op, Op::SparseConv { .. } | Op::SparseInputConv { .. });
+    let differ = match &found {
+        Ok(found) => found.graph.nodes().any(|(_, node)| sparse(&node.op)),
+        Err(_) => true,
+    };
+    let mut best = found.map(|compiled| (compiled, options.clone(), cost.clone()));
+    if alternatives::row_major(options, cost).is_none() && !differ {
+        return best;
     }
+    for Alternative { options: tried, cost, pays } in
+        alternatives::of(graph, options, cost).unwrap_or_default()
+    {
+        let Ok(mut other) = compile_in(graph, batch, model.clone(), &tried, &cost, start) else { continue };
+        other.plan.header.options = recorded::of(options);
+        let step = |c: &Compiled| u128::from(c.summary.step.0);
+        // Also where engines of another plan, of another layout, do not run in the first.
+        let better =
+            best.as_ref().map_or(true, |(best, ..)| step(&other) * 100 < step(best) * u128::from(pays));
+        if better {
+            best = Ok((other, tried, cost));
+        }
+    }
+    best
 }
 
 /// [`compile`] in the layout of `cost`.

@@ -1,12 +1,12 @@
 //! The driver: the only crate that knows every other one.
 
+pub mod alternatives;
 pub mod cli;
 pub mod commands;
 pub mod driver;
 pub mod emit;
 pub mod error;
 pub mod html;
-pub mod layouts;
 pub mod measuring;
 pub mod micro;
 pub mod options;

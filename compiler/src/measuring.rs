@@ -1,8 +1,8 @@
 //! Which kernels a model needs, and filling a table with their times: from what is known, and
 //! from whoever can time the rest.
 
+use crate::alternatives;
 use crate::error::Failure;
-use crate::layouts;
 use crate::options::CompileOptions;
 use crate::progress::Progress;
 use crate::slicing;
@@ -129,7 +129,7 @@ fn judges_zeros(options: &CompileOptions) -> bool {
 /// passes are to know of times.
 fn variants(options: &CompileOptions, cost: &CostModel) -> Vec<(CompileOptions, CostModel)> {
     let mut all = variants_in(options, cost);
-    if let Some(other) = layouts::row_major(options, cost) {
+    if let Some(other) = alternatives::row_major(options, cost) {
         all.extend(variants_in(options, &other));
     }
     all
@@ -176,8 +176,16 @@ pub fn pyramids_of(
     if options.mode != Mode::Infer || options.fuse.pyramids().is_none() {
         return Ok(Vec::new());
     }
-    let joint = slicing::layers(imported, options, cost)?;
-    Ok(candidates(&joint, cost, options.fuse_depth))
+    let mut found = Vec::new();
+    for options in std::iter::once(options.clone()).chain(alternatives::dense(options)) {
+        let joint = slicing::layers(imported, &options, cost)?;
+        for candidate in candidates(&joint, cost, options.fuse_depth) {
+            if !found.contains(&candidate) {
+                found.push(candidate);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The configurations of pyramids that are worth measuring, at most `most` of each.

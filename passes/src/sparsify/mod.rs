@@ -95,6 +95,8 @@ pub struct Sparse {
     pub on_host: bool,
     /// In training: weights that are zero stay zero.
     pub keep_zeros: bool,
+    /// Kernels stay dense, whatever the mode says of packed weights and zeros of inputs.
+    pub dense_kernels: bool,
 }
 
 impl Sparse {
@@ -104,7 +106,8 @@ impl Sparse {
     }
     /// True if zeros in feature maps may be looked for.
     pub fn skips_inputs(&self) -> bool {
-        self.mode == SparseMode::Activations || (self.mode == SparseMode::Auto && !self.on_host)
+        let wanted = self.mode == SparseMode::Activations || (self.mode == SparseMode::Auto && !self.on_host);
+        wanted && !self.dense_kernels
     }
 }
 

@@ -123,7 +123,13 @@ fn has_room(function: CUfunction, threads: u32, shared: u32) -> Result<(), Strin
     if i64::from(threads) > i64::from(most) {
         return Err(format!("a block of {threads} threads, and its registers leave room for {most}"));
     }
-    if shared <= USUAL_SHARED {
+    let mut fixed = 0;
+    let attribute = Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+    // SAFETY: as above, of `fixed`.
+    let status = unsafe { sys::cuFuncGetAttribute(&raw mut fixed, attribute, function) };
+    CudaError::check("cuFuncGetAttribute", status).map_err(|e| e.to_string())?;
+    // What the function has by itself counts, too.
+    if i64::from(shared) + i64::from(fixed) <= i64::from(USUAL_SHARED) {
         return Ok(());
     }
     let why = || format!("{shared} bytes of shared memory are more than a block has here");

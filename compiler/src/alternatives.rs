@@ -1,6 +1,7 @@
-//! Which layout a plan's convolutions have: the one that the device's dense kernels are fastest in,
-//! or, where weights are so sparse that most of them are packed, the row-major one that the fastest
-//! packed kernels read.
+//! Plans that are compiled beside the first one, because what is best for each layer need not be best for
+//! all: where weights are so sparse that most of them are packed, a plan in the row-major layout that the
+//! fastest packed kernels read, instead of that of the device's dense kernels; and where layers got
+//! sparse kernels of their own, one that leaves them dense, so that pyramids may take them.
 
 use crate::measuring::{self, Kernel};
 use crate::options::CompileOptions;
@@ -10,14 +11,57 @@ use vdnn_cost::measured::NONDETERMINISTIC;
 use vdnn_cost::{CostModel, MeasuredRow, Precision};
 use vdnn_ir::{Graph, Layout, Mode, Op};
 use vdnn_passes::PassError;
-use vdnn_passes::sparsify::SparseMode;
+use vdnn_passes::sparsify::{Sparse, SparseMode};
 
 /// Share of all weights that are not zero up to which the row-major layout is tried: packed kernels
 /// pass dense TF32 ones on some layers at 0.1, and the first and last layers are often left dense.
 const SPARSE: f64 = 0.2;
 
 /// In how many hundredths of the time a plan in the other layout must run to be taken.
-pub const PAYS: u64 = 97;
+const PAYS: u64 = 97;
+
+/// Options and a cost model to try, and in how many hundredths of the time a plan with them must run
+/// to be taken.
+#[derive(Debug)]
+pub struct Alternative {
+    /// What to compile with.
+    pub options: CompileOptions,
+    /// What it is to know of times.
+    pub cost: CostModel,
+    /// Hundredths.
+    pub pays: u64,
+}
+
+/// What is to be tried beside a plan of this graph.
+///
+/// # Errors
+/// Those of the passes.
+pub fn of(
+    imported: &Graph,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<Vec<Alternative>, PassError> {
+    let rows = measured_row_major(imported, options, cost)?;
+    let rows = rows.map(|(options, cost)| Alternative { options, cost, pays: PAYS });
+    let dense = dense(options).map(|options| Alternative { options, cost: cost.clone(), pays: 100 });
+    Ok(rows.into_iter().chain(dense).collect())
+}
+
+/// True if another plan than the first may be taken.
+pub fn may_differ(options: &CompileOptions, cost: &CostModel) -> bool {
+    row_major(options, cost).is_some() || dense(options).is_some()
+}
+
+/// The options with dense kernels only, if they allow both sparse ones and pyramids.
+pub fn dense(options: &CompileOptions) -> Option<CompileOptions> {
+    let sparse = &options.sparse;
+    let both = options.mode == Mode::Infer
+        && sparse.mode == SparseMode::Auto
+        && !sparse.on_host
+        && options.fuse.pyramids().is_some();
+    let sparse = Sparse { dense_kernels: true, ..sparse.clone() };
+    both.then(|| CompileOptions { sparse, ..options.clone() })
+}
 
 /// The cost model of the other layout, if weights are so sparse that it is worth a thought.
 pub fn row_major(options: &CompileOptions, cost: &CostModel) -> Option<CostModel> {
@@ -38,7 +82,7 @@ pub fn row_major(options: &CompileOptions, cost: &CostModel) -> Option<CostModel
 ///
 /// # Errors
 /// Those of the passes.
-pub fn measured_row_major(
+fn measured_row_major(
     imported: &Graph,
     options: &CompileOptions,
     cost: &CostModel,
