@@ -1,7 +1,8 @@
 //! Plans that are compiled beside the first one, because what is best for each layer need not be best for
 //! all: where weights are so sparse that most of them are packed, a plan in the row-major layout that the
-//! fastest packed kernels read, instead of that of the device's dense kernels; and where layers got
-//! sparse kernels of their own, one that leaves them dense, so that pyramids may take them.
+//! fastest packed kernels read, instead of that of the device's dense kernels; and where anything was done
+//! about zeros, one that lets them be: a layer with a kernel of its own is in no pyramid, and channels that are
+//! left may be of an unhandy number.
 
 use crate::measuring::{self, Kernel};
 use crate::options::CompileOptions;
@@ -52,15 +53,23 @@ pub fn may_differ(options: &CompileOptions, cost: &CostModel) -> bool {
     row_major(options, cost).is_some() || dense(options).is_some()
 }
 
-/// The options with dense kernels only, if they allow both sparse ones and pyramids.
+/// The options without anything done about zeros, if they let it be chosen.
 pub fn dense(options: &CompileOptions) -> Option<CompileOptions> {
     let sparse = &options.sparse;
-    let both = options.mode == Mode::Infer
-        && sparse.mode == SparseMode::Auto
-        && !sparse.on_host
-        && options.fuse.pyramids().is_some();
-    let sparse = Sparse { dense_kernels: true, ..sparse.clone() };
-    both.then(|| CompileOptions { sparse, ..options.clone() })
+    let free = options.mode == Mode::Infer && sparse.mode == SparseMode::Auto && !sparse.on_host;
+    let sparse = Sparse { mode: SparseMode::Off, ..sparse.clone() };
+    free.then(|| CompileOptions { sparse, ..options.clone() })
+}
+
+/// True if something was done about zeros by the passes that these are the counts of.
+pub fn is_sparse(timings: &Timings) -> bool {
+    let did = |pass: &str, what: &str| {
+        let rows = timings.rows.iter().filter(|row| row.name == pass);
+        rows.filter_map(|row| row.stats.get(what)).any(|&n| n > 0)
+    };
+    did("sparsify", "removed_channels")
+        || did("pack-weights", "packed")
+        || did("skip-zero-inputs", "skipping")
 }
 
 /// The cost model of the other layout, if weights are so sparse that it is worth a thought.

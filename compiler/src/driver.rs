@@ -12,7 +12,7 @@ use crate::timing::Timings;
 use std::rc::Rc;
 use std::time::Instant;
 use vdnn_cost::{CopyDir, CostModel};
-use vdnn_ir::{Bytes, Graph, Mode, Nanos, Op, Phase};
+use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
 use vdnn_passes::fuse_pyramids::{Rule, footprints};
 use vdnn_passes::lower::expected_terms;
 use vdnn_passes::micro_batch::Menu;
@@ -221,14 +221,10 @@ fn settle(
 ) -> Result<(Compiled, CompileOptions, CostModel), NoPlan> {
     let start = Instant::now();
     let found = compile_in(graph, batch, model.clone(), options, cost, start);
-    // Of a network without anything sparse, the first plan is what the others would be.
-    let sparse = |op: &Op| matches!(op, Op::SparseConv { .. } | Op::SparseInputConv { .. });
-    let differ = match &found {
-        Ok(found) => found.graph.nodes().any(|(_, node)| sparse(&node.op)),
-        Err(_) => true,
-    };
+    // Where nothing was done about zeros the first plan is what the others would be.
+    let differ = found.as_ref().map_or(true, |found| alternatives::is_sparse(&found.summary.timings));
     let mut best = found.map(|compiled| (compiled, options.clone(), cost.clone()));
-    if alternatives::row_major(options, cost).is_none() && !differ {
+    if !differ && alternatives::row_major(options, cost).is_none() {
         return best;
     }
     for Alternative { options: tried, cost, pays } in

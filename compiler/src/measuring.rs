@@ -145,6 +145,9 @@ fn variants_in(options: &CompileOptions, cost: &CostModel) -> Vec<(CompileOption
     if !judges_zeros(options) {
         return all;
     }
+    if let Some(dense) = alternatives::dense(options).filter(|_| !options.sparse.facts.is_empty()) {
+        all.push((dense, cost.clone()));
+    }
     // What is judged against dense kernels needs their times: without times nothing takes their place.
     if !cost.measured().is_empty() {
         let none = Measured::new(cost.measured().on.clone());

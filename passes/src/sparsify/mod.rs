@@ -95,8 +95,6 @@ pub struct Sparse {
     pub on_host: bool,
     /// In training: weights that are zero stay zero.
     pub keep_zeros: bool,
-    /// Kernels stay dense, whatever the mode says of packed weights and zeros of inputs.
-    pub dense_kernels: bool,
 }
 
 impl Sparse {
@@ -106,8 +104,7 @@ impl Sparse {
     }
     /// True if zeros in feature maps may be looked for.
     pub fn skips_inputs(&self) -> bool {
-        let wanted = self.mode == SparseMode::Activations || (self.mode == SparseMode::Auto && !self.on_host);
-        wanted && !self.dense_kernels
+        self.mode == SparseMode::Activations || (self.mode == SparseMode::Auto && !self.on_host)
     }
 }
 

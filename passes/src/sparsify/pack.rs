@@ -37,7 +37,7 @@ impl Pass for PackWeights {
     fn run(&self, graph: &mut Graph, cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
         let Sparse { mode, facts, on_host, .. } = &self.0;
         let (mut packed, mut dense, mut all) = (0, 0, 0);
-        let wanted = self.0.is_active() && *mode != SparseMode::Channels && !self.0.dense_kernels;
+        let wanted = self.0.is_active() && *mode != SparseMode::Channels;
         if wanted && graph.mode == Mode::Infer {
             for id in graph.order().to_vec() {
                 let Some(layer) = Layer::of(graph, id) else { continue };
