@@ -211,7 +211,8 @@ pub fn compile(
     settle(&graph, batch, model, options, cost).map(|(compiled, ..)| compiled)
 }
 
-/// What [`compile`] gives, and the options and the cost model of the layout that it is in.
+/// What [`compile`] gives, and the options and the cost model that the plan was made with: of the plans of
+/// [`alternatives`] the fastest.
 fn settle(
     graph: &Graph,
     batch: u64,
@@ -243,7 +244,7 @@ fn settle(
     best
 }
 
-/// [`compile`] in the layout of `cost`.
+/// The plan for these options and this cost model alone.
 fn compile_in(
     graph: &Graph,
     batch: u64,

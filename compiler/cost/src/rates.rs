@@ -158,8 +158,8 @@ implicit_precomp_gemm = 0.88
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CopyDir, CostModel, Measured, Precision};
-    use vdnn_ir::Layout;
+    use crate::{CopyDir, CostModel, Measured, MeasuredKernel, Precision};
+    use vdnn_ir::{Layout, Op};
 
     /// What the H200's profile says.
     fn h200() -> DeviceRates {
@@ -198,7 +198,9 @@ mod tests {
             // Every kernel that was measured, as if none had been.
             let [made, guessed] = [made, shipped.clone()].map(|m| m.with_measured(Measured::default()));
             assert!(shipped.measured().len() > 1000);
-            for kernel in shipped.measured().kernels() {
+            // But for pyramids, whose prices calibration does not measure: they are fitted.
+            let layers = |k: &MeasuredKernel<'_>| !matches!(k.op, Op::Pyramid(_));
+            for kernel in shipped.measured().kernels().filter(layers) {
                 let (inputs, outputs): (Vec<_>, Vec<_>) =
                     (kernel.inputs.iter().collect(), kernel.outputs.iter().collect());
                 let time = |m: &CostModel| m.kernel(kernel.op, &inputs, &outputs, None);
