@@ -3,8 +3,7 @@
 
 use super::context::Cx;
 use super::source::{Kernel, Source};
-use super::step::{Args, GRID, Step, THREADS, parts_of};
-use super::tiles::{Problem, SHARED, Tile, WARPS, element, problem_of};
+use super::tiles::{Problem, SHARED, Tile, WARPS, element, launch, problem_of};
 use crate::cuda::error::CudaError;
 use vdnn_ir::op::ConvAttrs;
 use vdnn_ir::sparse::SparseForm;
@@ -54,36 +53,17 @@ pub(super) fn conv(
     else {
         return Err(cx.unsupported("packed weights of another size"));
     };
-    let (planes, groups) = (problem.planes, shape.groups() as u64);
+    let groups = shape.groups() as u64;
     let demand = Demand { groups, blocks: room, processors: u64::from(cx.processors) };
     let tile = demand.fastest(&problem).ok_or_else(|| cx.unsupported(TOO_LARGE))?;
-    let extents = tile.extents(cx, &problem, groups)?;
     // Indices of blocks have 31 bits.
     cx.count(room)?;
     let types = [x.ty.dtype, y.ty.dtype].map(element).join(", ");
     let arguments = format!("{types}, {}, {last}, {whole}", tile.arguments(&problem));
     let kernel = Kernel::instance(Source::SparseBlocks, "SPARSE_BLOCKS", &arguments);
     let head = (groups + 1 + room).next_multiple_of(4);
-    let operand = |i: usize| if cx.spec.inputs.len() > i { cx.real(i).map(|o| o.ptr) } else { Ok(0) };
-    let (bias, added) = (operand(2)?, operand(3)?);
-    let grid = tile.grid(&problem, groups);
-    let shared = cx.count(problem.shared(&tile))?;
-    for (image, images) in parts_of(planes.images, GRID) {
-        let [from, to] = planes.bytes(image, [x.ty.dtype.bytes(), y.ty.dtype.bytes()]);
-        let args = Args::new()
-            .ptr(x.ptr + from)
-            .ptr(packed.ptr)
-            .ptr(packed.ptr + 4 * (groups + 1))
-            .ptr(packed.ptr + 4 * head)
-            .ptr(bias)
-            .ptr(if added == 0 { 0 } else { added + to })
-            .ptr(y.ptr + to)
-            .u32(u32::from(relu))
-            .pod(&extents);
-        let grid = cx.grid(grid, images)?;
-        cx.push(Step { kernel: kernel.clone(), grid, block: THREADS, shared, args });
-    }
-    Ok(())
+    let weights = [0, 4 * (groups + 1), 4 * head].map(|at| packed.ptr + at);
+    launch(cx, (&problem, &tile, groups), &kernel, &weights, relu)
 }
 
 /// What decides how much there is to do, and how many can do it.

@@ -3,8 +3,7 @@
 
 use super::context::Cx;
 use super::source::{Kernel, Source};
-use super::step::{Args, GRID, Step, THREADS, parts_of};
-use super::tiles::{GROUP, Problem, SHARED, Tile, WARPS, element, problem_of};
+use super::tiles::{GROUP, Problem, SHARED, Tile, WARPS, element, launch, problem_of};
 use crate::cuda::error::CudaError;
 use vdnn_ir::Dims;
 use vdnn_ir::op::ConvAttrs;
@@ -27,7 +26,7 @@ const PIECE: u64 = 576;
 
 /// [`vdnn_ir::Op::SparseConv`] with weights of two of four.
 pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, w_dims: &Dims, relu: bool) -> Result<(), CudaError> {
-    let (x, packed, y) = (cx.real(0)?, cx.input(1)?, cx.real_out(0)?);
+    let (packed, y) = (cx.input(1)?, cx.real_out(0)?);
     if y.ty.elements() == 0 {
         return Ok(());
     }
@@ -35,35 +34,16 @@ pub(super) fn conv(cx: &mut Cx<'_>, conv: &ConvAttrs, w_dims: &Dims, relu: bool)
     let Some(shape) = BlockShape::of(w_dims) else {
         return Err(cx.unsupported("packed weights of another size"));
     };
-    let planes = problem.planes;
     let demand = Demand { groups: shape.groups() as u64, processors: u64::from(cx.processors) };
     let tile = demand.fastest(&problem).ok_or_else(|| {
         cx.unsupported("its window is more than blocks of threads have room for; compile with --sparse off")
     })?;
-    let extents = tile.extents(cx, &problem, demand.groups)?;
     cx.count(packed.ty.elements())?;
     let (depth, blocks) = (depth(&tile), blocks(&tile));
     let arguments =
         format!("{}, {}, {depth}, {blocks}, {last}, {whole}", element(y.ty.dtype), tile.arguments(&problem));
     let kernel = Kernel::instance(Source::SparseTwoFour, "SPARSE_TWO_FOUR", &arguments);
-    let operand = |i: usize| if cx.spec.inputs.len() > i { cx.real(i).map(|o| o.ptr) } else { Ok(0) };
-    let (bias, added) = (operand(2)?, operand(3)?);
-    let grid = tile.grid(&problem, demand.groups);
-    let shared = cx.count(problem.shared(&tile))?;
-    for (image, images) in parts_of(planes.images, GRID) {
-        let [from, to] = planes.bytes(image, [x.ty.dtype.bytes(), y.ty.dtype.bytes()]);
-        let args = Args::new()
-            .ptr(x.ptr + from)
-            .ptr(packed.ptr)
-            .ptr(bias)
-            .ptr(if added == 0 { 0 } else { added + to })
-            .ptr(y.ptr + to)
-            .u32(u32::from(relu))
-            .pod(&extents);
-        let grid = cx.grid(grid, images)?;
-        cx.push(Step { kernel: kernel.clone(), grid, block: THREADS, shared, args });
-    }
-    Ok(())
+    launch(cx, (&problem, &tile, demand.groups), &kernel, &[packed.ptr], relu)
 }
 
 /// Blocks of threads that a multiprocessor is to have room for.

@@ -4,9 +4,11 @@
 use super::context::Cx;
 use super::planes::{self, Planes};
 use super::shape::Divisor;
-use super::step::{LIMIT, THREADS};
+use super::source::Kernel;
+use super::step::{Args, GRID, LIMIT, Step, THREADS, parts_of};
 use crate::cuda::error::CudaError;
 use bytemuck::{Pod, Zeroable};
+use cudarc::driver::sys::CUdeviceptr;
 use vdnn_ir::op::ConvAttrs;
 use vdnn_ir::sparse::SparseForm;
 use vdnn_ir::{DType, Dims, Layout};
@@ -146,7 +148,7 @@ impl Tile {
     ///
     /// # Errors
     /// As [`Planes::extents`].
-    pub(super) fn extents(&self, cx: &Cx<'_>, p: &Problem, groups: u64) -> Result<Extents, CudaError> {
+    fn extents(&self, cx: &Cx<'_>, p: &Problem, groups: u64) -> Result<Extents, CudaError> {
         let across = p.planes.to[1].div_ceil(self.outputs()[1]);
         let (planes, groups) = (p.planes.extents(cx)?, cx.count(groups)?);
         Ok(Extents { planes, groups, tiles_across: Divisor::new(across) })
@@ -157,6 +159,39 @@ impl Tile {
         let numbers = [self.high, self.line, self.rows, self.each, self.tiles, self.channels, self.slots];
         format!("{}, {}", p.planes.arguments(), numbers.map(|n| n.to_string()).join(", "))
     }
+}
+
+/// Launches a kernel of tiles for an op with packed weights: what it takes of them, in the order of its
+/// parameters, comes behind x; then bias, residual, y, ReLU and extents.
+///
+/// # Errors
+/// If an operand is of a type that has no kernel, or something has no room in 32 bits.
+pub(super) fn launch(
+    cx: &mut Cx<'_>,
+    (problem, tile, groups): (&Problem, &Tile, u64),
+    kernel: &Kernel,
+    weights: &[CUdeviceptr],
+    relu: bool,
+) -> Result<(), CudaError> {
+    let (x, y) = (cx.real(0)?, cx.real_out(0)?);
+    let operand = |i: usize| if cx.spec.inputs.len() > i { cx.real(i).map(|o| o.ptr) } else { Ok(0) };
+    let (bias, added) = (operand(2)?, operand(3)?);
+    let extents = tile.extents(cx, problem, groups)?;
+    let grid = tile.grid(problem, groups);
+    let shared = cx.count(problem.shared(tile))?;
+    for (image, images) in parts_of(problem.planes.images, GRID) {
+        let [from, to] = problem.planes.bytes(image, [x.ty.dtype.bytes(), y.ty.dtype.bytes()]);
+        let args = weights.iter().fold(Args::new().ptr(x.ptr + from), |args, &at| args.ptr(at));
+        let args = args
+            .ptr(bias)
+            .ptr(if added == 0 { 0 } else { added + to })
+            .ptr(y.ptr + to)
+            .u32(u32::from(relu))
+            .pod(&extents);
+        let grid = cx.grid(grid, images)?;
+        cx.push(Step { kernel: kernel.clone(), grid, block: THREADS, shared, args });
+    }
+    Ok(())
 }
 
 /// The convolution of an op with packed weights, and whether channels are innermost and of whole 16 bytes.
