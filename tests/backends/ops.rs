@@ -43,6 +43,9 @@ const CONVOLUTIONS: usize = 3;
 /// Suite of the pyramids that have no kernel for matrix units.
 const LOOPS: &str = "pyramid-loops";
 
+/// Suite of stages of blocks, which have a kernel for TF32 over channels-last images alone.
+const STAGE: &str = "pyramid-stage";
+
 /// Suites of packed weights that have no kernel for other precisions.
 const BLOCKS: [&str; 3] = ["sparse-block", "sparse-block-bf16", "sparse-two-four"];
 
@@ -71,6 +74,7 @@ pub fn run(device: Device, poison: bool, wanted: &dyn Fn(&str) -> bool, report: 
     for case in op_cases::all(5).into_iter().chain(op_cases::layers()) {
         let kind = match &case.op {
             Op::Unary(_) => "unary".to_owned(),
+            Op::Pyramid(pyramid) if !pyramid.is_chain() => STAGE.to_owned(),
             Op::Pyramid(pyramid) if !op_cases::is_plain(pyramid) => LOOPS.to_owned(),
             Op::SparseConv { form: SparseForm::Block, .. } => BLOCKS[0].to_owned(),
             Op::SparseConv { form: SparseForm::BlockBf16, .. } => BLOCKS[1].to_owned(),
@@ -102,6 +106,7 @@ fn applies(device: Device, op: &str, precision: Precision, layout: Layout) -> bo
         }
         Device::Cuda if op == BLOCKS[0] => precision == Precision::Tf32,
         Device::Cuda if BLOCKS[1..].contains(&op) => precision == Precision::Bf16,
+        Device::Cuda if op == STAGE => (precision, layout) == (Precision::Tf32, Layout::ChannelsLast),
         // There is a kernel for each layout that a device wants.
         Device::Cuda if op == LOOPS => (precision, layout) == (Precision::F32, Layout::RowMajor),
         Device::Cuda if op == "pyramid" => {

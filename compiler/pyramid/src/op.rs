@@ -7,11 +7,15 @@ use vdnn_ir::op::{ConvAttrs, PoolAttrs, PyramidAttrs, PyramidKind, PyramidLayer,
 use vdnn_ir::{Dims, TensorType};
 
 /// The chain of one image of a pyramid; `inputs` are the types of its operands. `None` if it has
-/// no such operands, or the chain would have numbers outside what chains may have.
+/// no such operands, layers that read or add others than the one before them, or the chain would
+/// have numbers outside what chains may have.
 pub fn chain_of(pyramid: &PyramidAttrs, inputs: &[&TensorType]) -> Option<Chain> {
     let &[_, channels, height, width] = inputs.first()?.dims.as_slice() else { return None };
     let mut next = 1;
     let mut layers = Vec::new();
+    if !pyramid.is_chain() {
+        return None;
+    }
     for layer in &pyramid.layers {
         let weight = inputs.get(next);
         next += layer.operands();
@@ -28,11 +32,12 @@ pub fn chain_of(pyramid: &PyramidAttrs, inputs: &[&TensorType]) -> Option<Chain>
             }
         };
         let step = |s: &PyramidStep| match *s {
-            PyramidStep::Relu => Pointwise::Relu,
-            PyramidStep::Clip { lo, hi } => Pointwise::Clip { lo, hi },
-            PyramidStep::Add => Pointwise::Add,
+            PyramidStep::Relu => Some(Pointwise::Relu),
+            PyramidStep::Clip { lo, hi } => Some(Pointwise::Clip { lo, hi }),
+            PyramidStep::Add => Some(Pointwise::Add),
+            PyramidStep::AddLayer { .. } => None,
         };
-        layers.push(Layer { kind, then: layer.then.iter().map(step).collect() });
+        layers.push(Layer { kind, then: layer.then.iter().map(step).collect::<Option<_>>()? });
     }
     Chain::new(Shape { channels, height, width }, Vec::new(), layers).ok()
 }
@@ -58,7 +63,7 @@ pub fn pyramid_of(chain: &Chain) -> Option<PyramidAttrs> {
             Pointwise::Scale => None,
         };
         let then = layer.then.iter().map(step).collect::<Option<SmallVec<[PyramidStep; 2]>>>()?;
-        Some(PyramidLayer { kind, then })
+        Some(PyramidLayer { from: None, kind, then })
     };
     let layers = chain.layers().iter().map(layer).collect::<Option<_>>()?;
     Some(PyramidAttrs { layers, config: String::new() })
@@ -152,5 +157,25 @@ mod tests {
         assert_eq!(pyramid_of(&scaled.expect("a chain")), None);
         let prologue = Chain::new(input, vec![Pointwise::Relu], vec![Layer { kind, then: vec![] }]);
         assert_eq!(pyramid_of(&prologue.expect("a chain")), None);
+    }
+
+    #[test]
+    fn what_reads_or_adds_other_layers_is_no_chain() {
+        let kind = Kind::MaxPool { window: Window::square(1, 1, 0) };
+        let layer = Layer { kind, then: vec![] };
+        let input = Shape { channels: 1, height: 4, width: 4 };
+        let chain = Chain::new(input, vec![], vec![layer.clone(), layer]).expect("a chain");
+        let pyramid = pyramid_of(&chain).expect("no scale");
+        let x: TensorType = "f32[1,1,4,4]".parse().expect("a type");
+        let of = |from, then: &[PyramidStep]| {
+            let mut pyramid = pyramid.clone();
+            pyramid.layers[1].from = from;
+            pyramid.layers[1].then.extend_from_slice(then);
+            chain_of(&pyramid, &[&x])
+        };
+        assert_eq!(of(None, &[]), Some(chain.clone()));
+        assert_eq!(of(Some(1), &[]), Some(chain), "the one before it by its number");
+        assert_eq!(of(Some(0), &[]), None);
+        assert_eq!(of(None, &[PyramidStep::AddLayer { of: 0 }]), None);
     }
 }

@@ -184,7 +184,7 @@ fn link(graph: &Graph, node: &Node, from: ValueId, cost: &CostModel) -> Option<L
     let rest = &node.inputs[1..];
     let first = node.inputs.first() == Some(&from) && !rest.contains(&from);
     let layer = |kind, then: &[PyramidStep]| {
-        let layer = PyramidLayer { kind, then: SmallVec::from_slice(then) };
+        let layer = PyramidLayer { from: None, kind, then: SmallVec::from_slice(then) };
         first.then(|| Link::Layer(Box::new(layer), SmallVec::from_slice(rest)))
     };
     // A narrow bias is widened once, at load.

@@ -8,7 +8,7 @@ use vdnn_ir::op::{
 use vdnn_ir::{Dims, Real};
 
 /// True if kernels for matrix units take it, too: nothing but convolutions of one group with bias
-/// and ReLU, a max pool at the end, a residual in the last layer.
+/// and ReLU, one after the other, a max pool at the end, a residual in the last layer.
 pub fn is_plain(pyramid: &PyramidAttrs) -> bool {
     let step = |s: &PyramidStep| !matches!(s, PyramidStep::Clip { .. });
     let kind = |(i, layer): (usize, &PyramidLayer)| match &layer.kind {
@@ -18,7 +18,9 @@ pub fn is_plain(pyramid: &PyramidAttrs) -> bool {
         PyramidKind::MaxPool(_) => i + 1 == pyramid.layers.len(),
         PyramidKind::AvgPool { .. } => false,
     };
-    pyramid.layers.iter().enumerate().all(kind) && pyramid.layers.iter().flat_map(|l| &l.then).all(step)
+    pyramid.is_chain()
+        && pyramid.layers.iter().enumerate().all(kind)
+        && pyramid.layers.iter().flat_map(|l| &l.then).all(step)
 }
 
 fn pair(n: u64) -> Dims {
@@ -41,10 +43,50 @@ fn window(kernel: u64, stride: u64, pad: u64, ceil_mode: bool) -> PoolAttrs {
 }
 
 fn layer(kind: PyramidKind, then: &[PyramidStep]) -> PyramidLayer {
-    PyramidLayer { kind, then: then.iter().copied().collect() }
+    PyramidLayer { from: None, kind, then: then.iter().copied().collect() }
+}
+
+/// So many bottleneck blocks: 1x1 with ReLU, 3x3 with ReLU, 1x1 with the residual and ReLU. The
+/// residual is the block's input, in the first block with `side` a 1x1 convolution of it.
+pub fn stage(blocks: u32, side: bool) -> PyramidAttrs {
+    use PyramidStep::{AddLayer, Relu};
+    let conv = |from, kernel, then: &[PyramidStep]| {
+        let kind = PyramidKind::Conv { conv: attrs(kernel, 1, kernel / 2, 1, 1), bias: true };
+        PyramidLayer { from, ..layer(kind, then) }
+    };
+    let mut layers = Vec::new();
+    for block in 0..blocks {
+        let input = layers.len() as u32;
+        layers.extend([conv(None, 1, &[Relu]), conv(None, 3, &[Relu])]);
+        if side && block == 0 {
+            layers.push(conv(Some(input), 1, &[]));
+            layers.push(conv(Some(input + 2), 1, &[AddLayer { of: input + 3 }, Relu]));
+        } else {
+            layers.push(conv(None, 1, &[AddLayer { of: input }, Relu]));
+        }
+    }
+    PyramidAttrs { layers, config: String::new() }
 }
 
 impl Generator {
+    /// A stage of blocks of 64 channels in and 256 out. It has a configuration: only then plans
+    /// have the workspace that its kernel needs.
+    fn stage(&mut self, x: [u64; 4], blocks: u32, side: bool) {
+        let pyramid = stage(blocks, side).with_config("stage rings 6");
+        let mut operands = vec![self.any(&x)];
+        // Channels of the values.
+        let mut channels = vec![x[1]];
+        for (i, layer) in pyramid.layers.iter().enumerate() {
+            let PyramidKind::Conv { conv, .. } = &layer.kind else { continue };
+            let wide = layer.then.len() != 1;
+            let out = if wide { 256 } else { 64 };
+            operands.push(self.any(&[out, channels[layer.reads(i)], conv.kernel[0], conv.kernel[1]]));
+            operands.push(self.any(&[out]));
+            channels.push(out);
+        }
+        self.cases.push(Case { op: Op::Pyramid(pyramid), operands, outputs: 1, sources: vec![] });
+    }
+
     /// A pyramid of layers with the output channels that convolutions have.
     fn pyramid(&mut self, x: [u64; 4], layers: Vec<(PyramidLayer, u64)>) {
         let mut operands = vec![self.any(&x)];
@@ -115,6 +157,7 @@ impl Generator {
         for x in [[2, 64, 14, 14], [1, 64, 13, 11]] {
             self.pyramid(x, vec![(conv(3, 1, 1, &[Relu]), 64), (conv(1, 1, 0, &[Add, Relu]), 256)]);
         }
+        self.stage([2, 64, 8, 16], 2, true);
         // What plain loops alone take: groups, dilation, no bias, averages, bounds, uneven windows.
         let bare = |attrs, then: &[PyramidStep]| layer(PyramidKind::Conv { conv: attrs, bias: false }, then);
         let clip = Clip { lo: Real(-1.0), hi: Real(6.0) };

@@ -2,8 +2,11 @@
 //! between them never stored (Alwani, Chen, Ferdman and Milder, *Fused-Layer CNN Accelerators*,
 //! MICRO 2016).
 //!
-//! A pyramid means its layers one after the other, as [`PyramidAttrs::ops`] lists them. Which
-//! tiles a kernel cuts it into is a text that those who print kernels read; it changes no value.
+//! A pyramid means its layers one after the other, as [`PyramidAttrs::ops`] lists them. Its values
+//! are numbered: 0 is x, `i + 1` the result of layer `i`. A layer reads the value before it unless
+//! it names an earlier one, and may add earlier ones to its result, so that a stage of blocks with
+//! their own residuals is a pyramid, too. Which tiles a kernel cuts it into is a text that those who
+//! print kernels read; it changes no value.
 
 use super::Op;
 use super::attrs::{BinaryKind, ConvAttrs, PoolAttrs, UnaryKind};
@@ -33,6 +36,11 @@ pub enum PyramidStep {
     },
     /// `y + r`, r an operand of y's type.
     Add,
+    /// `y + v`, v an earlier value of the pyramid, of y's type. It rounds like [`Self::Add`].
+    AddLayer {
+        /// The value's number, at most that of the layer's position.
+        of: u32,
+    },
 }
 
 /// What a layer slides over the image.
@@ -60,6 +68,9 @@ pub enum PyramidKind {
 /// A convolution or pool with what follows it before the next one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PyramidLayer {
+    /// Number of the value that it reads, at most its own position; `None`: of the one before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u32>,
     /// The window.
     pub kind: PyramidKind,
     /// Applied to its result, in order.
@@ -67,10 +78,10 @@ pub struct PyramidLayer {
     pub then: SmallVec<[PyramidStep; 2]>,
 }
 
-/// A chain of layers.
+/// Layers, each of earlier values.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PyramidAttrs {
-    /// The layers, each of the one before; the first of x.
+    /// The layers; the last one's result is the pyramid's.
     pub layers: Vec<PyramidLayer>,
     /// How a kernel cuts it into tiles: letters, digits, blanks and `_=.:+-`. Empty: none is chosen,
     /// which host kernels do not mind. Last, so that ops that differ in it alone are neighbours.
@@ -108,6 +119,19 @@ impl PyramidLayer {
         own + self.then.iter().filter(|s| **s == PyramidStep::Add).count()
     }
 
+    /// Number of the value that it reads as the layer at a position.
+    pub fn reads(&self, position: usize) -> usize {
+        self.from.map_or(position, |of| of as usize)
+    }
+
+    /// Numbers of the earlier values that are added to its result, in order.
+    pub fn added(&self) -> impl Iterator<Item = usize> + '_ {
+        self.then.iter().filter_map(|s| match s {
+            PyramidStep::AddLayer { of } => Some(*of as usize),
+            _ => None,
+        })
+    }
+
     /// True for a convolution.
     pub fn is_conv(&self) -> bool {
         matches!(self.kind, PyramidKind::Conv { .. })
@@ -126,18 +150,29 @@ impl PyramidAttrs {
         Self { layers: self.layers.clone(), config: config.into() }
     }
 
+    /// True if every layer reads the one before it and adds no other: one after the other.
+    pub fn is_chain(&self) -> bool {
+        self.layers.iter().enumerate().all(|(i, l)| l.reads(i) == i && l.added().next().is_none())
+    }
+
     /// The parts in order, the last one the result. A convolution with bias takes the sum and the
     /// ReLU right behind it into itself ([`Op::ConvEpilogue`]), so that with bf16 tensors each
-    /// layer rounds once; with `narrow`, for those, the biases are cast first.
+    /// layer rounds once; with `narrow`, for those, the biases are cast first. A value that is not
+    /// an earlier one, which [`Self::typed`] refuses, is a part that there is not.
     pub fn ops(&self, narrow: bool) -> Vec<(Op, SmallVec<[PartOperand; 4]>)> {
         let mut all: Vec<(Op, SmallVec<[PartOperand; 4]>)> = Vec::new();
-        let mut last = PartOperand::Input(0);
+        // By number.
+        let mut values = vec![PartOperand::Input(0)];
+        let value = |values: &[PartOperand], of: usize| {
+            values.get(of).copied().unwrap_or(PartOperand::Part(usize::MAX))
+        };
         let mut next = 1;
         let mut take = || {
             next += 1;
             PartOperand::Input(next - 1)
         };
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
+            let mut last = value(&values, layer.reads(i));
             let mut then = layer.then.as_slice();
             match &layer.kind {
                 PyramidKind::Conv { conv, bias } => {
@@ -151,9 +186,16 @@ impl PyramidAttrs {
                     }
                     let mut relu = false;
                     if *bias {
-                        if let [PyramidStep::Add, rest @ ..] = then {
-                            operands.push(take());
-                            then = rest;
+                        match then {
+                            [PyramidStep::Add, rest @ ..] => {
+                                operands.push(take());
+                                then = rest;
+                            }
+                            [PyramidStep::AddLayer { of }, rest @ ..] => {
+                                operands.push(value(&values, *of as usize));
+                                then = rest;
+                            }
+                            _ => {}
                         }
                         if let [PyramidStep::Relu, rest @ ..] = then {
                             relu = true;
@@ -179,9 +221,13 @@ impl PyramidAttrs {
                     PyramidStep::Relu => (Op::Unary(UnaryKind::Relu), smallvec![last]),
                     PyramidStep::Clip { lo, hi } => (Op::Unary(UnaryKind::Clip { lo, hi }), smallvec![last]),
                     PyramidStep::Add => (Op::Binary(BinaryKind::Add), smallvec![last, take()]),
+                    PyramidStep::AddLayer { of } => {
+                        (Op::Binary(BinaryKind::Add), smallvec![last, value(&values, of as usize)])
+                    }
                 });
                 last = PartOperand::Part(all.len() - 1);
             }
+            values.push(last);
         }
         all
     }
@@ -204,8 +250,8 @@ impl PyramidAttrs {
     ///
     /// # Errors
     /// If there are no layers, too many or as many operands as they do not have, the
-    /// configuration has other characters, the image is not of rank 4, or a part does not take
-    /// its operands.
+    /// configuration has other characters, a layer reads or adds a value that is not an earlier one,
+    /// the image is not of rank 4, or a part does not take its operands.
     pub fn typed(&self, inputs: &[&TensorType]) -> Result<Vec<TypedPart>, InferError> {
         let fail = |text: String| Err(InferError(format!("pyramid: {text}")));
         if self.layers.is_empty() || self.layers.len() > MAX_LAYERS {
@@ -214,6 +260,11 @@ impl PyramidAttrs {
         let plain = |c: char| c.is_ascii_alphanumeric() || " _=.:+-".contains(c);
         if self.config.len() > MAX_CONFIG || !self.config.chars().all(plain) {
             return fail(format!("expected a short configuration of plain words, found `{}`", self.config));
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            if let Some(of) = std::iter::once(layer.reads(i)).chain(layer.added()).find(|&of| of > i) {
+                return fail(format!("layer {i}: expected one of the values 0 to {i}, found {of}"));
+            }
         }
         if inputs.len() != self.operands() {
             return fail(format!("expected {} inputs, found {}", self.operands(), inputs.len()));
@@ -307,6 +358,78 @@ mod tests {
         let names: Vec<String> = parts.iter().map(|p| p.op.name()).collect();
         assert_eq!(names, ["cast", "conv_epilogue", "max_pool", "unary"]);
         assert_eq!(parts[3].result.to_string(), "bf16[2,4,2,2]");
+    }
+
+    /// A block whose residual is another convolution of x, and one whose residual is its input.
+    const BLOCKS: &str = "pyramid(layers:[(kind:CONV,then:[relu]),(from:Some(0),kind:CONV),\
+        (from:Some(1),kind:CONV,then:[add_layer(of:2),relu]),(kind:CONV,then:[add_layer(of:3),relu])])";
+    const CONV: &str = "conv(conv:(kernel:[1,1],strides:[1,1],before:[0,0],after:[0,0],dilations:[1,1],\
+        groups:1),bias:true)";
+
+    fn blocks() -> PyramidAttrs {
+        match BLOCKS.replace("CONV", CONV).parse() {
+            Ok(Op::Pyramid(pyramid)) => pyramid,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn layers_may_read_and_add_earlier_values() {
+        let pyramid = blocks();
+        assert_eq!(Op::Pyramid(pyramid.clone()).to_string(), BLOCKS.replace("CONV", CONV));
+        assert!(!pyramid.is_chain() && stem().is_chain());
+        assert_eq!((pyramid.operands(), pyramid.uses().len()), (9, 9));
+        let reads: Vec<usize> = pyramid.layers.iter().enumerate().map(|(i, l)| l.reads(i)).collect();
+        assert_eq!(reads, [0, 0, 1, 3]);
+        use PartOperand::{Input, Part};
+        let parts = pyramid.ops(false);
+        let operands: Vec<&[PartOperand]> = parts.iter().map(|(_, o)| o.as_slice()).collect();
+        assert_eq!(operands[0], [Input(0), Input(1), Input(2)]);
+        assert_eq!(operands[1], [Input(0), Input(3), Input(4)]);
+        assert_eq!(operands[2], [Part(0), Input(5), Input(6), Part(1)]);
+        assert_eq!(operands[3], [Part(2), Input(7), Input(8), Part(2)]);
+        let sums = |(op, _): &(Op, _)| matches!(op, Op::ConvEpilogue { relu: true, .. });
+        assert_eq!(parts.iter().map(sums).collect::<Vec<_>>(), [true, false, true, true]);
+        let x = ["f32[2,4,8,8]", "f32[4,4,1,1]", "f32[4]", "f32[4,4,1,1]", "f32[4]"];
+        let x: Vec<&str> = x.into_iter().chain(x[1..].iter().copied()).collect();
+        let typed = typed(&pyramid, &x).expect("its operands");
+        assert_eq!(typed.last().expect("parts").result.to_string(), "f32[2,4,8,8]");
+    }
+
+    #[test]
+    fn a_sum_with_an_earlier_value_behind_others_is_a_part_of_its_own() {
+        let mut pyramid = blocks();
+        pyramid.layers[2].then = smallvec![PyramidStep::Relu, PyramidStep::AddLayer { of: 2 }];
+        let parts = pyramid.ops(true);
+        // Of 0 and 1 the cast bias and the convolution each; then those of 2, and its sum.
+        assert_eq!(parts[6].0, Op::Binary(BinaryKind::Add));
+        assert_eq!(parts[6].1.as_slice(), [PartOperand::Part(5), PartOperand::Part(3)]);
+        assert_eq!(parts[8].1[0], PartOperand::Part(6), "the last layer reads the sum");
+    }
+
+    #[test]
+    fn values_that_are_not_earlier_are_named() {
+        let x = ["f32[2,4,8,8]", "f32[4,4,1,1]", "f32[4]", "f32[4,4,1,1]", "f32[4]"];
+        let x: Vec<&str> = x.into_iter().chain(x[1..].iter().copied()).collect();
+        for (layer, of) in [(0, 1), (1, 2), (2, u32::MAX), (3, 4)] {
+            let mut reads = blocks();
+            reads.layers[layer].from = Some(of);
+            let mut adds = blocks();
+            adds.layers[layer].then.insert(0, PyramidStep::AddLayer { of });
+            for wrong in [reads, adds] {
+                let error = typed(&wrong, &x).expect_err("no such value");
+                assert!(
+                    error.contains(&format!("layer {layer}:")) && error.contains(&of.to_string()),
+                    "{error}"
+                );
+                assert!(wrong.ops(false).len() >= 4);
+            }
+        }
+        // One of another shape.
+        let mut narrow = x.clone();
+        narrow[3] = "f32[1,4,1,1]";
+        narrow[4] = "f32[1]";
+        assert!(typed(&blocks(), &narrow).is_err());
     }
 
     #[test]
