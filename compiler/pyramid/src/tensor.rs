@@ -5,6 +5,8 @@ mod plan;
 mod price;
 mod print;
 
+pub(crate) use print::PRELUDE;
+
 use crate::chain::Chain;
 use crate::cuda::CudaError;
 use crate::kernel::Kernel;

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use vdnn_ir::{Bytes, Precision};
 
 /// What every kernel begins with.
-pub(super) const PRELUDE: &str = include_str!("prelude.cuh");
+pub(crate) const PRELUDE: &str = include_str!("prelude.cuh");
 
 /// The whole kernel.
 pub(super) fn kernel(plan: &Plan, name: &str) -> Kernel {

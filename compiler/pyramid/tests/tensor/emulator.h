@@ -1,6 +1,6 @@
 // Enough of CUDA and of its matrix instructions to run printed kernels on the CPU. A thread is a
-// coroutine; which one goes on is drawn at random. What is asynchronous happens as late as it
-// may, or at once.
+// coroutine; which one goes on is drawn at random, and which block's where blocks wait for one
+// another. What is asynchronous happens as late as it may, or at once.
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -30,7 +30,9 @@ struct Index { unsigned x, y, z; };
 
 [[noreturn]] static void fail(const char* what) { fprintf(stderr, "emulator: %s\n", what); exit(3); }
 
-alignas(128) static unsigned char shared[227 << 10];
+// Of the block that is running.
+static unsigned char* shared;
+constexpr size_t most_shared = 227 << 10;
 static u32 shared_bytes;
 static bool is_bf16, late;
 
@@ -52,10 +54,20 @@ struct Thread {
   std::vector<Work> work;
   u32 sent, fragments[6];
 };
-static std::vector<Thread*> crew;
+struct Barrier { int here = 0; long round = 0; };
+struct Block {
+  Index index;
+  unsigned char* memory;
+  std::vector<Thread> threads;
+  std::vector<Thread*> crew;
+  std::map<int, Barrier> barriers;
+};
+static Block* block;
 static Thread* self;
 static ucontext_t home;
-static Index blockIdx;
+#define crew (block->crew)
+#define barriers (block->barriers)
+#define blockIdx (block->index)
 #define threadIdx (self->index)
 static u64 seed = 1;
 static u32 draw() { seed = seed * 6364136223846793005ull + 1442695040888963407ull; return seed >> 33; }
@@ -63,8 +75,6 @@ static u32 draw() { seed = seed * 6364136223846793005ull + 1442695040888963407ul
 static void pause() { swapcontext(&self->context, &home); }
 
 // Barriers: by number, and one for all, and one per warp.
-struct Barrier { int here = 0; long round = 0; };
-static std::map<int, Barrier> barriers;
 static void wait_at(int id, int threads) {
   Barrier& b = barriers[id];
   const long round = b.round;
@@ -204,30 +214,34 @@ static std::function<void()> body;
 static void start() { body(); self->done = true; for (;;) pause(); }
 
 constexpr size_t stack = 64 << 10;
-static char* stacks = (char*)malloc(1024 * stack);
 
-static void launch(int blocks, int threads, u32 bytes, std::function<void()> kernel) {
-  shared_bytes = bytes;
-  body = kernel;
-  for (int block = 0; block < blocks; ++block) {
-    blockIdx = {(unsigned)block, 0, 0};
-    memset(shared, 0xff, sizeof shared);
-    barriers.clear();
-    std::vector<Thread> all(threads);
-    crew.clear();
+// Some blocks until all are done, a thread of each in turn.
+static void run_blocks(std::vector<Block>& all, int threads) {
+  std::vector<char> stacks(all.size() * threads * stack);
+  size_t place = 0;
+  for (Block& b : all) {
+    block = &b;
+    b.memory = (unsigned char*)aligned_alloc(128, most_shared);
+    memset(b.memory, 0xff, most_shared);
+    b.threads = std::vector<Thread>(threads);
     for (int t = 0; t < threads; ++t) {
-      Thread& x = all[t];
+      Thread& x = b.threads[t];
       x.index = {(unsigned)t, 0, 0};
       x.done = false;
       getcontext(&x.context);
-      x.context.uc_stack.ss_sp = stacks + t * stack;
+      x.context.uc_stack.ss_sp = &stacks[place++ * stack];
       x.context.uc_stack.ss_size = stack;
       x.context.uc_link = &home;
       makecontext(&x.context, start, 0);
       crew.push_back(&x);
     }
-    for (int left = threads; left;) {
-      left = 0;
+  }
+  for (int left = 1; left;) {
+    left = 0;
+    const int first = draw() % all.size();
+    for (size_t i = 0; i < all.size(); ++i) {
+      block = &all[(first + i) % all.size()];
+      shared = block->memory;
       const int from = draw() % threads, step = draw() % 2 ? 1 : threads - 1;
       for (int i = 0; i < threads; ++i) {
         Thread* t = crew[(from + (long)i * step) % threads];
@@ -237,5 +251,17 @@ static void launch(int blocks, int threads, u32 bytes, std::function<void()> ker
         swapcontext(&home, &t->context);
       }
     }
+  }
+  for (Block& b : all) free(b.memory);
+}
+
+// Blocks one after the other, or all of them at once.
+static void launch(int blocks, int threads, u32 bytes, std::function<void()> kernel, bool at_once = false) {
+  shared_bytes = bytes;
+  body = kernel;
+  for (int first = 0; first < blocks;) {
+    std::vector<Block> all(at_once ? blocks : 1);
+    for (Block& b : all) b.index = {(unsigned)first++, 0, 0};
+    run_blocks(all, threads);
   }
 }

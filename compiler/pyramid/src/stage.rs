@@ -1,0 +1,260 @@
+//! A stage of bottleneck blocks as one kernel whose layers follow one another image by image, what
+//! lies between them in rings of a few images.
+//!
+//! Unlike a pyramid's tiles, which a block takes through all layers, every block has one *role*, a layer
+//! or two that meet, keeps its weights in shared memory and hands its results to the blocks of the
+//! next role through global memory, of which so little is in use that it stays in the second-level
+//! cache. Nothing is computed twice, nothing waits for a whole batch, and images of a batch need
+//! no more room than a few of them. The roles: the first 1x1 convolution; per block of the network
+//! the 3x3 convolution, and its last 1x1 convolution with the residual and the first one of the next
+//! block. Who waits for whom is counted per eight rows of an image.
+
+mod print;
+
+use crate::cuda::CudaError;
+use crate::kernel::Kernel;
+use crate::machine::Machine;
+use std::fmt;
+use std::str::FromStr;
+use vdnn_ir::op::{ConvAttrs, PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep};
+use vdnn_ir::types::Layout;
+use vdnn_ir::{Bytes, DType, Nanos, Precision, TensorType};
+
+/// Channels inside a block.
+const NARROW: u64 = 64;
+/// Channels between blocks.
+const WIDE: u64 = 256;
+/// Most images in a batch, and most rows and columns: positions are 32 bits.
+const MOST_IMAGES: u64 = 1 << 16;
+const MOST_EXTENT: u64 = 1 << 10;
+
+/// Which part of the multiprocessors' time each role takes, in the order of [`Role`]; fitted, as
+/// shares of 132, to where none of ResNet-50's roles waits longer than others (H200, 2026-11-22).
+const SHARES: [f64; 5] = [9.0, 16.3, 34.0, 23.0, 17.0];
+
+/// Microseconds of one of [`SHARES`] on one of 132 multiprocessors per 1,000 positions, and of a launch until
+/// all roles have something to do. Fitted to the same stage at 32 and 256 images.
+const SHARE: f64 = 2.853;
+const START: f64 = 40.0;
+
+/// What a block does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// The first convolution.
+    Enter,
+    /// A 3x3 convolution.
+    Window,
+    /// The end of the first block, whose residual is a convolution, with what follows it.
+    Side,
+    /// The end of a block with what follows it.
+    Join,
+    /// The end of the last block.
+    Leave,
+}
+
+/// A stage of bottleneck blocks: 1x1 to 64 channels, 3x3, 1x1 to 256 channels with the residual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// Blocks.
+    pub blocks: u32,
+    /// Rows of its images.
+    pub height: u64,
+    /// Columns of its images.
+    pub width: u64,
+    /// The first block's residual is a 1x1 convolution of the stage's input, which has 64 channels;
+    /// else it is the input, of 256.
+    pub side: bool,
+}
+
+/// How a stage runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StageConfig {
+    /// Images that a ring holds, at least 2.
+    pub rings: u32,
+    /// Blocks of threads, all of which must run at once: at most one per multiprocessor.
+    pub blocks: u32,
+}
+
+impl Stage {
+    /// The role of each kind of block, first to last.
+    fn roles(&self) -> Vec<Role> {
+        let ends = (1..=self.blocks).map(|b| match b {
+            b if b == self.blocks => Role::Leave,
+            1 => Role::Side,
+            _ => Role::Join,
+        });
+        std::iter::once(Role::Enter).chain(ends.flat_map(|end| [Role::Window, end])).collect()
+    }
+}
+
+/// How many of `blocks` every role has: one at least, and each next one where most is left to do.
+fn shared_out(roles: &[Role], blocks: u32) -> Option<Vec<u32>> {
+    let mut all = vec![1u32; roles.len()];
+    let left = |all: &[u32], i: usize| SHARES[roles[i] as usize] / f64::from(all[i]);
+    for _ in roles.len()..usize::try_from(blocks).ok()? {
+        let busiest =
+            (0..roles.len()).max_by(|&i, &j| left(&all, i).total_cmp(&left(&all, j)).then(j.cmp(&i)))?;
+        all[busiest] += 1;
+    }
+    (all.iter().sum::<u32>() == blocks).then_some(all)
+}
+
+impl fmt::Display for StageConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rings {} blocks {}", self.rings, self.blocks)
+    }
+}
+
+impl FromStr for StageConfig {
+    type Err = String;
+
+    /// Reads `rings 8 blocks 132`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let number = |t: &str| t.parse::<u32>().ok().filter(|&n| n > 0);
+        let way = match words.as_slice() {
+            ["rings", rings, "blocks", blocks] => number(rings).zip(number(blocks)),
+            _ => None,
+        };
+        let way = way.map(|(rings, blocks)| Self { rings, blocks });
+        way.ok_or_else(|| format!("`{text}` is no way to run a stage, such as `rings 8 blocks 132`"))
+    }
+}
+
+/// The stage that a pyramid is; `inputs` are the types of its operands. `None` if its layers are not
+/// exactly those of one: f32, every convolution with a bias, 3x3 with padding 1, no strides, rows
+/// and columns multiples of 8.
+pub fn stage_of(pyramid: &PyramidAttrs, inputs: &[&TensorType]) -> Option<Stage> {
+    let x = *inputs.first()?;
+    let &[_, channels, height, width] = x.dims.as_slice() else { return None };
+    let plain = inputs.iter().all(|t| t.dtype == DType::F32);
+    if !plain || height % 8 != 0 || width % 8 != 0 || height * width == 0 {
+        return None;
+    }
+    // Per layer, the value that it reads, its window, what follows it and its channels.
+    let mut weights = inputs[1..].chunks_exact(2);
+    let mut layers = Vec::new();
+    for (i, layer) in pyramid.layers.iter().enumerate() {
+        let PyramidKind::Conv { conv, bias: true } = &layer.kind else { return None };
+        layers.push((layer.reads(i), kernel_of(conv)?, layer, *weights.next()?[0].dims.first()?));
+    }
+    let side = channels == NARROW;
+    if !side && channels != WIDE {
+        return None;
+    }
+    let relu = |l: &PyramidLayer| l.then.as_slice() == [PyramidStep::Relu];
+    let (mut at, mut blocks) = (0, 0);
+    while at < layers.len() {
+        // Numbers of the block's input and of its residual.
+        let (input, with_side) = (at, side && blocks == 0);
+        let &[first, second] = layers.get(at..at + 2)? else { return None };
+        let opens = (first.0, first.1, first.3) == (input, 1, NARROW) && relu(first.2);
+        let goes_on = (second.0, second.1, second.3) == (input + 1, 3, NARROW) && relu(second.2);
+        at += 2;
+        let mut residual = input;
+        if with_side {
+            let side = layers.get(at)?;
+            if (side.0, side.1, side.3) != (input, 1, WIDE) || !side.2.then.is_empty() {
+                return None;
+            }
+            at += 1;
+            residual = at;
+        }
+        let last = layers.get(at)?;
+        let of = u32::try_from(residual).ok()?;
+        let ends = last.2.then.as_slice() == [PyramidStep::AddLayer { of }, PyramidStep::Relu];
+        if !opens || !goes_on || !ends || (last.0, last.1, last.3) != (input + 2, 1, WIDE) {
+            return None;
+        }
+        at += 1;
+        blocks += 1;
+    }
+    (blocks > 0).then_some(Stage { blocks, height, width, side })
+}
+
+/// 1 or 3, of a convolution that keeps rows and columns.
+fn kernel_of(conv: &ConvAttrs) -> Option<u64> {
+    let pad = match conv.kernel.as_slice() {
+        [1, 1] => 0,
+        [3, 3] => 1,
+        _ => return None,
+    };
+    (*conv == ConvAttrs::square(conv.kernel[0], 1, pad, 1)).then_some(conv.kernel[0])
+}
+
+/// The bytes of counters at the front of the workspace, which must be zero when the kernel begins.
+pub fn counters(stage: &Stage, batch: u64) -> Bytes {
+    let roles = 1 + 2 * u64::from(stage.blocks);
+    Bytes((4 * roles).saturating_mul(batch).saturating_mul(stage.height / 8).next_multiple_of(256))
+}
+
+/// What a kernel needs besides operands and the result: counters, then rings.
+pub fn workspace(stage: &Stage, config: &StageConfig, batch: u64) -> Bytes {
+    let blocks = u64::from(stage.blocks);
+    let channels = blocks * (2 * NARROW + WIDE) - WIDE;
+    let image = channels.saturating_mul(stage.height).saturating_mul(stage.width).saturating_mul(4);
+    let rings = image.saturating_mul(u64::from(config.rings));
+    Bytes(counters(stage, batch).0.saturating_add(rings))
+}
+
+/// Predicted time of a stage on an H200: that of the role with the most to do per block.
+pub fn predict(stage: &Stage, config: &StageConfig, batch: u64) -> Nanos {
+    let roles = stage.roles();
+    let Some(blocks) = shared_out(&roles, config.blocks) else { return Nanos(u64::MAX) };
+    let busiest = roles.iter().zip(blocks).map(|(r, n)| SHARES[*r as usize] / f64::from(n));
+    let positions = stage.height as f64 * stage.width as f64 * batch as f64 / 1e3;
+    Nanos(((START + busiest.fold(0.0, f64::max) * positions * SHARE) * 1e3) as u64)
+}
+
+/// Ways to run a stage that are worth measuring; none if there is no kernel.
+pub fn configs(
+    stage: &Stage,
+    precision: Precision,
+    layout: Layout,
+    batch: u64,
+    machine: &Machine,
+) -> Vec<StageConfig> {
+    let blocks = u32::try_from(machine.multiprocessors).unwrap_or(u32::MAX);
+    let all = [8].map(|rings| StageConfig { rings, blocks });
+    let runs = |c: &StageConfig| kernel(stage, c, precision, layout, batch).is_ok();
+    // Who makes it is fitted to this one.
+    all.into_iter().filter(|c| machine.name == "h200" && runs(c)).collect()
+}
+
+/// The kernel of a stage over `batch` images. Its parameters are pointers: the operands of the pyramid
+/// in order, the result, and [`workspace`] bytes whose [`counters`] are zero. It needs all of its
+/// blocks to run at once.
+///
+/// # Errors
+/// If there is no kernel of this kind for the stage, precision and layout.
+pub fn kernel(
+    stage: &Stage,
+    config: &StageConfig,
+    precision: Precision,
+    layout: Layout,
+    batch: u64,
+) -> Result<Kernel, CudaError> {
+    let unsupported = |what| Err(CudaError::Unsupported { what });
+    match (precision, layout) {
+        (Precision::Tf32, Layout::ChannelsLast) => {}
+        (Precision::Tf32, _) => return unsupported("stages of row-major images"),
+        _ => return Err(CudaError::Precision(precision)),
+    }
+    if !stage.side {
+        return unsupported("stages whose first residual is their input");
+    }
+    if batch == 0 || batch > MOST_IMAGES || stage.height.max(stage.width) > MOST_EXTENT {
+        return Err(CudaError::TooLarge);
+    }
+    if stage.blocks < 2 {
+        return unsupported("stages of one block");
+    }
+    if config.rings < 2 || config.rings > 64 {
+        return unsupported("rings of less than 2 or more than 64 images");
+    }
+    let roles = stage.roles();
+    let Some(blocks) = shared_out(&roles, config.blocks) else {
+        return unsupported("a stage with more roles than blocks");
+    };
+    Ok(print::kernel(stage, config, batch, &roles, &blocks))
+}
