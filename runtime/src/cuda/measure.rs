@@ -217,7 +217,9 @@ impl Measurer {
     /// The row of an op with one kernel.
     fn only(&mut self, kernel: Kernel<'_>, limits: &MeasureLimits) -> Result<Vec<MeasuredRow>, CudaError> {
         let places = self.place(kernel)?;
-        let launch = self.prepare(kernel, &places, None, false, None)?;
+        let need = vdnn_cost::rings(kernel.op, kernel.inputs);
+        let workspace = self.workspace.take(need)?.first(need);
+        let launch = self.prepare(kernel, &places, None, false, workspace)?;
         let timing = self.meter.time(&*launch, limits.repeats)?;
         let mut flags = Vec::new();
         let exact = self.is_as_precise(kernel, &places, &*launch, &mut flags)?;
@@ -225,7 +227,7 @@ impl Measurer {
             flags.push(NOT_CAPTURED.to_owned());
         }
         let time = exact.then(|| timing.median());
-        Ok(vec![MeasuredRow { algo: None, workspace: Bytes::ZERO, time, flags }])
+        Ok(vec![MeasuredRow { algo: None, workspace: need, time, flags }])
     }
 
     fn prepare(

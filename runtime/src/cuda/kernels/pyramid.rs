@@ -1,13 +1,16 @@
-//! Pyramids: the kernel of a chain of layers, printed by `vdnn-pyramid` for its configuration.
+//! Pyramids: the kernel of a chain of layers, or of a stage of blocks, printed by `vdnn-pyramid` for
+//! its configuration.
 
 use super::context::Cx;
 use super::source::{Kernel, Source};
-use super::step::{Args, Step};
+use super::step::{Args, ITEMS, Step, THREADS};
 use crate::cuda::error::CudaError;
+use cudarc::driver::sys::CUdeviceptr;
 use vdnn_ir::op::PyramidAttrs;
 use vdnn_ir::{DType, Precision, TensorType};
-use vdnn_pyramid::kernel::{Config, configs, kernel};
+use vdnn_pyramid::kernel::{self as printed, Config, configs, kernel};
 use vdnn_pyramid::machine::Machine;
+use vdnn_pyramid::stage::{self, Stage, StageConfig, stage_of};
 use vdnn_pyramid::{OperandUse, chain_of};
 
 /// Whose shared memory a pyramid without a configuration is printed for.
@@ -17,6 +20,12 @@ const MACHINE: &str = "h200";
 /// predicted to be the fastest for which there is a kernel.
 pub(super) fn pyramid(cx: &mut Cx<'_>, pyramid: &PyramidAttrs) -> Result<(), CudaError> {
     let inputs: Vec<&TensorType> = cx.spec.inputs.iter().map(|o| o.ty).collect();
+    if let Some(found) = stage_of(pyramid, &inputs) {
+        return match pyramid.config.parse() {
+            Ok(Config::Stage(config)) => blocks(cx, &found, config),
+            _ => Err(cx.unsupported("a stage needs a configuration, and with it a workspace")),
+        };
+    }
     let Some(chain) = chain_of(pyramid, &inputs) else {
         return Err(cx.unsupported("a layer with numbers that no kernel takes"));
     };
@@ -40,11 +49,39 @@ pub(super) fn pyramid(cx: &mut Cx<'_>, pyramid: &PyramidAttrs) -> Result<(), Cud
         let config = pyramid.config.parse().map_err(|e: String| cx.unsupported(e))?;
         made(&config).map_err(|e| cx.unsupported(e.to_string()))?
     };
+    launch(cx, printed, &[])
+}
+
+/// A stage of blocks, whose counters start at zero.
+fn blocks(cx: &mut Cx<'_>, found: &Stage, config: StageConfig) -> Result<(), CudaError> {
+    let x = cx.input(0)?;
+    let (layout, batch) = (x.ty.layout, x.ty.dims[0]);
+    let printed = stage::kernel(found, &config, cx.spec.precision, layout, batch)
+        .map_err(|e| cx.unsupported(e.to_string()))?;
+    // Blocks wait for one another.
+    if config.blocks > cx.processors {
+        let why = format!("{} blocks that run at once on {} multiprocessors", config.blocks, cx.processors);
+        return Err(cx.unsupported(why));
+    }
+    let need = stage::workspace(found, &config, batch);
+    let Some(workspace) = cx.spec.workspace.filter(|w| w.bytes >= need && w.ptr.is_multiple_of(16)) else {
+        return Err(cx.unsupported(format!("a workspace of less than {need}")));
+    };
+    let words = stage::counters(found, batch).0 / 4;
+    let fills = u32::try_from((words / 4).div_ceil(u64::from(THREADS * ITEMS)))
+        .map_err(|_| cx.unsupported("a batch of so many images"))?;
+    let args = Args::new().ptr(workspace.ptr).u32(0).u64(words);
+    cx.push(Step::new(Kernel::fixed(Source::Update, "fill32"), fills, args));
+    launch(cx, printed, &[workspace.ptr])
+}
+
+/// The launch of a kernel: operands, the result, and what else it takes.
+fn launch(cx: &mut Cx<'_>, printed: printed::Kernel, more: &[CUdeviceptr]) -> Result<(), CudaError> {
     let mut args = Args::new();
     for i in 0..cx.spec.inputs.len() {
         args = args.ptr(cx.input(i)?.ptr);
     }
-    let args = args.ptr(cx.output(0)?.ptr);
+    let args = more.iter().fold(args.ptr(cx.output(0)?.ptr), |args, &at| args.ptr(at));
     let shared = u32::try_from(printed.shared.0)
         .map_err(|_| cx.unsupported(format!("{} of shared memory", printed.shared)))?;
     cx.push(Step {

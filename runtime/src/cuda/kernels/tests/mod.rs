@@ -78,6 +78,9 @@ fn all_cases() -> Vec<Case> {
     out
 }
 
+/// Where rings of stages are, in a workspace as large as they need.
+const WORKSPACE: u64 = 1 << 32;
+
 /// Tensors at addresses, as a launch sees them.
 struct Placed {
     inputs: Vec<(TensorType, u64)>,
@@ -100,11 +103,13 @@ impl Placed {
         let (inputs, outputs) = (operands(&self.inputs), operands(&self.outputs));
         let inputs: Vec<Operand<'_>> = inputs.iter().map(|(ty, ptr)| Operand { ty, ptr: *ptr }).collect();
         let outputs: Vec<Operand<'_>> = outputs.iter().map(|(ty, ptr)| Operand { ty, ptr: *ptr }).collect();
+        let types: Vec<&TensorType> = inputs.iter().map(|o| o.ty).collect();
+        let rings = DeviceRange { ptr: WORKSPACE, bytes: vdnn_cost::rings(op, &types) };
         let spec = LaunchSpec {
             op,
             inputs: &inputs,
             outputs: &outputs,
-            workspace: None,
+            workspace: rings.first(rings.bytes),
             scratch: DeviceRange { ptr: self.scratch, bytes: Bytes(self.scratch_bytes) },
             algo: None,
             exact: false,

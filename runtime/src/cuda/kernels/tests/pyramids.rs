@@ -1,6 +1,6 @@
 //! Pyramids as kernels: what is launched, and that NVRTC takes their texts.
 
-use super::{Placed, have_nvrtc, types};
+use super::{Placed, WORKSPACE, have_nvrtc, types};
 use crate::cuda::kernels::compile::{compile, options};
 use crate::cuda::launch::SCRATCH;
 use vdnn_ir::{Layout, Op, Precision, Tensor, TensorType};
@@ -79,6 +79,81 @@ fn pyramids_are_one_launch_that_compiles() {
         if std::env::var_os("VDNNC_REGISTERS").is_some() {
             log.lines().filter(|l| l.contains("Used ")).for_each(|l| eprintln!("{op}: {l}"));
         }
+    }
+}
+
+/// ResNet-50's first stage over two images, and operands as its kernel wants them.
+fn stage(config: &str) -> (Op, Vec<TensorType>) {
+    use PyramidStep::{AddLayer, Relu};
+    use vdnn_ir::op::{ConvAttrs, PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep};
+    let layer = |kernel: u64, from, then: &[PyramidStep]| {
+        let conv = ConvAttrs::square(kernel, 1, kernel / 2, 1);
+        PyramidLayer {
+            kind: PyramidKind::Conv { conv, bias: true },
+            from,
+            then: then.iter().copied().collect(),
+        }
+    };
+    let mut layers = vec![
+        layer(1, None, &[Relu]),
+        layer(3, None, &[Relu]),
+        layer(1, Some(0), &[]),
+        layer(1, Some(2), &[AddLayer { of: 3 }, Relu]),
+    ];
+    for of in [4, 7] {
+        let last = layer(1, None, &[AddLayer { of }, Relu]);
+        layers.extend([layer(1, None, &[Relu]), layer(3, None, &[Relu]), last]);
+    }
+    let mut operands = vec!["f32[2,64,56,56]".to_owned()];
+    for (out, inner, k) in [(64, 64, 1), (64, 64, 3), (256, 64, 1), (256, 64, 1)]
+        .into_iter()
+        .chain([(64, 256, 1), (64, 64, 3), (256, 64, 1)].repeat(2))
+    {
+        operands.extend([format!("f32[{out},{inner},{k},{k}]"), format!("f32[{out}]")]);
+    }
+    let last = |text: &String| {
+        let ty: TensorType = text.parse().expect("a type");
+        let layout = if ty.rank() == 4 { Layout::ChannelsLast } else { Layout::RowMajor };
+        ty.in_layout(layout)
+    };
+    let op = Op::Pyramid(PyramidAttrs { layers, config: config.to_owned() });
+    (op, operands.iter().map(last).collect())
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "says why it is skipped")]
+fn a_stage_clears_its_counters_and_compiles() {
+    let (op, inputs) = stage("stage rings 8 blocks 132");
+    let steps = placed(&op, &inputs).plan_at(&op, 132, Precision::Tf32).expect("a kernel");
+    let [clear, run] = steps.as_slice() else { panic!("{} launches", steps.len()) };
+    let arguments = |step: &crate::cuda::kernels::step::Step| -> Vec<u64> {
+        step.args.all().map(|words| words[0]).collect()
+    };
+    // Seven roles, two images, seven bands of eight rows.
+    assert_eq!(arguments(clear), [WORKSPACE, 0, (7u64 * 2 * 7 * 4).next_multiple_of(256) / 4]);
+    let mut wanted: Vec<u64> = (0..inputs.len() as u64).map(|i| (1 << 16) + 256 * i).collect();
+    wanted.extend([1 << 20, WORKSPACE]);
+    assert_eq!(arguments(run), wanted);
+    assert_eq!((run.grid, run.block), ([132, 1, 1], 384));
+    let refused = |config: &str, processors, precision| {
+        let (op, inputs) = stage(config);
+        placed(&op, &inputs).plan_at(&op, processors, precision).expect_err("it is refused").to_string()
+    };
+    assert!(refused("", 132, Precision::Tf32).contains("configuration"));
+    assert!(refused("stage rings 8 blocks 132", 108, Precision::Tf32).contains("108"));
+    assert!(refused("stage rings 8 blocks 132", 132, Precision::Bf16).contains("bf16"));
+    if !have_nvrtc() {
+        eprintln!("not compiled: needs libnvrtc (folder in VDNNC_CUDA_LIBS)");
+        return;
+    }
+    let mut options = options("sm_90a");
+    options.push("--ptxas-options=-v".to_owned());
+    let (cubin, log) = compile(&run.kernel, &options).unwrap_or_else(|e| panic!("{e}"));
+    assert!(cubin.starts_with(b"\x7fELF"));
+    if std::env::var_os("VDNNC_REGISTERS").is_some() {
+        log.lines()
+            .filter(|l| l.contains("Used ") || l.contains("spill"))
+            .for_each(|l| eprintln!("stage: {l}"));
     }
 }
 
