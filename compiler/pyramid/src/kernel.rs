@@ -8,6 +8,7 @@ use crate::cuda::{CudaError, CudaOptions, cuda};
 use crate::machine::{Machine, THREADS, Target};
 use crate::program::Program;
 use crate::search::{estimate, tilings};
+use crate::stage::StageConfig;
 use crate::tensor::{self, Tensor};
 use crate::tiling::Tiling;
 use std::fmt;
@@ -25,6 +26,8 @@ pub enum Config {
     Loops(Tiling),
     /// Matrix instructions: TF32 and bf16, channels last.
     Tensor(Tensor),
+    /// Image by image, of a stage of blocks, which is no chain.
+    Stage(StageConfig),
 }
 
 /// A kernel that runs a chain.
@@ -62,6 +65,7 @@ pub fn kernel(
 ) -> Result<Kernel, CudaError> {
     match config {
         Config::Tensor(config) => tensor::kernel(chain, config, precision, layout, batch),
+        Config::Stage(_) => Err(CudaError::Unsupported { what: "a chain as a stage of blocks" }),
         Config::Loops(tiling) => {
             if precision != Precision::F32 {
                 return Err(CudaError::Precision(precision));
@@ -131,6 +135,7 @@ impl fmt::Display for Config {
         match self {
             Self::Loops(tiling) => write!(f, "loops {tiling}"),
             Self::Tensor(tensor) => write!(f, "tensor {tensor}"),
+            Self::Stage(stage) => write!(f, "stage {stage}"),
         }
     }
 }
@@ -139,12 +144,15 @@ impl FromStr for Config {
     type Err = String;
 
     /// Reads what is printed: `loops recompute 8x8`, or `tensor 8x8 workers 2 groups 1 slots 2
-    /// slice 8 weights kept units group blocks 132`.
+    /// slice 8 weights kept units group blocks 132`, or `stage rings 6`.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(' ') {
             Some(("loops", rest)) => rest.parse().map(Self::Loops),
             Some(("tensor", rest)) => rest.parse().map(Self::Tensor),
-            _ => Err(format!("`{text}` is no way to run a chain: it begins with `loops` or `tensor`")),
+            Some(("stage", rest)) => rest.parse().map(Self::Stage),
+            _ => {
+                Err(format!("`{text}` is no way to run layers: it begins with `loops`, `tensor` or `stage`"))
+            }
         }
     }
 }

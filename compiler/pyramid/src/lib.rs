@@ -27,6 +27,7 @@ mod program;
 mod reference;
 mod rounding;
 pub mod search;
+pub mod stage;
 pub mod tensor;
 mod text;
 mod tiling;
