@@ -4,7 +4,7 @@
 //! Imported --simplify--> Simplified --nest-concats, autodiff, [keep-zeros] | [sparsify],
 //!   fold-batch-norm, mark-setup-->
 //!   [mixed-precision, fuse-epilogues, join-batch-norms, pack-weights, skip-zero-inputs,
-//!    channels-last, fuse-pyramids, fuse-elementwise, slice-batch, recompute, group-updates] Joint
+//!    channels-last, fuse-pyramids, [fuse-stages,] fuse-elementwise, slice-batch, recompute, group-updates] Joint
 //!   --select-conv--> Selected --insert-offload--> Placed --schedule, inplace--> Scheduled
 //!   --memory layout, lower, [spread,] elide--> Plan --check--> checked Plan
 //! ```
@@ -21,6 +21,7 @@ use vdnn_passes::channels_last::ChannelsLast;
 use vdnn_passes::fuse::FuseEpilogues;
 use vdnn_passes::fuse_elementwise::FuseElementwise;
 use vdnn_passes::fuse_pyramids::{DEPTH, FusePyramids};
+use vdnn_passes::fuse_stages::FuseStages;
 use vdnn_passes::group_updates::GroupUpdates;
 use vdnn_passes::inplace::Inplace;
 use vdnn_passes::join_batch_norms::JoinBatchNorms;
@@ -68,8 +69,15 @@ pub fn to_joint(
     timings: &mut Timings,
 ) -> Result<(), PassError> {
     let fuse = fuse.into();
-    let options =
-        Joint { mode, keep_gradients, fuse, slices: None, recompute: None, sparse: Sparse::default() };
+    let options = Joint {
+        mode,
+        keep_gradients,
+        fuse,
+        stages: false,
+        slices: None,
+        recompute: None,
+        sparse: Sparse::default(),
+    };
     to_joint_by(graph, options, cost, timings)
 }
 
@@ -82,6 +90,10 @@ pub struct Joint {
     pub keep_gradients: bool,
     /// What is fused.
     pub fuse: Fusion,
+    /// In inference stages of blocks become one kernel where pyramids are fused. Meant for graphs
+    /// whose batch is cut or to be cut: a stage is itself a region, in slices of one image. Without
+    /// regions every layer takes the whole batch, which is what regions are compared with.
+    pub stages: bool,
     /// How the batch is cut.
     pub slices: Option<SliceBatch>,
     /// What backward computes again.
@@ -101,7 +113,7 @@ pub fn to_joint_by(
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<(), PassError> {
-    let Joint { mode, keep_gradients, fuse, slices, recompute, sparse } = options;
+    let Joint { mode, keep_gradients, fuse, stages, slices, recompute, sparse } = options;
     let cx = PassCtx { cost };
     // First, so that every later pass sees one form of each thing.
     timings.pass(&Simplify, graph, &cx)?;
@@ -163,6 +175,10 @@ pub fn to_joint_by(
     {
         let Fusion { depth, footprint, .. } = fuse;
         timings.pass(&FusePyramids { depth, rule, footprint }, graph, &cx)?;
+        // After pyramids, so that layers of a stage are judged as fast as they get without it.
+        if stages {
+            timings.pass(&FuseStages, graph, &cx)?;
+        }
     }
     // After epilogues and pyramids, which take sums, ReLUs and bounds for nothing, and after
     // layouts, which part what must not be one op; before slices, which cut the fused op like any

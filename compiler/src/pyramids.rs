@@ -142,6 +142,8 @@ fn describe(
         Config::Tensor(t) => {
             Tiling { rows: u64::from(t.rows), cols: u64::from(t.cols), mode: Mode::Recompute }
         }
+        // No tiles of images.
+        Config::Stage(_) => return None,
     };
     let batch = inputs[0].dims[0];
     let kernel = kernel(&chain, &way, cost.precision(), inputs[0].layout, batch).ok()?;

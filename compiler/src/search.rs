@@ -134,7 +134,8 @@ impl Search<'_> {
             let order = c.graph.order().to_vec();
             for (position, &id) in order.iter().enumerate() {
                 let node = c.graph.node(id);
-                if node.workspace == Bytes::ZERO || self.kernels.contains_key(&id) {
+                // Only convolutions can do with less.
+                if !node.op.is_conv() || node.workspace == Bytes::ZERO || self.kernels.contains_key(&id) {
                     continue;
                 }
                 let others =

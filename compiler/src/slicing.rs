@@ -88,7 +88,7 @@ pub fn candidates(
         (Slices::Count(n), _) => vec![Slicing::Count(n)],
         (_, Mode::Train) => COUNTS.into_iter().filter(|&k| k <= batch).map(Slicing::Count).collect(),
         (_, Mode::Infer) => {
-            let joint = joint(imported, options, None, cost, &mut Timings::default())?;
+            let joint = uncut(imported, options, cost)?;
             let regions = regions(&joint, batch, cost).into_iter().map(|r| Slicing::Regions(r.counts));
             HALVES.into_iter().filter(|&k| k <= batch).map(Slicing::Count).chain(regions).collect()
         }
@@ -96,7 +96,17 @@ pub fn candidates(
     Ok(slicings.into_iter().map(|slicing| SliceBatch { batch, slicing }).collect())
 }
 
-/// The joint graph of a model with its batch cut in a way.
+/// The joint graph of a model whose batch is to be cut: nodes have the numbers that
+/// [`Slicing::Regions`] has in it.
+///
+/// # Errors
+/// Those of the passes.
+pub fn uncut(imported: &Graph, options: &CompileOptions, cost: &CostModel) -> Result<Graph, PassError> {
+    joint_by(imported, options, (options.fusion(), true), None, cost, &mut Timings::default())
+}
+
+/// The joint graph of a model with its batch cut in a way; stages of blocks run as one kernel in it if
+/// there is a way.
 ///
 /// # Errors
 /// Those of the passes.
@@ -107,7 +117,7 @@ pub fn joint(
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<Graph, PassError> {
-    joint_by(imported, options, options.fusion(), slices, cost, timings)
+    joint_by(imported, options, (options.fusion(), slices.is_some()), slices, cost, timings)
 }
 
 /// The joint graph of a model in which pyramids are looked for: without any, and without chains of
@@ -117,13 +127,13 @@ pub fn joint(
 /// Those of the passes.
 pub fn layers(imported: &Graph, options: &CompileOptions, cost: &CostModel) -> Result<Graph, PassError> {
     let fuse = Fusion { elementwise: false, ..Fusion::from(options.fuse.without_pyramids()) };
-    joint_by(imported, options, fuse, None, cost, &mut Timings::default())
+    joint_by(imported, options, (fuse, false), None, cost, &mut Timings::default())
 }
 
 fn joint_by(
     imported: &Graph,
     options: &CompileOptions,
-    fuse: Fusion,
+    (fuse, stages): (Fusion, bool),
     slices: Option<SliceBatch>,
     cost: &CostModel,
     timings: &mut Timings,
@@ -142,7 +152,8 @@ fn joint_by(
             Some(vdnn_passes::recompute::Recompute { within })
         }
     };
-    let joint = pipeline::Joint { mode, keep_gradients, fuse, slices, recompute, sparse: sparse.clone() };
+    let joint =
+        pipeline::Joint { mode, keep_gradients, fuse, stages, slices, recompute, sparse: sparse.clone() };
     pipeline::to_joint_by(&mut graph, joint, cost, timings)?;
     Ok(graph)
 }

@@ -8,6 +8,7 @@ pub mod elide;
 pub mod fuse;
 pub mod fuse_elementwise;
 pub mod fuse_pyramids;
+pub mod fuse_stages;
 pub mod group_updates;
 pub mod inplace;
 pub mod join_batch_norms;

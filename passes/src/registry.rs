@@ -8,6 +8,7 @@ use crate::channels_last::ChannelsLast;
 use crate::fuse::FuseEpilogues;
 use crate::fuse_elementwise::FuseElementwise;
 use crate::fuse_pyramids::{DEPTH, FusePyramids, Rule};
+use crate::fuse_stages::FuseStages;
 use crate::group_updates::GroupUpdates;
 use crate::inplace::Inplace;
 use crate::join_batch_norms::JoinBatchNorms;
@@ -65,6 +66,7 @@ pub const PASSES: &[Entry] = &[
             Ok(Box::new(FusePyramids { depth, rule, footprint }))
         },
     },
+    Entry { name: "fuse-stages", make: |_| Ok(Box::new(FuseStages)) },
     Entry { name: "fuse-elementwise", make: |_| Ok(Box::new(FuseElementwise)) },
     Entry {
         name: "slice-batch",

@@ -9,12 +9,13 @@ use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use vdnn_cost::{ConvOption, CostModel};
+use vdnn_cost::{ConvOption, CostModel, rings};
 use vdnn_ir::graph::ConvAlgo;
 use vdnn_ir::{Bytes, ConvSchedule, Graph, Node, NodeId, Phase, Stage, TensorType};
 
 /// Gives every convolution, forward and backward, an algorithm and its workspace, or several
-/// on parts of its batch. Nodes of the setup stage run on the host at load and get none.
+/// on parts of its batch. Nodes of the setup stage run on the host at load and get none. A stage of
+/// blocks gets its rings as workspace ([`rings`]): there is nothing to choose, and no limit applies.
 #[derive(Clone, Debug)]
 pub struct SelectConv {
     /// The rule.
@@ -156,7 +157,19 @@ impl Pass for SelectConv {
         let mut shares = self.shares(graph, cx.cost)?;
         for id in graph.order().to_vec() {
             let node = graph.node(id);
-            if !node.op.is_conv() || node.stage == Stage::Setup {
+            if node.stage == Stage::Setup {
+                continue;
+            }
+            if !node.op.is_conv() {
+                let workspace = {
+                    let inputs: Vec<&TensorType> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+                    rings(&node.op, &inputs)
+                };
+                if node.workspace != workspace {
+                    outcome.changed = true;
+                    *graph.annotate(id).workspace = workspace;
+                }
+                largest = largest.max(workspace);
                 continue;
             }
             let choice = match (self.overrides.get(&id), shares.remove(&id)) {

@@ -19,7 +19,7 @@ mod tests;
 pub use conv::ConvDir;
 pub use measured::{Measured, MeasuredError, MeasuredKernel, MeasuredOn, MeasuredRow};
 pub use profile::ProfileError;
-pub use pyramid::PyramidOption;
+pub use pyramid::{PyramidOption, rings};
 pub use rates::DeviceRates;
 pub use vdnn_ir::Precision;
 pub use vdnn_pyramid::search::least_division;

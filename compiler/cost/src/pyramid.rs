@@ -5,10 +5,11 @@ use crate::measured::{Measured, MeasuredRow, NOT_CAPTURED};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use vdnn_ir::op::PyramidAttrs;
-use vdnn_ir::{Nanos, Op, Precision, TensorType};
+use vdnn_ir::{Bytes, Nanos, Op, Precision, TensorType};
 use vdnn_pyramid::kernel::{Config, configs, kernel};
 use vdnn_pyramid::machine::{Machine, Target};
 use vdnn_pyramid::search::estimate;
+use vdnn_pyramid::stage::{self, Stage, StageConfig, stage_of};
 use vdnn_pyramid::{Chain, chain_of, tensor};
 
 /// Share of what a fused kernel is taken to reach that plain loops do, which read both factors
@@ -36,7 +37,7 @@ impl PyramidOption {
     /// Whether predictions of its kind are fitted to measurements: those of kernels for matrix
     /// units, not those of plain loops.
     pub fn is_fitted(&self) -> bool {
-        matches!(self.config.parse(), Ok(Config::Tensor(_)))
+        matches!(self.config.parse(), Ok(Config::Tensor(_) | Config::Stage(_)))
     }
 }
 
@@ -107,6 +108,14 @@ impl CostModel {
     }
 
     fn search_pyramid(&self, pyramid: &PyramidAttrs, inputs: &[&TensorType]) -> Vec<PyramidOption> {
+        if let Some(stage) = stage_of(pyramid, inputs) {
+            let batch = inputs[0].dims[0];
+            let option = |c: StageConfig| PyramidOption {
+                config: Config::Stage(c).to_string(),
+                time: stage::predict(&stage, &c, batch),
+            };
+            return sorted(self.stage_configs(&stage, inputs).into_iter().map(option));
+        }
         let Some((chain, target, batch)) = self.pyramid_problem(pyramid, inputs) else { return Vec::new() };
         let layout = inputs[0].layout;
         let ways = configs(&chain, target.precision, layout, batch, &target.machine);
@@ -114,6 +123,13 @@ impl CostModel {
         sorted(ways.into_iter().filter(prints).filter_map(|c| {
             Some(PyramidOption { config: c.to_string(), time: predict(&chain, c, &target, batch)? })
         }))
+    }
+
+    /// The ways to run a stage on this device.
+    fn stage_configs(&self, stage: &Stage, inputs: &[&TensorType]) -> Vec<StageConfig> {
+        let (layout, batch) = (inputs[0].layout, inputs[0].dims[0]);
+        let target = self.pyramid_target();
+        target.map(|t| stage::configs(stage, t.precision, layout, batch, &t.machine)).unwrap_or_default()
     }
 
     fn pyramid_problem(
@@ -128,6 +144,11 @@ impl CostModel {
     /// The predicted time of a pyramid by its configuration; `None` if that says nothing.
     pub(crate) fn pyramid(&self, pyramid: &PyramidAttrs, inputs: &[&TensorType]) -> Option<Nanos> {
         let config = pyramid.config.parse().ok()?;
+        if let Config::Stage(config) = config {
+            let stage = stage_of(pyramid, inputs)?;
+            let runs = !self.stage_configs(&stage, inputs).is_empty();
+            return runs.then(|| stage::predict(&stage, &config, inputs[0].dims[0]));
+        }
         let (chain, target, batch) = self.pyramid_problem(pyramid, inputs)?;
         predict(&chain, config, &target, batch)
     }
@@ -147,7 +168,18 @@ fn predict(chain: &Chain, config: Config, target: &Target, batch: u64) -> Option
             estimate(chain, tiling, &slow, batch).map(|e| e.time)
         }
         Config::Tensor(config) => tensor::predict(chain, &config, target.precision, batch),
+        Config::Stage(_) => None,
     }
+}
+
+/// What an op needs on the device besides its operands and results whatever is chosen for it: the
+/// rings of a stage of blocks. Workspaces of convolutions are those of their algorithms.
+pub fn rings(op: &Op, inputs: &[&TensorType]) -> Bytes {
+    let Op::Pyramid(pyramid) = op else { return Bytes::ZERO };
+    let (Ok(Config::Stage(config)), Some(stage)) = (pyramid.config.parse(), stage_of(pyramid, inputs)) else {
+        return Bytes::ZERO;
+    };
+    stage::workspace(&stage, &config, inputs[0].dims[0])
 }
 
 #[cfg(test)]

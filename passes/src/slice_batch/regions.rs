@@ -14,7 +14,7 @@ use super::rules::on_rows;
 use super::{Part, Rows};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
-use vdnn_cost::CostModel;
+use vdnn_cost::{CostModel, rings};
 use vdnn_ir::id::EntityId;
 use vdnn_ir::{Bytes, Graph, Nanos, NodeId, TensorType, ValueId};
 
@@ -207,7 +207,7 @@ fn runs(graph: &Graph, rows: &Rows, id: NodeId, batch: u64, k: u64, cost: &CostM
         return Vec::new();
     }
     if !op.is_conv() {
-        return vec![(k * cost.kernel(&op, &inputs, &outputs, None).0, 0)];
+        return vec![(k * cost.kernel(&op, &inputs, &outputs, None).0, rings(&op, &inputs).0)];
     }
     let mut ways: Vec<(u64, u64)> = Vec::new();
     for option in cost.conv_options(&op, &inputs, &outputs) {

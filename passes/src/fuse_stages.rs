@@ -1,0 +1,244 @@
+//! Stages of bottleneck blocks: runs of residual blocks of an inference (He, Zhang, Ren and Sun,
+//! *Deep Residual Learning for Image Recognition*, CVPR 2016, figure 5, right) become single nodes
+//! ([`vdnn_ir::Op::Pyramid`]) where there is a kernel that runs them image by image and takes no
+//! longer than their layers: the tensors between them are then never there as a whole.
+//!
+//! A block is a 1x1 convolution, a 3x3 one and another 1x1 one, each with its bias and ReLU in it,
+//! with the block's input or a 1x1 convolution of it added in front of the last ReLU. Blocks follow
+//! each other if nothing else reads what lies between them. Which sizes there are kernels for, and
+//! what they take, the cost model says; of a run the most blocks from its first on are fused that
+//! gain, then the rest is looked at again. Run it behind `fuse-epilogues`.
+
+use crate::fuse_pyramids::price;
+use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
+use smallvec::{SmallVec, smallvec};
+use std::collections::BTreeMap;
+use vdnn_cost::CostModel;
+use vdnn_ir::graph::NodeSpec;
+use vdnn_ir::op::infer::InferError;
+use vdnn_ir::op::pyramid::MAX_LAYERS;
+use vdnn_ir::op::{ConvAttrs, PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep};
+use vdnn_ir::{Graph, Mode, Nanos, NodeId, Op, Phase, Stage, TensorType, ValueId};
+
+/// Fewest blocks of a stage.
+const FEWEST: usize = 2;
+
+/// Makes stages of blocks single nodes in a joint inference graph.
+///
+/// Counters: `stages`, `blocks` in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FuseStages;
+
+/// A convolution of a block.
+struct Layer<'a> {
+    node: NodeId,
+    conv: &'a ConvAttrs,
+    input: ValueId,
+    weight: ValueId,
+    bias: ValueId,
+    residual: Option<ValueId>,
+    relu: bool,
+    result: ValueId,
+}
+
+/// A block: its convolutions, with that of the residual, if there is one, before the last.
+struct Block<'a> {
+    layers: SmallVec<[Layer<'a>; 4]>,
+}
+
+impl Block<'_> {
+    fn input(&self) -> ValueId {
+        self.layers[0].input
+    }
+
+    fn has_side(&self) -> bool {
+        self.layers.len() > 3
+    }
+
+    fn result(&self) -> ValueId {
+        self.layers[self.layers.len() - 1].result
+    }
+}
+
+/// Blocks as one kernel.
+struct Fused {
+    pyramid: PyramidAttrs,
+    inputs: Vec<ValueId>,
+    nodes: Vec<NodeId>,
+    result: ValueId,
+}
+
+impl Pass for FuseStages {
+    fn name(&self) -> &'static str {
+        "fuse-stages"
+    }
+
+    fn requires(&self) -> Phase {
+        Phase::Joint
+    }
+
+    fn produces(&self) -> Phase {
+        Phase::Joint
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &PassCtx<'_>) -> Result<Outcome, PassError> {
+        // Training reads what lies inside again.
+        if graph.mode != Mode::Infer {
+            return Ok(Outcome::default());
+        }
+        let mut stats = Stats::new();
+        let mut found = Vec::new();
+        for run in runs(graph) {
+            let mut rest = run.as_slice();
+            while rest.len() >= FEWEST {
+                let longest =
+                    (FEWEST..=rest.len()).rev().find_map(|n| Some((n, stage(graph, &rest[..n], cx.cost)?)));
+                rest = match longest {
+                    Some((n, fused)) => {
+                        *stats.entry("stages").or_default() += 1;
+                        *stats.entry("blocks").or_default() += n as u64;
+                        found.push(fused);
+                        &rest[n..]
+                    }
+                    None => &rest[1..],
+                };
+            }
+        }
+        replace(graph, found).map_err(|error| PassError::Infer { pass: self.name(), error })?;
+        Ok(Outcome { changed: !stats.is_empty(), stats })
+    }
+}
+
+/// Blocks that follow each other, in program order; every block is in one run.
+fn runs(graph: &Graph) -> Vec<Vec<Block<'_>>> {
+    let mut all: Vec<Vec<Block<'_>>> = Vec::new();
+    // Which run a value ends.
+    let mut ends: BTreeMap<ValueId, usize> = BTreeMap::new();
+    for (id, _) in graph.nodes() {
+        let Some(block) = block(graph, id) else { continue };
+        let own: SmallVec<[NodeId; 2]> = smallvec![block.layers[0].node, id];
+        let before = ends.get(&block.input()).copied();
+        let before = before.filter(|_| !block.has_side() && is_inner(graph, block.input(), &own));
+        let run = before.unwrap_or(all.len());
+        ends.insert(block.result(), run);
+        match all.get_mut(run) {
+            Some(run) => run.push(block),
+            None => all.push(vec![block]),
+        }
+    }
+    all
+}
+
+/// The block whose last convolution a node is.
+fn block(graph: &Graph, id: NodeId) -> Option<Block<'_>> {
+    let of = |v: ValueId| layer(graph, graph.def_node(v)?);
+    let last = layer(graph, id)?;
+    let residual = last.residual.filter(|_| last.relu && is(last.conv, 1))?;
+    let second = of(last.input).filter(|l| l.relu && l.residual.is_none() && is(l.conv, 3))?;
+    let first = of(second.input).filter(|l| l.relu && l.residual.is_none() && is(l.conv, 1))?;
+    if !is_inner(graph, first.result, &[second.node]) || !is_inner(graph, second.result, &[id]) {
+        return None;
+    }
+    if residual == first.input {
+        return Some(Block { layers: SmallVec::from_vec(vec![first, second, last]) });
+    }
+    let side = of(residual).filter(|l| !l.relu && l.residual.is_none() && is(l.conv, 1))?;
+    let fits = side.input == first.input && is_inner(graph, side.result, &[id]);
+    fits.then(|| Block { layers: SmallVec::from_vec(vec![first, second, side, last]) })
+}
+
+/// A convolution with a bias.
+fn layer(graph: &Graph, id: NodeId) -> Option<Layer<'_>> {
+    let node = graph.node(id);
+    let (conv, relu) = match &node.op {
+        Op::Conv(conv) => (conv, false),
+        Op::ConvEpilogue { conv, relu } => (conv, *relu),
+        _ => return None,
+    };
+    let &[input, weight, bias, ref residual @ ..] = node.inputs.as_slice() else { return None };
+    let residual = residual.first().copied();
+    let result = node.outputs[0];
+    let forward = node.stage == Stage::Forward;
+    forward.then_some(Layer { node: id, conv, input, weight, bias, residual, relu, result })
+}
+
+/// True for a window of so many rows and columns that keeps the image's.
+fn is(conv: &ConvAttrs, kernel: u64) -> bool {
+    *conv == ConvAttrs::square(kernel, 1, kernel / 2, 1)
+}
+
+/// True if these nodes alone read a value.
+fn is_inner(graph: &Graph, v: ValueId, by: &[NodeId]) -> bool {
+    let named = graph.outputs.iter().any(|o| o.value == v);
+    !named && graph.value(v).users().iter().all(|user| by.contains(user))
+}
+
+/// The kernel of some blocks, if there is one that takes no longer than their layers.
+fn stage(graph: &Graph, blocks: &[Block<'_>], cost: &CostModel) -> Option<Fused> {
+    let mut pyramid = PyramidAttrs { layers: Vec::new(), config: String::new() };
+    let (mut inputs, mut nodes) = (vec![blocks[0].input()], Vec::new());
+    for block in blocks {
+        let input = u32::try_from(pyramid.layers.len()).ok()?;
+        let count = block.layers.len();
+        for (i, layer) in block.layers.iter().enumerate() {
+            let (mut from, mut then): (_, SmallVec<[PyramidStep; 2]>) = (None, SmallVec::new());
+            if i == 2 && block.has_side() {
+                from = Some(input);
+            }
+            if i + 1 == count {
+                from = block.has_side().then_some(input + 2);
+                then.push(PyramidStep::AddLayer { of: if block.has_side() { input + 3 } else { input } });
+            }
+            if layer.relu {
+                then.push(PyramidStep::Relu);
+            }
+            let kind = PyramidKind::Conv { conv: layer.conv.clone(), bias: true };
+            pyramid.layers.push(PyramidLayer { from, kind, then });
+            inputs.extend([layer.weight, layer.bias]);
+            nodes.push(layer.node);
+        }
+    }
+    if pyramid.layers.len() > MAX_LAYERS {
+        return None;
+    }
+    let result = blocks[blocks.len() - 1].result();
+    let types: Vec<&TensorType> = inputs.iter().map(|&v| graph.ty(v)).collect();
+    let option = {
+        let mut measured = cost.measured_pyramid(&pyramid, &types, &[graph.ty(result)]).into_iter();
+        // What was measured and is no way could not run.
+        let failed = |config: &str| {
+            cost.is_measured(&Op::Pyramid(pyramid.with_config(config)), &types, &[graph.ty(result)])
+        };
+        let predicted = || cost.predicted_pyramid(&pyramid, &types).into_iter().find(|o| !failed(&o.config));
+        measured.next().or_else(predicted)?
+    };
+    let alone: Nanos = nodes.iter().map(|&id| price(graph, id, cost).0).sum();
+    (option.time <= alone).then(|| Fused {
+        pyramid: pyramid.with_config(option.config),
+        inputs,
+        nodes,
+        result,
+    })
+}
+
+/// Puts one node in the place of the last one of each.
+fn replace(graph: &mut Graph, found: Vec<Fused>) -> Result<(), InferError> {
+    let mut renamed: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    for Fused { pyramid, mut inputs, nodes, result } in found {
+        let (&[first, ..], &[.., last]) = (nodes.as_slice(), nodes.as_slice()) else { continue };
+        for input in &mut inputs {
+            *input = renamed.get(input).copied().unwrap_or(*input);
+        }
+        let name = format!("{} .. {}", graph.node(first).name, graph.node(last).name);
+        let at = graph.order().iter().position(|&n| n == last).unwrap_or(graph.order().len());
+        let node = graph.insert(at, Op::Pyramid(pyramid), &inputs, NodeSpec::forward(name))?;
+        let new = graph.node(node).outputs[0];
+        graph.replace_all_uses(result, new);
+        renamed.insert(result, new);
+        // Readers first.
+        for &id in nodes.iter().rev() {
+            graph.remove(id);
+        }
+    }
+    Ok(())
+}
