@@ -41,9 +41,13 @@ struct Layer<'a> {
     result: ValueId,
 }
 
-/// A block: its convolutions, with that of the residual, if there is one, before the last.
+/// A block: its convolutions, with that of the residual, if there is one, before the last. Either of
+/// the two may be the node that has the sum.
 struct Block<'a> {
     layers: SmallVec<[Layer<'a>; 4]>,
+    /// The node that makes its result.
+    last: NodeId,
+    result: ValueId,
 }
 
 impl Block<'_> {
@@ -53,10 +57,6 @@ impl Block<'_> {
 
     fn has_side(&self) -> bool {
         self.layers.len() > 3
-    }
-
-    fn result(&self) -> ValueId {
-        self.layers[self.layers.len() - 1].result
     }
 }
 
@@ -111,7 +111,7 @@ fn runs(graph: &Graph) -> Vec<Vec<Block<'_>>> {
         let before = ends.get(&block.input()).copied();
         let before = before.filter(|_| !block.has_side() && is_inner(graph, block.input(), &own));
         let run = before.unwrap_or(all.len());
-        ends.insert(block.result(), run);
+        ends.insert(block.result, run);
         match all.get_mut(run) {
             Some(run) => run.push(block),
             None => all.push(vec![block]),
@@ -120,22 +120,36 @@ fn runs(graph: &Graph) -> Vec<Vec<Block<'_>>> {
     all
 }
 
-/// The block whose last convolution a node is.
+/// The block whose result a node makes.
 fn block(graph: &Graph, id: NodeId) -> Option<Block<'_>> {
-    let of = |v: ValueId| layer(graph, graph.def_node(v)?);
-    let last = layer(graph, id)?;
-    let residual = last.residual.filter(|_| last.relu && is(last.conv, 1))?;
-    let second = of(last.input).filter(|l| l.relu && l.residual.is_none() && is(l.conv, 3))?;
-    let first = of(second.input).filter(|l| l.relu && l.residual.is_none() && is(l.conv, 1))?;
-    if !is_inner(graph, first.result, &[second.node]) || !is_inner(graph, second.result, &[id]) {
-        return None;
+    let single = |v: ValueId| layer(graph, graph.def_node(v)?).filter(|l| is(l.conv, 1));
+    let plain =
+        |v: ValueId| single(v).filter(|l| !l.relu && l.residual.is_none() && is_inner(graph, v, &[id]));
+    let sum = layer(graph, id).filter(|l| l.relu && is(l.conv, 1))?;
+    let (result, residual) = (sum.result, sum.residual?);
+    let made = |layers: Vec<_>| Some(Block { layers: SmallVec::from_vec(layers), last: id, result });
+    if let Some([first, second]) = inner(graph, &sum) {
+        if residual == first.input {
+            return made(vec![first, second, sum]);
+        }
+        let side = plain(residual).filter(|side| side.input == first.input)?;
+        return made(vec![first, second, side, sum]);
     }
-    if residual == first.input {
-        return Some(Block { layers: SmallVec::from_vec(vec![first, second, last]) });
-    }
-    let side = of(residual).filter(|l| !l.relu && l.residual.is_none() && is(l.conv, 1))?;
-    let fits = side.input == first.input && is_inner(graph, side.result, &[id]);
-    fits.then(|| Block { layers: SmallVec::from_vec(vec![first, second, side, last]) })
+    let last = plain(residual)?;
+    let [first, second] = inner(graph, &last).filter(|[first, _]| first.input == sum.input)?;
+    made(vec![first, second, sum, last])
+}
+
+/// The 1x1 and the 3x3 convolution in front of a block's last one.
+fn inner<'a>(graph: &'a Graph, last: &Layer<'_>) -> Option<[Layer<'a>; 2]> {
+    let of = |v: ValueId, reader: NodeId, kernel: u64| {
+        let layer = layer(graph, graph.def_node(v)?)?;
+        let fits = layer.relu && layer.residual.is_none() && is(layer.conv, kernel);
+        (fits && is_inner(graph, v, &[reader])).then_some(layer)
+    };
+    let second = of(last.input, last.node, 3)?;
+    let first = of(second.input, second.node, 1)?;
+    Some([first, second])
 }
 
 /// A convolution with a bias.
@@ -207,18 +221,20 @@ impl Found {
                     _ => None,
                 };
                 let added = if side { input + 3 } else { input };
-                let then = [
-                    last.then_some(PyramidStep::AddLayer { of: added }),
-                    layer.relu.then_some(PyramidStep::Relu),
-                ];
+                let then: &[PyramidStep] = match i {
+                    _ if last => &[PyramidStep::AddLayer { of: added }, PyramidStep::Relu],
+                    0 | 1 => &[PyramidStep::Relu],
+                    _ => &[],
+                };
                 let kind = PyramidKind::Conv { conv: layer.conv.clone(), bias: true };
-                pyramid.layers.push(PyramidLayer { from, kind, then: then.into_iter().flatten().collect() });
+                pyramid.layers.push(PyramidLayer { from, kind, then: SmallVec::from_slice(then) });
                 inputs.extend([layer.weight, layer.bias]);
-                nodes.push(layer.node);
+                nodes.extend((layer.node != block.last).then_some(layer.node));
             }
+            nodes.push(block.last);
         }
         let alone = nodes.iter().map(|&id| price(graph, id, cost).0).sum();
-        Some(Self { pyramid, inputs, nodes, result: blocks[blocks.len() - 1].result(), alone })
+        Some(Self { pyramid, inputs, nodes, result: blocks[blocks.len() - 1].result, alone })
     }
 
     fn types<'g>(&self, graph: &'g Graph) -> (Vec<&'g TensorType>, &'g TensorType) {
