@@ -5,12 +5,13 @@ use crate::alternatives;
 use crate::error::Failure;
 use crate::options::CompileOptions;
 use crate::progress::Progress;
-use crate::slicing;
+use crate::slicing::{self, Slices};
 use crate::timing::Timings;
 use vdnn_cost::{CostModel, Measured, MeasuredOn, MeasuredRow, Precision};
 use vdnn_ir::{Graph, Mode, Op, Stage, TensorType, ValueId};
 use vdnn_passes::Recompute;
 use vdnn_passes::fuse_pyramids::{Candidate, candidates};
+use vdnn_passes::fuse_stages;
 use vdnn_passes::sparsify::{Sparse, SparseMode, skipping_kernels};
 
 /// Share of weights other than zero up to which packed ones are worth timing.
@@ -167,7 +168,8 @@ fn variants_in(options: &CompileOptions, cost: &CostModel) -> Vec<(CompileOption
 }
 
 /// The pyramids that these options let a plan choose among, without configurations; none if they
-/// allow none. Like the kernels of [`kernels_of`] they are those of the whole batch.
+/// allow none. Chains are those of the whole batch; stages, where the batch is to be cut, of slices,
+/// too.
 ///
 /// # Errors
 /// Those of the passes.
@@ -180,9 +182,15 @@ pub fn pyramids_of(
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
+    let sizes = slicing::sizes(slicing::batch_of(imported), options);
     for options in std::iter::once(options.clone()).chain(alternatives::dense(options)) {
         let joint = slicing::layers(imported, &options, cost)?;
-        for candidate in candidates(&joint, cost, options.fuse_depth) {
+        let chains = candidates(&joint, cost, options.fuse_depth);
+        let stages = match options.slices {
+            Slices::Off => Vec::new(),
+            _ => fuse_stages::candidates(&joint, cost, &sizes),
+        };
+        for candidate in chains.into_iter().chain(stages) {
             if !found.contains(&candidate) {
                 found.push(candidate);
             }

@@ -72,6 +72,25 @@ pub fn batch_of(graph: &Graph) -> u64 {
     graph.inputs().iter().find_map(|&v| graph.ty(v).dims.first().copied()).unwrap_or(1)
 }
 
+/// How many images slices of an inference may have, with the whole batch, as far as measuring goes.
+pub fn sizes(batch: u64, options: &CompileOptions) -> Vec<u64> {
+    let counts: &[u64] = match &options.slices {
+        Slices::Off => &[],
+        Slices::Count(n) => std::slice::from_ref(n),
+        Slices::On | Slices::Auto => &HALVES,
+    };
+    let mut all = vec![batch];
+    for &k in counts.iter().filter(|&&k| k <= batch) {
+        // Slices of two sizes if the batch cannot be divided.
+        for images in [batch.div_ceil(k), batch / k] {
+            if !all.contains(&images) {
+                all.push(images);
+            }
+        }
+    }
+    all
+}
+
 /// The ways to cut the batch that the options ask to consider, besides not at all; with more
 /// measurements of the kernels they need there may be others.
 ///

@@ -19,7 +19,7 @@
 //! graph is verified before the first and after each), `; test verify` (expects the
 //! verifier's complaints), `; test parse` (expects the graph printed again, or the parse
 //! error), `; test layout` and `; test plan` with options (after the passes: the layout as a
-//! table, or the plan's commands after elision). Expected errors stand in lines `; error: ..`. Counters that are zero are not
+//! table, or the plan's commands after elision). `; precision tf32` prices at that one. Expected errors stand in lines `; error: ..`. Counters that are zero are not
 //! printed. `VDNN_BLESS=1` writes what came out into the file.
 
 use std::fmt::Write as _;
@@ -66,6 +66,8 @@ pub struct FileTest {
     pub path: PathBuf,
     /// What to do, in order.
     pub commands: Vec<Command>,
+    /// What is priced.
+    pub precision: Precision,
     /// Everything up to the expectation, without it.
     pub head: String,
     /// The expected output.
@@ -96,10 +98,13 @@ impl FileTest {
         if commands.is_empty() {
             return Err("no line `; test pass=NAME`, `; test verify` or `; test parse`".into());
         }
+        let precision = head.iter().find_map(|l| l.strip_prefix("; precision "));
+        let precision = precision.map_or(Ok(Precision::F32), str::parse)?;
         let join = |lines: &[&str]| lines.iter().flat_map(|l| [l, "\n"]).collect::<String>();
         Ok(Self {
             path: path.to_owned(),
             commands,
+            precision,
             head: join(head),
             expected: join(expected.get(1..).unwrap_or_default()),
         })
@@ -127,7 +132,7 @@ impl FileTest {
         if self.commands != [Command::Parse] {
             verify(&graph).map_err(|e| format!("the input does not verify:\n{e}"))?;
         }
-        let cost = CostModel::named("h200", Precision::F32).ok_or("the h200 profile is missing")?;
+        let cost = CostModel::named("h200", self.precision).ok_or("the h200 profile is missing")?;
         let cx = PassCtx { cost: &cost };
         let expected = expected_terms(&graph);
         let mut stats = String::new();

@@ -172,7 +172,9 @@ impl Candidate {
     /// Whether [`Rule::Fitted`] would believe in it before anything of it is measured.
     pub fn is_promising(&self, cost: &CostModel) -> bool {
         let ways = cost.predicted_pyramid(&self.pyramid, &self.inputs.iter().collect::<Vec<_>>());
-        let gains = |time: Nanos| time.0.saturating_mul(GAIN) <= self.alone.0.saturating_mul(100);
+        // A stage is not judged by its time alone.
+        let percent = if self.pyramid.is_chain() { GAIN } else { 100 };
+        let gains = |time: Nanos| time.0.saturating_mul(percent) <= self.alone.0.saturating_mul(100);
         ways.iter().any(|o| o.is_fitted() && gains(o.time))
     }
 }
