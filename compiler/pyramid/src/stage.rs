@@ -33,9 +33,9 @@ const MOST_EXTENT: u64 = 1 << 10;
 const SHARES: [f64; 5] = [9.0, 16.3, 34.0, 23.0, 17.0];
 
 /// Microseconds of one of [`SHARES`] on one of 132 multiprocessors per 1,000 positions, and of a launch until
-/// all roles have something to do. Fitted to the same stage at 32 and 256 images.
-const SHARE: f64 = 2.853;
-const START: f64 = 40.0;
+/// all roles have something to do. Fitted to the same stage at 32, 64 and 256 images in rings of 8.
+const SHARE: f64 = 2.754;
+const START: f64 = 80.0;
 
 /// What a block does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +69,12 @@ pub struct Stage {
 /// How a stage runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StageConfig {
-    /// Images that a ring holds, at least 2.
-    pub rings: u32,
+    /// Images that rings of results of blocks hold, at least 2.
+    pub wide: u32,
+    /// Images that rings of what 3x3 convolutions read hold, at least 2.
+    pub before: u32,
+    /// Images that rings of what 3x3 convolutions make hold, at least 2.
+    pub behind: u32,
     /// Blocks of threads, all of which must run at once: at most one per multiprocessor.
     pub blocks: u32,
 }
@@ -101,23 +105,28 @@ fn shared_out(roles: &[Role], blocks: u32) -> Option<Vec<u32>> {
 
 impl fmt::Display for StageConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rings {} blocks {}", self.rings, self.blocks)
+        let Self { wide, before, behind, blocks } = self;
+        write!(f, "rings {wide} {before} {behind} blocks {blocks}")
     }
 }
 
 impl FromStr for StageConfig {
     type Err = String;
 
-    /// Reads `rings 8 blocks 132`.
+    /// Reads `rings 8 5 4 blocks 132`.
     fn from_str(text: &str) -> Result<Self, String> {
         let words: Vec<&str> = text.split(' ').collect();
         let number = |t: &str| t.parse::<u32>().ok().filter(|&n| n > 0);
-        let way = match words.as_slice() {
-            ["rings", rings, "blocks", blocks] => number(rings).zip(number(blocks)),
+        let numbers = match words.as_slice() {
+            ["rings", wide, before, behind, "blocks", blocks] => {
+                [wide, before, behind, blocks].into_iter().map(|t| number(t)).collect::<Option<Vec<u32>>>()
+            }
             _ => None,
         };
-        let way = way.map(|(rings, blocks)| Self { rings, blocks });
-        way.ok_or_else(|| format!("`{text}` is no way to run a stage, such as `rings 8 blocks 132`"))
+        match numbers.as_deref() {
+            Some(&[wide, before, behind, blocks]) => Ok(Self { wide, before, behind, blocks }),
+            _ => Err(format!("`{text}` is no way to run a stage, such as `rings 8 5 4 blocks 132`")),
+        }
     }
 }
 
@@ -190,10 +199,10 @@ pub fn counters(stage: &Stage, batch: u64) -> Bytes {
 
 /// What a kernel needs besides operands and the result: counters, then rings.
 pub fn workspace(stage: &Stage, config: &StageConfig, batch: u64) -> Bytes {
-    let blocks = u64::from(stage.blocks);
-    let channels = blocks * (2 * NARROW + WIDE) - WIDE;
-    let image = channels.saturating_mul(stage.height).saturating_mul(stage.width).saturating_mul(4);
-    let rings = image.saturating_mul(u64::from(config.rings));
+    let (blocks, position) = (u64::from(stage.blocks), stage.height.saturating_mul(stage.width));
+    let narrow = blocks * NARROW * (u64::from(config.before) + u64::from(config.behind));
+    let wide = (blocks - 1) * WIDE * u64::from(config.wide);
+    let rings = (4 * (narrow + wide)).saturating_mul(position);
     Bytes(counters(stage, batch).0.saturating_add(rings))
 }
 
@@ -215,7 +224,7 @@ pub fn configs(
     machine: &Machine,
 ) -> Vec<StageConfig> {
     let blocks = u32::try_from(machine.multiprocessors).unwrap_or(u32::MAX);
-    let all = [8].map(|rings| StageConfig { rings, blocks });
+    let all = [(8, 8, 8)].map(|(wide, before, behind)| StageConfig { wide, before, behind, blocks });
     let runs = |c: &StageConfig| kernel(stage, c, precision, layout, batch).is_ok();
     // Who makes it is fitted to this one.
     all.into_iter().filter(|c| machine.name == "h200" && runs(c)).collect()
@@ -249,7 +258,7 @@ pub fn kernel(
     if stage.blocks < 2 {
         return unsupported("stages of one block");
     }
-    if config.rings < 2 || config.rings > 64 {
+    if [config.wide, config.before, config.behind].iter().any(|n| !(2..=64).contains(n)) {
         return unsupported("rings of less than 2 or more than 64 images");
     }
     let roles = stage.roles();

@@ -9,7 +9,7 @@ use vdnn_pyramid::kernel::Config;
 use vdnn_pyramid::machine::Machine;
 use vdnn_pyramid::stage::{Stage, StageConfig, configs, counters, kernel, stage_of, workspace};
 
-const CONFIG: StageConfig = StageConfig { rings: 2, blocks: 9 };
+const CONFIG: StageConfig = StageConfig { wide: 2, before: 3, behind: 4, blocks: 9 };
 
 fn layer(kernel: u64, from: Option<u32>, then: &[PyramidStep]) -> PyramidLayer {
     let conv = ConvAttrs::square(kernel, 1, kernel / 2, 1);
@@ -133,12 +133,12 @@ fn a_stage_and_its_configuration_are_recognised() {
     assert!(configs(&found, Precision::Bf16, Layout::ChannelsLast, 4, &machine).is_empty());
     let refused = |config| kernel(&found, &config, Precision::Tf32, Layout::ChannelsLast, 4).is_err();
     assert!(!refused(CONFIG));
-    assert!(refused(StageConfig { rings: 1, ..CONFIG }));
+    assert!(refused(StageConfig { before: 1, ..CONFIG }));
     assert!(refused(StageConfig { blocks: 6, ..CONFIG }), "seven roles");
     assert_eq!(counters(&found, 4).0, (4u64 * 7 * 4 * 7).next_multiple_of(256));
-    // Two rings of three tensors between blocks, one of which is wide, and of two in the last.
-    let image = 56 * 56 * 4 * (2 * (64 + 64 + 256) + 64 + 64);
-    assert_eq!(workspace(&found, &CONFIG, 4), counters(&found, 4) + vdnn_ir::Bytes(2 * image));
+    // Two rings of two images of 256 channels, three of three and three of four of 64.
+    let rings = 56 * 56 * 4 * (2 * 2 * 256 + 3 * 3 * 64 + 3 * 4 * 64);
+    assert_eq!(workspace(&found, &CONFIG, 4), counters(&found, 4) + vdnn_ir::Bytes(rings));
     // Not quite a stage.
     for wrong in 0..attrs.layers.len() {
         let mut other = attrs.clone();
@@ -157,8 +157,8 @@ fn kernels_of_stages_equal_their_layers() {
     };
     // Images go round rings of two and three, blocks make several tiles of a band or of an image.
     for (k, (blocks, batch, height, width, config)) in [
-        (2, 5, 8, 16, StageConfig { rings: 2, blocks: 5 }),
-        (3, 4, 24, 8, StageConfig { rings: 3, blocks: 9 }),
+        (2, 5, 8, 16, StageConfig { wide: 2, before: 2, behind: 3, blocks: 5 }),
+        (3, 4, 24, 8, StageConfig { wide: 3, before: 2, behind: 2, blocks: 9 }),
     ]
     .into_iter()
     .enumerate()

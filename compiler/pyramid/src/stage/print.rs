@@ -28,7 +28,9 @@ pub(super) fn kernel(
         ("IMAGES", batch),
         ("HEIGHT", stage.height),
         ("WIDTH", stage.width),
-        ("RINGS", u64::from(config.rings)),
+        ("WIDE", u64::from(config.wide)),
+        ("BEFORE", u64::from(config.before)),
+        ("BEHIND", u64::from(config.behind)),
     ] {
         let _ = writeln!(source, "#define {name} {value}");
     }
@@ -43,14 +45,16 @@ pub(super) fn kernel(
     source.push_str("  int* done = (int*)workspace;\n");
     // Rings: of block b what its 3x3 convolution reads (h) and makes (g), and its result (r).
     let mut at = counters(stage, batch).0;
-    let image = stage.height * stage.width * 4 * u64::from(config.rings);
+    let image = stage.height * stage.width * 4;
     for b in 0..stage.blocks {
-        for (name, channels) in [("h", NARROW), ("g", NARROW), ("r", WIDE)] {
+        for (name, channels, images) in
+            [("h", NARROW, config.before), ("g", NARROW, config.behind), ("r", WIDE, config.wide)]
+        {
             if name == "r" && b + 1 == stage.blocks {
                 continue;
             }
             let _ = writeln!(source, "  float* {name}{b} = (float*)(workspace + {at}ull);");
-            at += image * channels;
+            at += image * channels * u64::from(images);
         }
     }
     let mut first = 0;
@@ -61,11 +65,12 @@ pub(super) fn kernel(
         let operands = |layer: u32| format!("o{}, o{}", 1 + 2 * layer, 2 + 2 * layer);
         let layer = |n: u32| operands(3 * block + n + u32::from(block > 0));
         let last = if block == 0 { operands(3) } else { layer(2) };
+        // Who reads what it writes: of the next block the end, the result, and the 3x3 convolution.
         let back = match role {
-            Role::Leave => -1,
-            // Who reads a block's result reads what follows from it before.
-            Role::Side | Role::Join => i as i64 + 2,
-            Role::Enter | Role::Window => i as i64 + 1,
+            Role::Leave => "-1, 0, -1, 0".to_owned(),
+            Role::Side | Role::Join => format!("{}, {}, {}, {}", i + 2, config.wide, i + 1, config.before),
+            Role::Enter => format!("1, {}, -1, 0", config.before),
+            Role::Window => format!("{}, {}, -1, 0", i + 1, config.behind),
         };
         let who = format!("Role{{{i}, {first}, {count}, {}, {back}}}, done", i as i64 - 1);
         let residual = if block == 0 { String::new() } else { format!("r{}", block - 1) };
@@ -75,14 +80,14 @@ pub(super) fn kernel(
             Role::Enter => format!("enter({who}, o0, {}, h0)", operands(0)),
             Role::Window => format!("window({who}, {h}, {}, {g})", layer(1)),
             Role::Side => format!(
-                "join<true, true>({who}, {g}, {last}, o0, {}, nullptr, r{block}, RINGS, {following})",
+                "join<true, true>({who}, {g}, {last}, o0, {}, nullptr, r{block}, {following})",
                 operands(2)
             ),
             Role::Join => format!(
-                "join<false, true>({who}, {g}, {last}, nullptr, nullptr, nullptr, {residual}, r{block}, RINGS, {following})"
+                "join<false, true>({who}, {g}, {last}, nullptr, nullptr, nullptr, {residual}, r{block}, {following})"
             ),
             Role::Leave => format!(
-                "join<false, false>({who}, {g}, {last}, nullptr, nullptr, nullptr, {residual}, y, IMAGES, nullptr, nullptr, nullptr)"
+                "join<false, false>({who}, {g}, {last}, nullptr, nullptr, nullptr, {residual}, y, nullptr, nullptr, nullptr)"
             ),
         };
         first += count;

@@ -1,5 +1,6 @@
 // What the blocks of a stage's kernel do, beside the constants and the kernel itself, which are
-// printed in front and behind: BLOCKS of a role, images, HEIGHT, WIDTH, RINGS.
+// printed in front and behind: IMAGES, HEIGHT, WIDTH, and how many images rings hold: of results of
+// blocks (WIDE), of what 3x3 convolutions read (BEFORE) and of what they make (BEHIND).
 //
 // Three warp groups of a block make tiles of 64 positions each, in the order of images and bands
 // of eight rows. A product's terms are channels in an order of our own, so that what a thread has
@@ -59,9 +60,9 @@ __device__ __forceinline__ void product_placed(float (&d)[32], u32 a, u32 b, int
 }
 #endif
 
-// A role: its number, its blocks, and whom it waits for: of `from` it reads what is done, of
-// `back` it must not overwrite what is still read. Negative: of nobody.
-struct Role { int number, first, blocks, from, back; };
+// A role: its number, its blocks, and whom it waits for: of `from` it reads what is done; what of
+// `back` is not done, so many images ago, is still read where it writes. Negative: of nobody.
+struct Role { int number, first, blocks, from, back, images, other_back, other_images; };
 
 // How many tiles of a band are done.
 __device__ __forceinline__ int* band_of(int* done, int role, int image, int band) {
@@ -73,9 +74,10 @@ __device__ __forceinline__ const int* watched(int* done, const Role& role, int r
   if (lane < 3 && role.from >= 0) {
     const int b = band + lane - 1;
     if (b >= 0 && b < BANDS && (reach || lane == 1)) return band_of(done, role.from, image, b);
-  } else if (lane >= 4 && lane < 7 && role.back >= 0 && image >= RINGS) {
-    const int b = band + lane - 5;
-    if (b >= 0 && b < BANDS) return band_of(done, role.back, image - RINGS, b);
+  } else if (lane >= 4 && lane < 11 && lane != 7) {
+    const int who = lane < 7 ? role.back : role.other_back, before = image - (lane < 7 ? role.images : role.other_images);
+    const int b = band + lane % 4 - 1;
+    if (who >= 0 && before >= 0 && b >= 0 && b < BANDS) return band_of(done, who, before, b);
   }
   return nullptr;
 }
@@ -170,7 +172,7 @@ __device__ __forceinline__ void enter(const Role role, int* done, const float* x
     products_commit();
     products_wait();
     settled(sums);
-    put_mid(to + (u64)(image % RINGS) * (POSITIONS * MID) + at, 8 * MID, sums, bias);
+    put_mid(to + (u64)(image % BEFORE) * (POSITIONS * MID) + at, 8 * MID, sums, bias);
     meet<128>(1 + group);
     if (thread == 0) announce(band_of(done, role.number, image, tile % TILES / ACROSS));
   }
@@ -179,7 +181,7 @@ __device__ __forceinline__ void enter(const Role role, int* done, const float* x
 // Half the channels of a tile of 8x8 with its halo, zeros outside.
 template <int HALF> __device__ __forceinline__ void bring(const float* from, u32 slot, int tile, int thread) {
   const int top = tile % TILES / ACROSS * 8 - 1, left = tile % ACROSS * 8 - 1;
-  const float* image = from + (u64)(tile / TILES % RINGS) * (POSITIONS * MID) + HALF * 32;
+  const float* image = from + (u64)(tile / TILES % BEFORE) * (POSITIONS * MID) + HALF * 32;
 #pragma unroll
   for (int i = 0; i < 7; ++i) {
     const int k = thread + i * 128, chunk = k % 8, p = k / 8, y = top + p / 10, x = left + p % 10;
@@ -243,7 +245,7 @@ __device__ __forceinline__ void window(const Role role, int* done, const float* 
     if (loaded) bring<1>(from, slot, next, thread);
     copies_commit();
     const int image = tile / TILES, y = tile % TILES / ACROSS * 8 + row / 8, x = tile % ACROSS * 8 + row % 8;
-    put_mid(to + (u64)(image % RINGS) * (POSITIONS * MID) + (y * WIDTH + x) * MID + 4 * lane, WIDTH * MID, sums, bias);
+    put_mid(to + (u64)(image % BEHIND) * (POSITIONS * MID) + (y * WIDTH + x) * MID + 4 * lane, WIDTH * MID, sums, bias);
     meet<128>(1 + group);
     if (thread == 0) last = band_of(done, role.number, image, y / 8);
   }
@@ -255,7 +257,7 @@ __device__ __forceinline__ void window(const Role role, int* done, const float* 
 // comes from memory is on its way while the tile before is made.
 template <bool SIDE, bool NEXT>
 __device__ __forceinline__ void join(const Role role, int* done, const float* from, const float* w, const float* b, const float* x,
-                                     const float* side_w, const float* side_b, const float* residual, float* to, int images,
+                                     const float* side_w, const float* side_b, const float* residual, float* to,
                                      const float* next_w, const float* next_b, float* next_to) {
   const int group = uniform(threadIdx.x / 128), thread = threadIdx.x % 128, lane = thread % 4;
   const int row = thread / 32 * 16 + thread % 32 / 4;
@@ -275,12 +277,12 @@ __device__ __forceinline__ void join(const Role role, int* done, const float* fr
   u32 a[32], s[SIDE ? 32 : 1];
   auto bring_factors = [&](int tile) {
     const int image = tile / TILES, at = (tile % TILES * 64 + row) * MID + 4 * lane;
-    fetch(a, from + (u64)(image % RINGS) * (POSITIONS * MID) + at);
+    fetch(a, from + (u64)(image % BEHIND) * (POSITIONS * MID) + at);
     if constexpr (SIDE) fetch(s, x + (u64)image * (POSITIONS * MID) + at);
   };
   auto bring_residual = [&](int tile, int c) {
     if constexpr (!SIDE) {
-      const float* r = residual + (u64)(tile / TILES % RINGS) * (POSITIONS * OUT) + (tile % TILES * 64 + row) * OUT + 4 * lane + c * 64;
+      const float* r = residual + (u64)(tile / TILES % WIDE) * (POSITIONS * OUT) + (tile % TILES * 64 + row) * OUT + 4 * lane + c * 64;
 #pragma unroll
       for (int i = 0; i < 8; ++i) copy16(own + c % 2 * 16384 + i * 2048, r + i / 2 * 16 + i % 2 * 8 * OUT, true);
     }
@@ -299,7 +301,7 @@ __device__ __forceinline__ void join(const Role role, int* done, const float* fr
       bring_residual(tile, 1);
     }
     if constexpr (SIDE) round_all(s);
-    float* y = to + (u64)(image % images) * (POSITIONS * OUT) + position * OUT + 4 * lane;
+    float* y = to + (u64)(NEXT ? image % WIDE : image) * (POSITIONS * OUT) + position * OUT + 4 * lane;
     bool ready = next < IMAGES * TILES;
     float next_sums[32];
 #pragma unroll 1
@@ -350,7 +352,7 @@ __device__ __forceinline__ void join(const Role role, int* done, const float* fr
         settled(next_sums);
       }
     }
-    if constexpr (NEXT) put_mid(next_to + (u64)(image % RINGS) * (POSITIONS * MID) + position * MID + 4 * lane, 8 * MID, next_sums, next_bias);
+    if constexpr (NEXT) put_mid(next_to + (u64)(image % BEFORE) * (POSITIONS * MID) + position * MID + 4 * lane, 8 * MID, next_sums, next_bias);
     meet<128>(1 + group);
     if (thread == 0) last = band_of(done, role.number, image, tile % TILES / ACROSS);
   }
