@@ -5,13 +5,14 @@
 //!
 //! A block is a 1x1 convolution, a 3x3 one and another 1x1 one, each with its bias and ReLU in it,
 //! with the block's input or a 1x1 convolution of it added in front of the last ReLU. Blocks follow
-//! each other if nothing else reads what lies between them. Which sizes there are kernels for, and
+//! each other if nothing else reads what lies between them. Layers that already are a pyramid count
+//! as that one. Which sizes there are kernels for, and
 //! what they take, the cost model says; of a run the most blocks from its first on are fused that
 //! gain, then the rest is looked at again. Run it behind `fuse-epilogues`.
 
 use crate::fuse_pyramids::{Candidate, price};
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use vdnn_cost::CostModel;
 use vdnn_ir::graph::NodeSpec;
@@ -29,32 +30,37 @@ const FEWEST: usize = 2;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FuseStages;
 
-/// A convolution of a block.
+/// What a layer reads and makes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Image {
+    /// A value of the graph.
+    Value(ValueId),
+    /// The result of so-manieth layer of a pyramid, which its next one alone reads.
+    Inside(NodeId, usize),
+}
+
+/// A convolution of a block: a node, or a layer of a pyramid.
 struct Layer<'a> {
     node: NodeId,
     conv: &'a ConvAttrs,
-    input: ValueId,
+    input: Image,
     weight: ValueId,
     bias: ValueId,
     residual: Option<ValueId>,
     relu: bool,
-    result: ValueId,
 }
 
 /// A block: its convolutions, with that of the residual, if there is one, before the last. Either of
 /// the two may be the node that has the sum.
 struct Block<'a> {
     layers: SmallVec<[Layer<'a>; 4]>,
-    /// The node that makes its result.
-    last: NodeId,
+    input: ValueId,
     result: ValueId,
+    /// Its nodes; the last one makes its result.
+    nodes: SmallVec<[NodeId; 4]>,
 }
 
 impl Block<'_> {
-    fn input(&self) -> ValueId {
-        self.layers[0].input
-    }
-
     fn has_side(&self) -> bool {
         self.layers.len() > 3
     }
@@ -107,9 +113,8 @@ fn runs(graph: &Graph) -> Vec<Vec<Block<'_>>> {
     let mut ends: BTreeMap<ValueId, usize> = BTreeMap::new();
     for (id, _) in graph.nodes() {
         let Some(block) = block(graph, id) else { continue };
-        let own: SmallVec<[NodeId; 2]> = smallvec![block.layers[0].node, id];
-        let before = ends.get(&block.input()).copied();
-        let before = before.filter(|_| !block.has_side() && is_inner(graph, block.input(), &own));
+        let before = ends.get(&block.input).copied();
+        let before = before.filter(|_| !block.has_side() && is_inner(graph, block.input, &block.nodes));
         let run = before.unwrap_or(all.len());
         ends.insert(block.result, run);
         match all.get_mut(run) {
@@ -122,49 +127,95 @@ fn runs(graph: &Graph) -> Vec<Vec<Block<'_>>> {
 
 /// The block whose result a node makes.
 fn block(graph: &Graph, id: NodeId) -> Option<Block<'_>> {
-    let single = |v: ValueId| layer(graph, graph.def_node(v)?).filter(|l| is(l.conv, 1));
-    let plain =
-        |v: ValueId| single(v).filter(|l| !l.relu && l.residual.is_none() && is_inner(graph, v, &[id]));
-    let sum = layer(graph, id).filter(|l| l.relu && is(l.conv, 1))?;
-    let (result, residual) = (sum.result, sum.residual?);
-    let made = |layers: Vec<_>| Some(Block { layers: SmallVec::from_vec(layers), last: id, result });
+    let &[result] = graph.node(id).outputs.as_slice() else { return None };
+    let sum = layer(graph, Image::Value(result)).filter(|l| l.relu && is(l.conv, 1))?;
+    let residual = sum.residual?;
+    let plain = || {
+        let other = layer(graph, Image::Value(residual)).filter(|l| !l.relu && l.residual.is_none())?;
+        (is(other.conv, 1) && is_inner(graph, residual, &[id])).then_some(other)
+    };
     if let Some([first, second]) = inner(graph, &sum) {
-        if residual == first.input {
-            return made(vec![first, second, sum]);
+        if Image::Value(residual) == first.input {
+            return made(graph, [first, second, sum], result);
         }
-        let side = plain(residual).filter(|side| side.input == first.input)?;
-        return made(vec![first, second, side, sum]);
+        let side = plain().filter(|side| side.input == first.input)?;
+        return made(graph, [first, second, side, sum], result);
     }
-    let last = plain(residual)?;
+    let last = plain()?;
     let [first, second] = inner(graph, &last).filter(|[first, _]| first.input == sum.input)?;
-    made(vec![first, second, sum, last])
+    made(graph, [first, second, sum, last], result)
 }
 
 /// The 1x1 and the 3x3 convolution in front of a block's last one.
 fn inner<'a>(graph: &'a Graph, last: &Layer<'_>) -> Option<[Layer<'a>; 2]> {
-    let of = |v: ValueId, reader: NodeId, kernel: u64| {
-        let layer = layer(graph, graph.def_node(v)?)?;
-        let fits = layer.relu && layer.residual.is_none() && is(layer.conv, kernel);
-        (fits && is_inner(graph, v, &[reader])).then_some(layer)
+    let of = |image: Image, reader: NodeId, kernel: u64| {
+        let layer = layer(graph, image)?;
+        let alone = match image {
+            Image::Value(v) => is_inner(graph, v, &[reader]),
+            Image::Inside(..) => true,
+        };
+        (alone && layer.relu && layer.residual.is_none() && is(layer.conv, kernel)).then_some(layer)
     };
     let second = of(last.input, last.node, 3)?;
     let first = of(second.input, second.node, 1)?;
     Some([first, second])
 }
 
-/// A convolution with a bias.
-fn layer(graph: &Graph, id: NodeId) -> Option<Layer<'_>> {
+/// A block of these layers; `None` if there are others in one of its nodes.
+fn made<'a, const N: usize>(graph: &Graph, layers: [Layer<'a>; N], result: ValueId) -> Option<Block<'a>> {
+    let Image::Value(input) = layers[0].input else { return None };
+    let last = graph.def_node(result)?;
+    let mut nodes: SmallVec<[NodeId; 4]> = SmallVec::new();
+    for node in layers.iter().map(|l| l.node).filter(|&node| node != last) {
+        if !nodes.contains(&node) {
+            nodes.push(node);
+        }
+    }
+    nodes.push(last);
+    let own = |&id: &NodeId| match &graph.node(id).op {
+        Op::Pyramid(pyramid) => pyramid.layers.len(),
+        _ => 1,
+    };
+    let all = nodes.iter().map(own).sum::<usize>() == N;
+    all.then(|| Block { layers: layers.into_iter().collect(), input, result, nodes })
+}
+
+/// The convolution, with a bias, that makes an image.
+fn layer(graph: &Graph, image: Image) -> Option<Layer<'_>> {
+    let (id, inside) = match image {
+        Image::Value(v) => (graph.def_node(v)?, None),
+        Image::Inside(id, at) => (id, Some(at)),
+    };
     let node = graph.node(id);
+    let forward = node.stage == Stage::Forward;
+    if let Op::Pyramid(pyramid) = &node.op {
+        let at = inside.or(pyramid.layers.len().checked_sub(1))?;
+        let layer = pyramid.layers.get(at)?;
+        let PyramidKind::Conv { conv, bias: true } = &layer.kind else { return None };
+        let first = 1 + pyramid.layers[..at].iter().map(PyramidLayer::operands).sum::<usize>();
+        let &[weight, bias, ref residual @ ..] = node.inputs.get(first..first + layer.operands())? else {
+            return None;
+        };
+        let (adds, relu) = match layer.then.as_slice() {
+            [] => (false, false),
+            [PyramidStep::Relu] => (false, true),
+            [PyramidStep::Add] => (true, false),
+            [PyramidStep::Add, PyramidStep::Relu] => (true, true),
+            _ => return None,
+        };
+        let residual = residual.first().copied();
+        let input = if at == 0 { Image::Value(node.inputs[0]) } else { Image::Inside(id, at - 1) };
+        let chain = pyramid.is_chain() && adds == residual.is_some();
+        return (forward && chain).then_some(Layer { node: id, conv, input, weight, bias, residual, relu });
+    }
     let (conv, relu) = match &node.op {
         Op::Conv(conv) => (conv, false),
         Op::ConvEpilogue { conv, relu } => (conv, *relu),
         _ => return None,
     };
     let &[input, weight, bias, ref residual @ ..] = node.inputs.as_slice() else { return None };
-    let residual = residual.first().copied();
-    let result = node.outputs[0];
-    let forward = node.stage == Stage::Forward;
-    forward.then_some(Layer { node: id, conv, input, weight, bias, residual, relu, result })
+    let (input, residual) = (Image::Value(input), residual.first().copied());
+    forward.then_some(Layer { node: id, conv, input, weight, bias, residual, relu })
 }
 
 /// True for a window of so many rows and columns that keeps the image's.
@@ -208,7 +259,7 @@ impl Found {
             return None;
         }
         let mut pyramid = PyramidAttrs { layers: Vec::new(), config: String::new() };
-        let (mut inputs, mut nodes) = (vec![blocks[0].input()], Vec::new());
+        let (mut inputs, mut nodes) = (vec![blocks[0].input], Vec::new());
         for block in blocks {
             let input = u32::try_from(pyramid.layers.len()).ok()?;
             let side = block.has_side();
@@ -229,9 +280,8 @@ impl Found {
                 let kind = PyramidKind::Conv { conv: layer.conv.clone(), bias: true };
                 pyramid.layers.push(PyramidLayer { from, kind, then: SmallVec::from_slice(then) });
                 inputs.extend([layer.weight, layer.bias]);
-                nodes.extend((layer.node != block.last).then_some(layer.node));
             }
-            nodes.push(block.last);
+            nodes.extend_from_slice(&block.nodes);
         }
         let alone = nodes.iter().map(|&id| price(graph, id, cost).0).sum();
         Some(Self { pyramid, inputs, nodes, result: blocks[blocks.len() - 1].result, alone })
@@ -300,7 +350,10 @@ fn replace(graph: &mut Graph, found: Vec<(Found, String)>) -> Result<(), InferEr
         for input in &mut inputs {
             *input = renamed.get(input).copied().unwrap_or(*input);
         }
-        let name = format!("{} .. {}", graph.node(first).name, graph.node(last).name);
+        // Of a pyramid, its first and its last layer.
+        let ends = [&graph.node(first).name, &graph.node(last).name];
+        let [begin, end] = ends.map(|name| name.split(" .. ").collect::<Vec<_>>());
+        let name = format!("{} .. {}", begin[0], end[end.len() - 1]);
         let at = graph.order().iter().position(|&n| n == last).unwrap_or(graph.order().len());
         let node =
             graph.insert(at, Op::Pyramid(pyramid.with_config(config)), &inputs, NodeSpec::forward(name))?;

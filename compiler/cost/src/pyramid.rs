@@ -237,4 +237,70 @@ mod tests {
         assert_eq!(found, [("loops recompute 2x2", 5), ("loops recompute 1x1", 7)]);
         assert_eq!(time(&cost, "loops recompute 1x1"), Nanos(7));
     }
+
+    /// Two blocks of one image of so many, with their operands' types.
+    fn stage(images: u64) -> (PyramidAttrs, Vec<TensorType>, TensorType) {
+        let conv = |n: u64, pad: u64| {
+            format!(
+                "conv(conv:(kernel:[{n},{n}],strides:[1,1],before:[{pad},{pad}],after:[{pad},{pad}],\
+                 dilations:[1,1],groups:1),bias:true)"
+            )
+        };
+        let block = |of: u32| {
+            format!(
+                "(kind:{0},then:[relu]),(kind:{1},then:[relu]),(kind:{0},then:[add_layer(of:{of}),relu])",
+                conv(1, 0),
+                conv(3, 1)
+            )
+        };
+        let text = format!("pyramid(layers:[{},{}])", block(0), block(3));
+        let Ok(Op::Pyramid(pyramid)) = text.parse() else { panic!("{text}") };
+        let image = format!("f32[{images},256,56,56]nhwc");
+        let mut operands = vec![image.clone()];
+        for _ in 0..2 {
+            for w in ["f32[64,256,1,1]nhwc", "f32[64,64,3,3]nhwc", "f32[256,64,1,1]nhwc"] {
+                operands.extend([w.to_owned(), format!("f32[{}]", &w[4..w.find(',').expect("extents")])]);
+            }
+        }
+        let parse = |text: &String| text.parse().expect("a type");
+        (pyramid, operands.iter().map(parse).collect(), parse(&image))
+    }
+
+    #[test]
+    fn stages_have_times_and_rings_by_their_configurations() {
+        let cost = CostModel::named("h200", Precision::Tf32).expect("a profile");
+        let (pyramid, inputs, output) = stage(64);
+        let types: Vec<&TensorType> = inputs.iter().collect();
+        let found = cost.predicted_pyramid(&pyramid, &types);
+        let best = found.first().expect("a way to run it");
+        assert!(best.is_fitted() && best.config.starts_with("stage "), "{best:?}");
+        let op = Op::Pyramid(pyramid.with_config(best.config.clone()));
+        assert_eq!(cost.kernel(&op, &types, &[&output], None), best.time);
+        // Fewer images take less time, and rings are of a few.
+        let (_, few, _) = stage(8);
+        let few: Vec<&TensorType> = few.iter().collect();
+        assert!(cost.kernel(&op, &few, &[&output], None) < best.time);
+        let whole = rings(&op, &types);
+        assert!(whole > Bytes::ZERO && whole < output.bytes() && rings(&op, &few) <= whole);
+        // Nothing else has any.
+        assert_eq!(rings(&Op::Pyramid(pyramid.clone()), &types), Bytes::ZERO);
+        assert_eq!(rings(&op, &types[..1]), Bytes::ZERO);
+        assert_eq!(rings(&Op::Relayout { to: vdnn_ir::Layout::RowMajor }, &types[..1]), Bytes::ZERO);
+        // Where there is no kernel for it there is no way, and still some time.
+        for (device, precision) in
+            [("h200", Precision::F32), ("h200", Precision::Bf16), ("v100", Precision::Tf32)]
+        {
+            let other = CostModel::named(device, precision).expect("a profile");
+            assert!(other.predicted_pyramid(&pyramid, &types).is_empty(), "{device}, {precision}");
+            assert!(other.kernel(&op, &types, &[&output], None) > Nanos::ZERO);
+        }
+        // A measured time is the time.
+        let mut table = Measured::default();
+        let row = MeasuredRow { algo: None, workspace: Bytes::ZERO, time: Some(Nanos(9)), flags: vec![] };
+        table.insert(&op, &types, &[&output], Precision::Tf32, row);
+        let cost = cost.with_measured(table);
+        assert_eq!(cost.kernel(&op, &types, &[&output], None), Nanos(9));
+        let measured = cost.measured_pyramid(&pyramid, &types, &[&output]);
+        assert_eq!(measured, [PyramidOption { config: best.config.clone(), time: Nanos(9) }]);
+    }
 }
