@@ -16,7 +16,7 @@ use vdnn_tests::harness;
 use vdnn_tests::mutate::mutate;
 use vdnnc::driver::{self, NoPlan};
 use vdnnc::options::CompileOptions;
-use vdnnc::slicing::{self, Slices};
+use vdnnc::slicing::{self, Slices, Way};
 use vdnnc::timing::Timings;
 
 const GRAPHS: u64 = 80;
@@ -103,8 +103,8 @@ fn slices_of_every_size_give_the_results_of_the_whole_batch() {
 /// The network in slices, planned.
 fn planned(graph: &Graph, slicing: Slicing, options: &CompileOptions) -> Plan {
     let (cost, mut timings) = (harness::cost(options), Timings::default());
-    let slices = SliceBatch { batch: 8, slicing };
-    let joint = slicing::joint(graph, options, Some(slices), &cost, &mut timings).expect("slices");
+    let way = Way { slices: SliceBatch { batch: 8, slicing }, stages: false };
+    let joint = slicing::joint(graph, options, Some(way), &cost, &mut timings).expect("slices");
     driver::plan_joint(&joint, 8, None, options, &cost, Instant::now(), timings).expect("it fits").plan
 }
 
@@ -122,9 +122,9 @@ fn any_numbers_of_slices_of_the_nodes_give_the_results_of_the_whole_batch() {
                 let number =
                     |i: u64| [1, 2, 4, 8, 4, 2, 3][(seed * 31 + round * 17 + i * i * 7 + i / 3) as usize % 7];
                 let slicing = Slicing::Regions((0..4096).map(number).collect());
-                let slices = Some(SliceBatch { batch: 8, slicing });
+                let way = Way { slices: SliceBatch { batch: 8, slicing }, stages: false };
                 let mut timings = Timings::default();
-                let Ok(joint) = slicing::joint(&graph, &options, slices, &cost, &mut timings) else {
+                let Ok(joint) = slicing::joint(&graph, &options, Some(way), &cost, &mut timings) else {
                     continue;
                 };
                 let plan = driver::plan_joint(&joint, 8, None, &options, &cost, Instant::now(), timings);

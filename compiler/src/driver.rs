@@ -133,11 +133,11 @@ pub fn stop_after(
         }
         let batch = slicing::batch_of(&graph);
         // A search has not been made yet; a number needs none.
-        let slices = match options.slices {
+        let way = match options.slices {
             Slices::Count(_) => slicing::candidates(&graph, batch, options, cost)?.pop(),
             _ => None,
         };
-        graph = slicing::joint(&graph, options, slices, cost, &mut timings)?;
+        graph = slicing::joint(&graph, options, way, cost, &mut timings)?;
     }
     if phase <= Phase::Joint {
         return Ok(graph);
@@ -253,17 +253,17 @@ fn compile_in(
     cost: &CostModel,
     start: Instant,
 ) -> Result<Compiled, NoPlan> {
-    let plan = |tried: &CompileOptions, slices| {
+    let plan = |tried: &CompileOptions, way| {
         let mut timings = Timings::default();
-        let joint = slicing::joint(graph, tried, slices, cost, &mut timings)?;
+        let joint = slicing::joint(graph, tried, way, cost, &mut timings)?;
         let mut found = plan_joint(&joint, batch, model.clone(), tried, cost, start, timings)?;
         // What was asked for: of what was tried there may be more to try elsewhere.
         found.plan.header.options = recorded::of(options);
         Ok(found)
     };
     let attempt = |options: &CompileOptions| {
-        slicing::choose(graph, batch, options, cost, &|slices| {
-            let first = plan(options, slices.clone());
+        slicing::choose(graph, batch, options, cost, &|way| {
+            let first = plan(options, way.clone());
             let settled = match &first {
                 Ok(c) => options.policy != Policy::Dyn || c.summary.chosen_policy == Policy::None,
                 Err(NoPlan::TooLarge { .. }) => false,
@@ -273,7 +273,7 @@ fn compile_in(
                 return first;
             }
             // What was to fit does not: gaps, or it would have to offload.
-            let second = plan(&CompileOptions { recompute: Recompute::Cheap, ..options.clone() }, slices);
+            let second = plan(&CompileOptions { recompute: Recompute::Cheap, ..options.clone() }, way);
             match (&first, &second) {
                 (Ok(a), Ok(b)) if b.summary.step < a.summary.step => second,
                 (Err(_), Ok(_)) => second,

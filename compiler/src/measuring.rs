@@ -95,11 +95,10 @@ pub fn kernels_of(
     let ways = slicing::candidates(imported, batch, options, cost)?;
     let variants = variants(options, cost);
     let mut all = Vec::new();
-    for slices in std::iter::once(None).chain(ways.into_iter().map(Some)) {
+    for way in std::iter::once(None).chain(ways.into_iter().map(Some)) {
         for (options, cost) in &variants {
-            let whole = slices.is_none();
-            let joint = match slicing::joint(imported, options, slices.clone(), cost, &mut Timings::default())
-            {
+            let whole = way.is_none();
+            let joint = match slicing::joint(imported, options, way.clone(), cost, &mut Timings::default()) {
                 Ok(joint) => joint,
                 // What cannot be cut needs no kernels for it.
                 Err(_) if !whole => break,

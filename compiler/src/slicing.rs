@@ -9,8 +9,8 @@ use crate::timing::Timings;
 use std::fmt;
 use std::str::FromStr;
 use vdnn_cost::CostModel;
-use vdnn_ir::{Bytes, Graph, Mode, Nanos, Node, Stage, ValueId};
-use vdnn_passes::slice_batch::{SliceBatch, Slicing, regions};
+use vdnn_ir::{Bytes, Graph, Mode, Nanos, Node, Op, Stage, ValueId};
+use vdnn_passes::slice_batch::{Regions, SliceBatch, Slicing, regions};
 use vdnn_passes::{PassError, Policy, Recompute};
 
 /// Numbers of slices that a search tries for a training step. Between two powers of two the step
@@ -67,6 +67,15 @@ impl FromStr for Slices {
     }
 }
 
+/// A way to run the batch in slices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The slices.
+    pub slices: SliceBatch,
+    /// Whether stages of blocks may run as one kernel.
+    pub stages: bool,
+}
+
 /// The batch of a graph: the first extent of its first input that has one.
 pub fn batch_of(graph: &Graph) -> u64 {
     graph.inputs().iter().find_map(|&v| graph.ty(v).dims.first().copied()).unwrap_or(1)
@@ -101,42 +110,72 @@ pub fn candidates(
     batch: u64,
     options: &CompileOptions,
     cost: &CostModel,
-) -> Result<Vec<SliceBatch>, PassError> {
-    let slicings: Vec<Slicing> = match (options.slices, options.mode) {
+) -> Result<Vec<Way>, PassError> {
+    let slicings: Vec<(Slicing, bool)> = match (options.slices, options.mode) {
         (Slices::Off, _) => Vec::new(),
-        (Slices::Count(n), _) => vec![Slicing::Count(n)],
-        (_, Mode::Train) => COUNTS.into_iter().filter(|&k| k <= batch).map(Slicing::Count).collect(),
+        (Slices::Count(n), _) => vec![(Slicing::Count(n), true)],
+        (_, Mode::Train) => {
+            COUNTS.into_iter().filter(|&k| k <= batch).map(|k| (Slicing::Count(k), false)).collect()
+        }
         (_, Mode::Infer) => {
-            let joint = uncut(imported, options, cost)?;
-            let regions = regions(&joint, batch, cost).into_iter().map(|r| Slicing::Regions(r.counts));
-            HALVES.into_iter().filter(|&k| k <= batch).map(Slicing::Count).chain(regions).collect()
+            let counts = HALVES.into_iter().filter(|&k| k <= batch).map(|k| (Slicing::Count(k), true));
+            counts.chain(all_regions(imported, batch, options, cost)?).collect()
         }
     };
-    Ok(slicings.into_iter().map(|slicing| SliceBatch { batch, slicing }).collect())
+    let way = |(slicing, stages)| Way { slices: SliceBatch { batch, slicing }, stages };
+    Ok(slicings.into_iter().map(way).collect())
 }
 
-/// The joint graph of a model whose batch is to be cut: nodes have the numbers that
-/// [`Slicing::Regions`] has in it.
+/// Regions with stages as one kernel, whose rings may be more than what they save of a small batch,
+/// and without any: of each those that none of the others beats in estimated time and memory.
+fn all_regions(
+    imported: &Graph,
+    batch: u64,
+    options: &CompileOptions,
+    cost: &CostModel,
+) -> Result<Vec<(Slicing, bool)>, PassError> {
+    let of = |stages| {
+        let joint = uncut(imported, options, stages, cost)?;
+        let any = joint.nodes().any(|(_, n)| matches!(&n.op, Op::Pyramid(p) if !p.is_chain()));
+        Ok::<_, PassError>((regions(&joint, batch, cost), any))
+    };
+    let (mut with, any) = of(true)?;
+    let mut without = if any { of(false)?.0 } else { Vec::new() };
+    let beaten = |r: &Regions, by: &[Regions]| by.iter().any(|o| o.time <= r.time && o.peak <= r.peak);
+    without.retain(|r| !beaten(r, &with));
+    with.retain(|r| !beaten(r, &without));
+    let all =
+        |found: Vec<Regions>, stages| found.into_iter().map(move |r| (Slicing::Regions(r.counts), stages));
+    Ok(all(with, true).chain(all(without, false)).collect())
+}
+
+/// The joint graph of a model whose batch is to be cut, with or without stages: nodes have the numbers
+/// that [`Slicing::Regions`] has in it.
 ///
 /// # Errors
 /// Those of the passes.
-pub fn uncut(imported: &Graph, options: &CompileOptions, cost: &CostModel) -> Result<Graph, PassError> {
-    joint_by(imported, options, (options.fusion(), true), None, cost, &mut Timings::default())
+pub fn uncut(
+    imported: &Graph,
+    options: &CompileOptions,
+    stages: bool,
+    cost: &CostModel,
+) -> Result<Graph, PassError> {
+    joint_by(imported, options, (options.fusion(), stages), None, cost, &mut Timings::default())
 }
 
-/// The joint graph of a model with its batch cut in a way; stages of blocks run as one kernel in it if
-/// there is a way.
+/// The joint graph of a model with its batch cut in a way, if there is one.
 ///
 /// # Errors
 /// Those of the passes.
 pub fn joint(
     imported: &Graph,
     options: &CompileOptions,
-    slices: Option<SliceBatch>,
+    way: Option<Way>,
     cost: &CostModel,
     timings: &mut Timings,
 ) -> Result<Graph, PassError> {
-    joint_by(imported, options, (options.fusion(), slices.is_some()), slices, cost, timings)
+    let (slices, stages) = way.map_or((None, false), |way| (Some(way.slices), way.stages));
+    joint_by(imported, options, (options.fusion(), stages), slices, cost, timings)
 }
 
 /// The joint graph of a model in which pyramids are looked for: without any, and without chains of
@@ -186,15 +225,15 @@ pub fn choose(
     batch: u64,
     options: &CompileOptions,
     cost: &CostModel,
-    plan: &dyn Fn(Option<SliceBatch>) -> Result<Compiled, NoPlan>,
+    plan: &dyn Fn(Option<Way>) -> Result<Compiled, NoPlan>,
 ) -> Result<Compiled, NoPlan> {
     let mut ways = candidates(imported, batch, options, cost)?;
     if let Slices::Count(_) = options.slices {
         return plan(ways.first().cloned());
     }
     // Regions know which sizes were measured; the same number for everything need not.
-    if ways.iter().any(|way| matches!(way.slicing, Slicing::Regions(_))) {
-        ways.retain(|way| matches!(way.slicing, Slicing::Regions(_)));
+    if ways.iter().any(|way| matches!(way.slices.slicing, Slicing::Regions(_))) {
+        ways.retain(|way| matches!(way.slices.slicing, Slicing::Regions(_)));
     }
     let whole = plan(None);
     // The longest step of those of which the smallest plan is wanted; else the fastest is.
@@ -242,10 +281,10 @@ pub fn choose(
 fn measured(
     imported: &Graph,
     options: &CompileOptions,
-    slices: Option<SliceBatch>,
+    way: Option<Way>,
     cost: &CostModel,
 ) -> Result<bool, PassError> {
-    let joint = joint(imported, options, slices, cost, &mut Timings::default())?;
+    let joint = joint(imported, options, way, cost, &mut Timings::default())?;
     let types = |list: &[ValueId]| list.iter().map(|&v| joint.ty(v)).collect::<Vec<_>>();
     let known = |n: &Node| {
         let (inputs, outputs) = (types(&n.inputs), types(&n.outputs));

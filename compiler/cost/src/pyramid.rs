@@ -238,32 +238,36 @@ mod tests {
         assert_eq!(time(&cost, "loops recompute 1x1"), Nanos(7));
     }
 
-    /// Two blocks of one image of so many, with their operands' types.
+    /// Two blocks over so many images, the first with a convolution as its residual, with their
+    /// operands' types and the result's.
     fn stage(images: u64) -> (PyramidAttrs, Vec<TensorType>, TensorType) {
-        let conv = |n: u64, pad: u64| {
+        let layer = |from: &str, kernel: u64, then: &str| {
+            let pad = kernel / 2;
             format!(
-                "conv(conv:(kernel:[{n},{n}],strides:[1,1],before:[{pad},{pad}],after:[{pad},{pad}],\
-                 dilations:[1,1],groups:1),bias:true)"
+                "({from}kind:conv(conv:(kernel:[{kernel},{kernel}],strides:[1,1],before:[{pad},{pad}],\
+                 after:[{pad},{pad}],dilations:[1,1],groups:1),bias:true){then})"
             )
         };
-        let block = |of: u32| {
-            format!(
-                "(kind:{0},then:[relu]),(kind:{1},then:[relu]),(kind:{0},then:[add_layer(of:{of}),relu])",
-                conv(1, 0),
-                conv(3, 1)
-            )
-        };
-        let text = format!("pyramid(layers:[{},{}])", block(0), block(3));
+        let relu = ",then:[relu]";
+        let layers = [
+            layer("", 1, relu),
+            layer("", 3, relu),
+            layer("from:Some(0),", 1, ""),
+            layer("from:Some(2),", 1, ",then:[add_layer(of:3),relu]"),
+            layer("", 1, relu),
+            layer("", 3, relu),
+            layer("", 1, ",then:[add_layer(of:4),relu]"),
+        ];
+        let text = format!("pyramid(layers:[{}])", layers.join(","));
         let Ok(Op::Pyramid(pyramid)) = text.parse() else { panic!("{text}") };
-        let image = format!("f32[{images},256,56,56]nhwc");
-        let mut operands = vec![image.clone()];
-        for _ in 0..2 {
-            for w in ["f32[64,256,1,1]nhwc", "f32[64,64,3,3]nhwc", "f32[256,64,1,1]nhwc"] {
-                operands.extend([w.to_owned(), format!("f32[{}]", &w[4..w.find(',').expect("extents")])]);
-            }
+        let mut operands = vec![format!("f32[{images},64,56,56]nhwc")];
+        for (out, into, kernel) in
+            [(64, 64, 1), (64, 64, 3), (256, 64, 1), (256, 64, 1), (64, 256, 1), (64, 64, 3), (256, 64, 1)]
+        {
+            operands.extend([format!("f32[{out},{into},{kernel},{kernel}]nhwc"), format!("f32[{out}]")]);
         }
         let parse = |text: &String| text.parse().expect("a type");
-        (pyramid, operands.iter().map(parse).collect(), parse(&image))
+        (pyramid, operands.iter().map(parse).collect(), parse(&format!("f32[{images},256,56,56]nhwc")))
     }
 
     #[test]
