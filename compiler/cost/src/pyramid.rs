@@ -37,8 +37,13 @@ impl PyramidOption {
     /// Whether predictions of its kind are fitted to measurements: those of kernels for matrix
     /// units, not those of plain loops.
     pub fn is_fitted(&self) -> bool {
-        matches!(self.config.parse(), Ok(Config::Tensor(_) | Config::Stage(_)))
+        is_fitted(&self.config)
     }
+}
+
+/// See [`PyramidOption::is_fitted`].
+fn is_fitted(config: &str) -> bool {
+    matches!(config.parse(), Ok(Config::Tensor(_) | Config::Stage(_)))
 }
 
 impl Measured {
@@ -139,6 +144,13 @@ impl CostModel {
     ) -> Option<(Chain, Target, u64)> {
         let batch = *inputs.first()?.dims.first()?;
         Some((chain_of(pyramid, inputs)?, self.pyramid_target()?, batch))
+    }
+
+    /// Whether the time of an op on operands of these types can stand beside measured ones: it was
+    /// measured, or it is a pyramid whose prediction is fitted to measurements.
+    pub fn is_reliable(&self, op: &Op, inputs: &[&TensorType], outputs: &[&TensorType]) -> bool {
+        let fitted = matches!(op, Op::Pyramid(pyramid) if is_fitted(&pyramid.config));
+        fitted || self.is_measured(op, inputs, outputs)
     }
 
     /// The predicted time of a pyramid by its configuration; `None` if that says nothing.

@@ -33,8 +33,8 @@ const MOST_EXTENT: u64 = 1 << 10;
 const SHARES: [f64; 5] = [9.0, 16.3, 34.0, 23.0, 17.0];
 
 /// Microseconds of one of [`SHARES`] on one of 132 multiprocessors per 1,000 positions, and of a launch until
-/// all roles have something to do. Fitted to the same stage at 32, 64 and 256 images in rings of 8.
-const SHARE: f64 = 2.754;
+/// all roles have something to do. Fitted to the same stage at 64 and 256 images, rings 6 5 4.
+const SHARE: f64 = 2.952;
 const START: f64 = 80.0;
 
 /// What a block does.
@@ -224,7 +224,7 @@ pub fn configs(
     machine: &Machine,
 ) -> Vec<StageConfig> {
     let blocks = u32::try_from(machine.multiprocessors).unwrap_or(u32::MAX);
-    let all = [(8, 8, 8)].map(|(wide, before, behind)| StageConfig { wide, before, behind, blocks });
+    let all = [(6, 5, 4)].map(|(wide, before, behind)| StageConfig { wide, before, behind, blocks });
     let runs = |c: &StageConfig| kernel(stage, c, precision, layout, batch).is_ok();
     // Who makes it is fitted to this one.
     all.into_iter().filter(|c| machine.name == "h200" && runs(c)).collect()

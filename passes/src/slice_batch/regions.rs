@@ -203,7 +203,7 @@ fn runs(graph: &Graph, rows: &Rows, id: NodeId, batch: u64, k: u64, cost: &CostM
     let whole = |v: &ValueId| graph.ty(*v);
     let (all_in, all_out): (SmallVec<[_; 4]>, SmallVec<[_; 4]>) =
         (node.inputs.iter().map(whole).collect(), node.outputs.iter().map(whole).collect());
-    if cost.is_measured(&node.op, &all_in, &all_out) && !cost.is_measured(&op, &inputs, &outputs) {
+    if cost.is_measured(&node.op, &all_in, &all_out) && !cost.is_reliable(&op, &inputs, &outputs) {
         return Vec::new();
     }
     if !op.is_conv() {

@@ -267,11 +267,7 @@ __device__ __forceinline__ void join(const Role role, int* done, const float* fr
   if (SIDE) keep_points<MID, OUT>(side_w, base + OUT * MID * 4);
   if (NEXT) keep_points<OUT, MID>(next_w, next_weights);
   for (int i = threadIdx.x; i < OUT; i += 384) put4(biases + i * 4, bits(b[i] + (SIDE ? side_b[i] : 0.0f)));
-  Chunk next_bias[4];
-  if (NEXT) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) next_bias[c] = load16(next_b + 16 * c + 4 * lane);
-  }
+  if (NEXT && threadIdx.x < MID) put4(biases + (OUT + threadIdx.x) * 4, bits(next_b[threadIdx.x]));
   written();
   __syncthreads();
   u32 a[32], s[SIDE ? 32 : 1];
@@ -352,7 +348,12 @@ __device__ __forceinline__ void join(const Role role, int* done, const float* fr
         settled(next_sums);
       }
     }
-    if constexpr (NEXT) put_mid(next_to + (u64)(image % BEFORE) * (POSITIONS * MID) + position * MID + 4 * lane, 8 * MID, next_sums, next_bias);
+    if constexpr (NEXT) {
+      Chunk bias[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bias[i] = get16(biases + (OUT + 16 * i + 4 * lane) * 4);
+      put_mid(next_to + (u64)(image % BEFORE) * (POSITIONS * MID) + position * MID + 4 * lane, 8 * MID, next_sums, bias);
+    }
     meet<128>(1 + group);
     if (thread == 0) last = band_of(done, role.number, image, tile % TILES / ACROSS);
   }
