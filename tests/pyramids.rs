@@ -10,7 +10,7 @@ use vdnn_passes::fuse_pyramids::{Found, chains};
 use vdnn_pyramid::kernel::{Config, configs, kernel};
 use vdnn_pyramid::machine::Machine;
 use vdnn_pyramid::search::tilings;
-use vdnn_pyramid::{Chain, Pointwise, Program, chain_of};
+use vdnn_pyramid::{Chain, Pointwise, Program, chain_of, stage};
 use vdnn_tests::{data, op_cases};
 
 /// A stem with a pool, then a bottleneck with its residual, read once more at the end.
@@ -174,6 +174,13 @@ fn every_case_of_the_backend_suites_has_a_kernel() {
         let Op::Pyramid(pyramid) = &case.op else { continue };
         let types: Vec<TensorType> = case.operands.iter().map(|o| o.ty()).collect();
         if !pyramid.is_chain() {
+            let stage = stage::stage_of(pyramid, &types.iter().collect::<Vec<_>>()).expect("a stage");
+            let Ok(Config::Stage(config)) = pyramid.config.parse() else { panic!("{}", case.op) };
+            let printed =
+                |precision, layout| stage::kernel(&stage, &config, precision, layout, types[0].dims[0]);
+            assert!(printed(Precision::Tf32, Layout::ChannelsLast).is_ok(), "{}", case.op);
+            assert!(printed(Precision::Tf32, Layout::RowMajor).is_err());
+            assert!(printed(Precision::F32, Layout::RowMajor).is_err());
             stages += 1;
             continue;
         }
