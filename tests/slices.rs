@@ -103,7 +103,7 @@ fn slices_of_every_size_give_the_results_of_the_whole_batch() {
 /// The network in slices, planned.
 fn planned(graph: &Graph, slicing: Slicing, options: &CompileOptions) -> Plan {
     let (cost, mut timings) = (harness::cost(options), Timings::default());
-    let way = Way { slices: SliceBatch { batch: 8, slicing }, stages: false };
+    let way = Way { slices: SliceBatch { batch: 8, slicing }, stages: false, time: None };
     let joint = slicing::joint(graph, options, Some(way), &cost, &mut timings).expect("slices");
     driver::plan_joint(&joint, 8, None, options, &cost, Instant::now(), timings).expect("it fits").plan
 }
@@ -122,7 +122,7 @@ fn any_numbers_of_slices_of_the_nodes_give_the_results_of_the_whole_batch() {
                 let number =
                     |i: u64| [1, 2, 4, 8, 4, 2, 3][(seed * 31 + round * 17 + i * i * 7 + i / 3) as usize % 7];
                 let slicing = Slicing::Regions((0..4096).map(number).collect());
-                let way = Way { slices: SliceBatch { batch: 8, slicing }, stages: false };
+                let way = Way { slices: SliceBatch { batch: 8, slicing }, stages: false, time: None };
                 let mut timings = Timings::default();
                 let Ok(joint) = slicing::joint(&graph, &options, Some(way), &cost, &mut timings) else {
                     continue;

@@ -57,9 +57,9 @@ struct Slot {
 }
 
 /// Pairs of parts that may be compared in all.
-const WORK: u64 = 60_000_000;
+const WORK: u64 = 150_000_000;
 /// Orders tried at most.
-const ORDERS: u64 = 120;
+const ORDERS: u64 = 3000;
 /// Number of heuristics of [`sorted`].
 const KEYS: u64 = 8;
 

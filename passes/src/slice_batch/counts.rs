@@ -22,7 +22,11 @@ pub enum Slicing {
         least: u64,
     },
     /// So many for each node, by its index, where it can be cut; as [`super::regions`] gives them.
+    /// Neighbours that run in more slices than those around them form a loop.
     Regions(Vec<u64>),
+    /// The same, but inside the outermost loops every node runs all of its slices before the next
+    /// one begins: what it has used up is gone by then.
+    Layers(Vec<u64>),
 }
 
 /// By node; 1 for what runs on the whole batch.
@@ -47,7 +51,7 @@ pub(super) fn counts(graph: &Graph, rows: &Rows, pass: &SliceBatch) -> Result<Ve
                 counts[id.index()] = k.clamp(1, pass.batch);
             }
         }
-        (Slicing::Regions(each), _) => {
+        (Slicing::Regions(each) | Slicing::Layers(each), _) => {
             for id in sliced {
                 counts[id.index()] = each.get(id.index()).map_or(1, |&k| k.clamp(1, pass.batch));
             }

@@ -64,7 +64,8 @@ impl Pass for SliceBatch {
             ("barriers", rows.barriers.len() as u64),
         ]);
         if most > 1 {
-            let mut slicer = Slicer::new(graph, self.batch, rows, counts);
+            let by_layer = matches!(self.slicing, Slicing::Layers(_));
+            let mut slicer = Slicer { by_layer, ..Slicer::new(graph, self.batch, rows, counts) };
             slicer.run().map_err(|error| PassError::Infer { pass: PASS, error })?;
         }
         Ok(Outcome { changed: most > 1, stats })
@@ -154,6 +155,8 @@ struct Slicer<'a> {
     rows: Rows,
     /// By node: in how many slices it runs.
     counts: Vec<u64>,
+    /// See [`Slicing::Layers`].
+    by_layer: bool,
     /// The rows of a value, by number of slices and slice.
     pieces: BTreeMap<(ValueId, u64, u64), ValueId>,
     /// What the slices of a sum have added up to so far.
@@ -170,6 +173,7 @@ impl<'a> Slicer<'a> {
             batch,
             rows,
             counts,
+            by_layer: false,
             pieces: BTreeMap::new(),
             totals: BTreeMap::new(),
             copies: BTreeMap::new(),
@@ -243,9 +247,13 @@ impl<'a> Slicer<'a> {
         Ok(())
     }
 
-    /// Cuts nodes where the numbers of slices have no common loop.
+    /// Cuts nodes where the numbers of slices have no common loop, and inside a loop everywhere if
+    /// each is to run by itself.
     fn loops<'n>(&self, nodes: &'n [NodeId], k: u64) -> Vec<&'n [NodeId]> {
         let count = |id: &NodeId| self.counts[id.index()];
+        if self.by_layer && k > 1 {
+            return nodes.chunks(1).collect();
+        }
         let least = nodes.iter().map(count).min().unwrap_or(k);
         if nodes.iter().all(|id| count(id).is_multiple_of(least)) {
             return vec![nodes];

@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use vdnn_cost::{CostModel, rings};
 use vdnn_ir::id::EntityId;
-use vdnn_ir::{Bytes, Graph, Nanos, NodeId, TensorType, ValueId};
+use vdnn_ir::{Bytes, Graph, Nanos, NodeId, Op, TensorType, ValueId};
 
 /// Limits tried: each is this many percent of the one before.
 const STEP: u64 = 98;
@@ -102,7 +102,34 @@ pub fn regions(graph: &Graph, batch: u64, cost: &CostModel) -> Vec<Regions> {
             }
         }
     }
+    let larger: Vec<Regions> =
+        found.iter().filter_map(|r| with_larger_stages(r, graph, &rows, batch, cost)).collect();
+    found.extend(larger);
     found
+}
+
+/// The same with stages of blocks on slices of twice the size, where it is cut: a stage needs a
+/// while until all of its layers are busy, and what it makes can be used up in smaller slices. The memory is
+/// not estimated anew.
+fn with_larger_stages(
+    regions: &Regions,
+    graph: &Graph,
+    rows: &Rows,
+    batch: u64,
+    cost: &CostModel,
+) -> Option<Regions> {
+    let mut larger = regions.clone();
+    for (id, node) in graph.nodes() {
+        let count = &mut larger.counts[id.index()];
+        let is_stage = matches!(&node.op, Op::Pyramid(pyramid) if !pyramid.is_chain());
+        if !is_stage || *count < 2 {
+            continue;
+        }
+        let time = |k: u64| Some(Nanos(runs(graph, rows, id, batch, k, cost).first()?.0));
+        larger.time = larger.time.saturating_sub(time(*count)?).saturating_add(time(*count / 2)?);
+        *count /= 2;
+    }
+    (larger.counts != regions.counts).then_some(larger)
 }
 
 /// Rows per slice, at most.
@@ -226,13 +253,14 @@ fn under(steps: &[Step], numbers: &[u64], limit: u64) -> Option<Regions> {
         let mut row: Vec<Vec<State>> = Vec::new();
         for (i, &k) in numbers.iter().enumerate() {
             let mut states = Vec::new();
-            // At the first slice all inputs are still to be read, at the last its own at most.
-            let inputs = if k > 1 { steps[0].inputs } else { step.inputs };
+            // Of a slice's inputs what it has not read yet is there, and what later slices will read.
+            let own = step.inputs / k;
+            let first = if k > 1 { steps[0].inputs - steps[0].inputs / k + own } else { own };
             let mut add = |later: Option<&State>, next: (usize, usize), after: u64| {
                 // What the slices before this one left for the larger slice of the next node.
                 let joined = step.crossing / after - step.crossing / k;
                 let waiting = later.map_or(0, |s| s.waiting) + joined;
-                let others = inputs.max(inputs / k + waiting);
+                let others = first.max(own + waiting);
                 let Some(way) = step.ways[i].iter().find(|w| others + w.bytes <= limit) else { return };
                 states.push(State {
                     time: later.map_or(0, |s| s.time) + way.time,

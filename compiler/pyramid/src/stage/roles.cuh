@@ -13,6 +13,9 @@
 #define TILES (ACROSS * BANDS)
 #define MID 64
 #define OUT 256
+// Which warp of a group watches others, and which says what is done: each waits for memory.
+#define WATCH 1
+#define ANNOUNCE 2
 #define WINDOW_SLOT (16 * 101 * 16)
 #ifndef VDNN_EMULATED
 extern __shared__ __align__(128) unsigned char shared[];
@@ -84,8 +87,8 @@ __device__ __forceinline__ const int* watched(int* done, const Role& role, int r
 __device__ __forceinline__ bool is_ready(const int* p) { return !p || seen(p) >= ACROSS; }
 // A warp group waits until a tile can be made.
 __device__ __forceinline__ void wait_for(int* done, const Role& role, int reach, int tile, int thread, int group) {
-  if (thread < 32) {
-    const int* p = watched(done, role, reach, tile, thread);
+  if (thread / 32 == WATCH) {
+    const int* p = watched(done, role, reach, tile, thread % 32);
     while (!is_ready(p)) rest();
     warp_meet();
   }
@@ -99,24 +102,38 @@ __device__ __forceinline__ void announce_last(int*& last) {
 
 // The column of 64 in which an output's sums are.
 __device__ __forceinline__ int column(int out) { return 8 * (out / 16 * 2 + out % 4 / 2) + out % 16 / 4 * 2 + out % 2; }
-// Weights of a 1x1 convolution, [outs][ins], as products read them: `columns` to a term.
+// Weights of a 1x1 convolution, [outs][ins], as products read them: OUTS to a term. Several are on
+// their way at once.
 template <int INS, int OUTS> __device__ __forceinline__ void keep_points(const float* w, u32 to) {
-  for (int i = threadIdx.x; i < OUTS * INS / 16; i += 384) {
-    const int out = i / (INS / 16), part = i % (INS / 16);
-    const float* p = w + out * INS + part * 16;
-    const Chunk c[4] = {load16(p), load16(p + 4), load16(p + 8), load16(p + 12)};
+  constexpr int ALL = OUTS * INS / 16, EACH = (ALL + 383) / 384;
+  Chunk c[EACH][4];
+#pragma unroll
+  for (int j = 0; j < EACH; ++j) {
+    const int i = threadIdx.x + j * 384;
+    const float* p = w + (i < ALL ? i / (INS / 16) * INS + i % (INS / 16) * 16 : 0);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) c[j][k] = load16(p + 4 * k);
+  }
+#pragma unroll
+  for (int j = 0; j < EACH; ++j) {
+    const int i = threadIdx.x + j * 384, out = i / (INS / 16), part = i % (INS / 16);
+    if (i >= ALL) break;
     const u32 at = to + (part * 4 * OUTS + out / 64 * 64 + column(out % 64)) * 16;
-    put16(at, rounded(Chunk{c[0].x, c[1].x, c[2].x, c[3].x}));
-    put16(at + OUTS * 16, rounded(Chunk{c[0].y, c[1].y, c[2].y, c[3].y}));
-    put16(at + OUTS * 32, rounded(Chunk{c[0].z, c[1].z, c[2].z, c[3].z}));
-    put16(at + OUTS * 48, rounded(Chunk{c[0].w, c[1].w, c[2].w, c[3].w}));
+    put16(at, rounded(Chunk{c[j][0].x, c[j][1].x, c[j][2].x, c[j][3].x}));
+    put16(at + OUTS * 16, rounded(Chunk{c[j][0].y, c[j][1].y, c[j][2].y, c[j][3].y}));
+    put16(at + OUTS * 32, rounded(Chunk{c[j][0].z, c[j][1].z, c[j][2].z, c[j][3].z}));
+    put16(at + OUTS * 48, rounded(Chunk{c[j][0].w, c[j][1].w, c[j][2].w, c[j][3].w}));
   }
 }
 // Weights of a 3x3 convolution, [outs][taps][ins].
 __device__ __forceinline__ void keep_windows(const float* w, u32 to) {
-  for (int i = threadIdx.x; i < MID * 9 * 16; i += 384) {
-    const int out = i / 144, rest = i % 144;
-    put16(to + (rest * 64 + column(out)) * 16, rounded(load16(w + i * 4)));
+#pragma unroll 1
+  for (int i = threadIdx.x; i < MID * 9 * 16; i += 8 * 384) {
+    Chunk c[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) c[j] = load16(w + (i + j * 384) * 4);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) put16(to + ((i + j * 384) % 144 * 64 + column((i + j * 384) / 144)) * 16, rounded(c[j]));
   }
 }
 
@@ -233,7 +250,7 @@ __device__ __forceinline__ void window(const Role role, int* done, const float* 
     multiply_windows<0>(sums, slot, weights, last);
     const int next = tile + step;
     bool ready = next < IMAGES * TILES;
-    if (ready && thread < 32) ready = is_ready(watched(done, role, 1, next, thread));
+    if (ready && thread / 32 == WATCH) ready = is_ready(watched(done, role, 1, next, thread % 32));
     loaded = all_of(1 + group, ready);
     if (loaded) bring<0>(from, slot, next, thread);
     copies_commit();
@@ -247,7 +264,7 @@ __device__ __forceinline__ void window(const Role role, int* done, const float* 
     const int image = tile / TILES, y = tile % TILES / ACROSS * 8 + row / 8, x = tile % ACROSS * 8 + row % 8;
     put_mid(to + (u64)(image % BEHIND) * (POSITIONS * MID) + (y * WIDTH + x) * MID + 4 * lane, WIDTH * MID, sums, bias);
     meet<128>(1 + group);
-    if (thread == 0) last = band_of(done, role.number, image, y / 8);
+    if (thread == 32 * ANNOUNCE) last = band_of(done, role.number, image, y / 8);
   }
   announce_last(last);
 }
@@ -313,7 +330,7 @@ __device__ __forceinline__ void join(const Role role, int* done, const float* fr
       }
       products_commit();
       announce_last(last);
-      if (c == 1 && ready && thread < 32) ready = is_ready(watched(done, role, 0, next, thread));
+      if (c == 1 && ready && thread / 32 == WATCH) ready = is_ready(watched(done, role, 0, next, thread % 32));
       if (c == 2) loaded = all_of(1 + group, ready);
       products_wait();
       settled(sums);
@@ -355,7 +372,7 @@ __device__ __forceinline__ void join(const Role role, int* done, const float* fr
       put_mid(next_to + (u64)(image % BEFORE) * (POSITIONS * MID) + position * MID + 4 * lane, 8 * MID, next_sums, bias);
     }
     meet<128>(1 + group);
-    if (thread == 0) last = band_of(done, role.number, image, tile % TILES / ACROSS);
+    if (thread == 32 * ANNOUNCE) last = band_of(done, role.number, image, tile % TILES / ACROSS);
   }
   announce_last(last);
 }
