@@ -285,7 +285,7 @@ fn rings_count_where_memory_does_and_are_not_taken_back() {
     // In plans, also with limits for convolutions, with the leanest algorithms, and with too little
     // memory, where what has a workspace is asked to do with less.
     let x = [8, 64, 8, 16];
-    let pyramid = op_cases::stage(2, true).with_config("stage rings 8 5 4 blocks 132");
+    let pyramid = op_cases::stage(2, true).with_config("stage rings 3 3 4 3 3 blocks 132");
     let mut channels = vec![64];
     let mut operands = Vec::new();
     for (i, layer) in pyramid.layers.iter().enumerate() {

@@ -150,9 +150,7 @@ fn all_regions(
     // Which order needs less memory only plans tell.
     let orders = |counts: Vec<u64>| [Slicing::Regions(counts.clone()), Slicing::Layers(counts)];
     let all = |found: Vec<Regions>, stages| {
-        found
-            .into_iter()
-            .flat_map(move |r| orders(r.counts).map(|slicing| (slicing, stages, Some(r.time))))
+        found.into_iter().flat_map(move |r| orders(r.counts).map(|slicing| (slicing, stages, Some(r.time))))
     };
     Ok(all(with, true).chain(all(without, false)).collect())
 }
@@ -270,7 +268,8 @@ pub fn choose(
             // A barrier: no other number of slices will do either.
             Err(NoPlan::Failed(_)) => break,
         };
-        if std::env::var_os("ZZ").is_some() { eprintln!("ZZ {} {} {}", found.summary.step.0, found.summary.peak.0, found.summary.lower_bound.0); }
+            eprintln!("ZZ {} {} {}", found.summary.step.0, found.summary.peak.0, found.summary.lower_bound.0);
+        }
         let (new, old) = (&found.summary, best.as_ref().map(|b| &b.summary));
         let better = match limit {
             Some(limit) => new.step <= limit && old.is_none_or(|old| new.peak < old.peak),

@@ -1,5 +1,5 @@
 //! Writes the kernel of ResNet-50's first stage to standard output:
-//! `cargo run -p vdnn-pyramid --example stage -- BATCH "rings 8 5 4 blocks 132"`.
+//! `cargo run -p vdnn-pyramid --example stage -- BATCH "rings 2 4 6 4 3 5 3 3 blocks 132"`.
 
 use std::io::Write;
 use vdnn_ir::Precision;

@@ -144,7 +144,7 @@ impl FromStr for Config {
     type Err = String;
 
     /// Reads what is printed: `loops recompute 8x8`, or `tensor 8x8 workers 2 groups 1 slots 2
-    /// slice 8 weights kept units group blocks 132`, or `stage rings 8 5 4 blocks 132`.
+    /// slice 8 weights kept units group blocks 132`, or `stage rings 3 3 4 3 3 blocks 132`.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(' ') {
             Some(("loops", rest)) => rest.parse().map(Self::Loops),

@@ -66,20 +66,60 @@ pub struct Stage {
     pub side: bool,
 }
 
+/// Most rings of a stage.
+const MOST_RINGS: usize = 14;
+
 /// How a stage runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StageConfig {
-    /// Images that rings of results of blocks hold, at least 2.
-    pub wide: u32,
-    /// Images that rings of what 3x3 convolutions read hold, at least 2.
-    pub before: u32,
-    /// Images that rings of what 3x3 convolutions make hold, at least 2.
-    pub behind: u32,
+    /// Images that each ring holds, at least 2, in the order of [`Stage::rings`]; 0 behind the last.
+    rings: [u32; MOST_RINGS],
     /// Blocks of threads, all of which must run at once: at most one per multiprocessor.
     pub blocks: u32,
 }
 
+impl StageConfig {
+    /// `None` if there are more rings than any stage has.
+    pub fn new(rings: &[u32], blocks: u32) -> Option<Self> {
+        let mut all = [0; MOST_RINGS];
+        all.get_mut(..rings.len())?.copy_from_slice(rings);
+        Some(Self { rings: all, blocks })
+    }
+
+    /// Images of the rings of a stage; 0 if the configuration is one of a smaller stage.
+    fn rings(&self, stage: &Stage) -> &[u32] {
+        &self.rings[..stage.rings().count().min(MOST_RINGS)]
+    }
+
+    /// Rings that let every warp group of all roles have a tile, with a little to spare: less is slower,
+    /// more is not faster (measured).
+    fn balanced(stage: &Stage, blocks: u32) -> Option<Self> {
+        let all = shared_out(&stage.roles(), blocks)?;
+        let tiles = (stage.height / 8 * stage.width / 8) as f64;
+        let flight = |roles: std::ops::RangeInclusive<usize>| {
+            all.get(roles).unwrap_or_default().iter().map(|&n| 3.0 * f64::from(n)).sum::<f64>() / tiles
+        };
+        let rings = (0..stage.rings().count()).map(|i| {
+            let (kind, enter) = (i % 3, 2 * (i / 3));
+            let images = match kind {
+                0 => flight(enter..=enter + 1) + 0.93,
+                1 => flight(enter + 1..=enter + 2) + 0.93,
+                _ => flight(enter + 2..=enter + 4) + 1.53,
+            };
+            (images.ceil() as u32).clamp(2, 64)
+        });
+        Self::new(&rings.collect::<Vec<_>>(), blocks)
+    }
+}
+
 impl Stage {
+    /// Channels of the rings: per block of what its 3x3 convolution reads, of what that makes, and of
+    /// its result, but the last.
+    pub fn rings(&self) -> impl Iterator<Item = u64> + use<> {
+        let all = 3 * self.blocks as usize;
+        [NARROW, NARROW, WIDE].into_iter().cycle().take(all.saturating_sub(1))
+    }
+
     /// The role of each kind of block, first to last.
     fn roles(&self) -> Vec<Role> {
         let ends = (1..=self.blocks).map(|b| match b {
@@ -105,28 +145,27 @@ fn shared_out(roles: &[Role], blocks: u32) -> Option<Vec<u32>> {
 
 impl fmt::Display for StageConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { wide, before, behind, blocks } = self;
-        write!(f, "rings {wide} {before} {behind} blocks {blocks}")
+        f.write_str("rings")?;
+        for ring in self.rings.iter().take_while(|n| **n > 0) {
+            write!(f, " {ring}")?;
+        }
+        write!(f, " blocks {}", self.blocks)
     }
 }
 
 impl FromStr for StageConfig {
     type Err = String;
 
-    /// Reads `rings 8 5 4 blocks 132`.
+    /// Reads `rings 2 4 6 4 3 5 3 3 blocks 132`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let words: Vec<&str> = text.split(' ').collect();
         let number = |t: &str| t.parse::<u32>().ok().filter(|&n| n > 0);
-        let numbers = match words.as_slice() {
-            ["rings", wide, before, behind, "blocks", blocks] => {
-                [wide, before, behind, blocks].into_iter().map(|t| number(t)).collect::<Option<Vec<u32>>>()
-            }
-            _ => None,
+        let way = || {
+            let (rings, blocks) = text.strip_prefix("rings ")?.split_once(" blocks ")?;
+            let rings = rings.split(' ').map(number).collect::<Option<Vec<u32>>>()?;
+            Self::new(&rings, number(blocks)?)
         };
-        match numbers.as_deref() {
-            Some(&[wide, before, behind, blocks]) => Ok(Self { wide, before, behind, blocks }),
-            _ => Err(format!("`{text}` is no way to run a stage, such as `rings 8 5 4 blocks 132`")),
-        }
+        way()
+            .ok_or_else(|| format!("`{text}` is no way to run a stage, such as `rings 3 3 4 3 3 blocks 132`"))
     }
 }
 
@@ -199,11 +238,9 @@ pub fn counters(stage: &Stage, batch: u64) -> Bytes {
 
 /// What a kernel needs besides operands and the result: counters, then rings.
 pub fn workspace(stage: &Stage, config: &StageConfig, batch: u64) -> Bytes {
-    let (blocks, position) = (u64::from(stage.blocks), stage.height.saturating_mul(stage.width));
-    let narrow = blocks * NARROW * (u64::from(config.before) + u64::from(config.behind));
-    let wide = (blocks - 1) * WIDE * u64::from(config.wide);
-    let rings = (4 * (narrow + wide)).saturating_mul(position);
-    Bytes(counters(stage, batch).0.saturating_add(rings))
+    let position = stage.height.saturating_mul(stage.width);
+    let channels: u64 = config.rings(stage).iter().zip(stage.rings()).map(|(&n, c)| c * u64::from(n)).sum();
+    Bytes(counters(stage, batch).0.saturating_add((4 * channels).saturating_mul(position)))
 }
 
 /// Predicted time of a stage on an H200: that of the role with the most to do per block.
@@ -224,10 +261,9 @@ pub fn configs(
     machine: &Machine,
 ) -> Vec<StageConfig> {
     let blocks = u32::try_from(machine.multiprocessors).unwrap_or(u32::MAX);
-    let all = [(5, 4, 3)].map(|(wide, before, behind)| StageConfig { wide, before, behind, blocks });
     let runs = |c: &StageConfig| kernel(stage, c, precision, layout, batch).is_ok();
-    // Who makes it is fitted to this one.
-    all.into_iter().filter(|c| machine.name == "h200" && runs(c)).collect()
+    // Prices are fitted to this one.
+    StageConfig::balanced(stage, blocks).into_iter().filter(|c| machine.name == "h200" && runs(c)).collect()
 }
 
 /// The kernel of a stage over `batch` images. Its parameters are pointers: the operands of the pyramid
@@ -258,8 +294,9 @@ pub fn kernel(
     if stage.blocks < 2 {
         return unsupported("stages of one block");
     }
-    if [config.wide, config.before, config.behind].iter().any(|n| !(2..=64).contains(n)) {
-        return unsupported("rings of less than 2 or more than 64 images");
+    let rings = config.rings(stage);
+    if rings.len() < stage.rings().count() || rings.iter().any(|n| !(2..=64).contains(n)) {
+        return unsupported("rings of less than 2 or more than 64 images, or too few");
     }
     let roles = stage.roles();
     let Some(blocks) = shared_out(&roles, config.blocks) else {

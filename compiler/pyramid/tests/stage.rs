@@ -9,7 +9,9 @@ use vdnn_pyramid::kernel::Config;
 use vdnn_pyramid::machine::Machine;
 use vdnn_pyramid::stage::{Stage, StageConfig, configs, counters, kernel, stage_of, workspace};
 
-const CONFIG: StageConfig = StageConfig { wide: 2, before: 3, behind: 4, blocks: 9 };
+fn way(rings: &[u32], blocks: u32) -> StageConfig {
+    StageConfig::new(rings, blocks).expect("not too many rings")
+}
 
 fn layer(kernel: u64, from: Option<u32>, then: &[PyramidStep]) -> PyramidLayer {
     let conv = ConvAttrs::square(kernel, 1, kernel / 2, 1);
@@ -132,13 +134,15 @@ fn a_stage_and_its_configuration_are_recognised() {
     assert!(configs(&found, Precision::Tf32, Layout::RowMajor, 4, &machine).is_empty());
     assert!(configs(&found, Precision::Bf16, Layout::ChannelsLast, 4, &machine).is_empty());
     let refused = |config| kernel(&found, &config, Precision::Tf32, Layout::ChannelsLast, 4).is_err();
-    assert!(!refused(CONFIG));
-    assert!(refused(StageConfig { before: 1, ..CONFIG }));
-    assert!(refused(StageConfig { blocks: 6, ..CONFIG }), "seven roles");
+    let config = way(&[2, 4, 6, 4, 3, 5, 3, 3], 9);
+    assert!(!refused(config));
+    assert!(refused(way(&[2, 4, 6, 4, 1, 5, 3, 3], 9)));
+    assert!(refused(way(&[2, 4, 6, 4, 3, 5, 3], 9)), "eight rings");
+    assert!(refused(way(&[2, 4, 6, 4, 3, 5, 3, 3], 6)), "seven roles");
+    assert_eq!(StageConfig::new(&[2; 15], 9), None);
     assert_eq!(counters(&found, 4).0, (4u64 * 7 * 4 * 7).next_multiple_of(256));
-    // Two rings of two images of 256 channels, three of three and three of four of 64.
-    let rings = 56 * 56 * 4 * (2 * 2 * 256 + 3 * 3 * 64 + 3 * 4 * 64);
-    assert_eq!(workspace(&found, &CONFIG, 4), counters(&found, 4) + vdnn_ir::Bytes(rings));
+    let rings = 56 * 56 * 4 * ((6 + 5) * 256 + (2 + 4 + 4 + 3 + 3 + 3) * 64);
+    assert_eq!(workspace(&found, &config, 4), counters(&found, 4) + vdnn_ir::Bytes(rings));
     // Not quite a stage.
     for wrong in 0..attrs.layers.len() {
         let mut other = attrs.clone();
@@ -156,12 +160,10 @@ fn kernels_of_stages_equal_their_layers() {
         return;
     };
     // Images go round rings of two and three, blocks make several tiles of a band or of an image.
-    for (k, (blocks, batch, height, width, config)) in [
-        (2, 5, 8, 16, StageConfig { wide: 2, before: 2, behind: 3, blocks: 5 }),
-        (3, 4, 24, 8, StageConfig { wide: 3, before: 2, behind: 2, blocks: 9 }),
-    ]
-    .into_iter()
-    .enumerate()
+    for (k, (blocks, batch, height, width, config)) in
+        [(2, 5, 8, 16, way(&[2, 3, 2, 2, 3], 5)), (3, 4, 24, 8, way(&[2, 2, 3, 3, 2, 2, 2, 3], 9))]
+            .into_iter()
+            .enumerate()
     {
         let (attrs, types) = stage(blocks, batch, height, width);
         let refs: Vec<&TensorType> = types.iter().collect();

@@ -72,7 +72,7 @@ impl Generator {
     /// A stage of blocks of 64 channels in and 256 out. It has a configuration: only then plans
     /// have the workspace that its kernel needs.
     fn stage(&mut self, x: [u64; 4], blocks: u32, side: bool) {
-        let pyramid = stage(blocks, side).with_config("stage rings 8 5 4 blocks 132");
+        let pyramid = stage(blocks, side).with_config("stage rings 3 3 4 3 3 blocks 132");
         let mut operands = vec![self.any(&x)];
         // Channels of the values.
         let mut channels = vec![x[1]];

@@ -1,6 +1,6 @@
 //! The text of a stage's kernel: constants, what roles do, and who has which.
 
-use super::{NARROW, Role, Stage, StageConfig, WIDE, counters};
+use super::{Role, Stage, StageConfig, counters};
 use crate::kernel::{ENTRY, Kernel};
 use crate::tensor::PRELUDE;
 use std::fmt::Write;
@@ -24,14 +24,7 @@ pub(super) fn kernel(
     blocks: &[u32],
 ) -> Kernel {
     let mut source = String::from(PRELUDE);
-    for (name, value) in [
-        ("IMAGES", batch),
-        ("HEIGHT", stage.height),
-        ("WIDTH", stage.width),
-        ("WIDE", u64::from(config.wide)),
-        ("BEFORE", u64::from(config.before)),
-        ("BEHIND", u64::from(config.behind)),
-    ] {
+    for (name, value) in [("IMAGES", batch), ("HEIGHT", stage.height), ("WIDTH", stage.width)] {
         let _ = writeln!(source, "#define {name} {value}");
     }
     source.push_str(ROLES);
@@ -45,18 +38,13 @@ pub(super) fn kernel(
     source.push_str("  int* done = (int*)workspace;\n");
     // Rings: of block b what its 3x3 convolution reads (h) and makes (g), and its result (r).
     let mut at = counters(stage, batch).0;
-    let image = stage.height * stage.width * 4;
-    for b in 0..stage.blocks {
-        for (name, channels, images) in
-            [("h", NARROW, config.before), ("g", NARROW, config.behind), ("r", WIDE, config.wide)]
-        {
-            if name == "r" && b + 1 == stage.blocks {
-                continue;
-            }
-            let _ = writeln!(source, "  float* {name}{b} = (float*)(workspace + {at}ull);");
-            at += image * channels * u64::from(images);
-        }
+    let rings = config.rings(stage);
+    for (i, (&images, channels)) in rings.iter().zip(stage.rings()).enumerate() {
+        let (name, block) = (["h", "g", "r"][i % 3], i / 3);
+        let _ = writeln!(source, "  const Ring {name}{block} = {{(float*)(workspace + {at}ull), {images}}};");
+        at += stage.height * stage.width * 4 * channels * u64::from(images);
     }
+    source.push_str("  const Ring all = {y, IMAGES}, none = {nullptr, 1};\n");
     let mut first = 0;
     for (i, (role, count)) in roles.iter().zip(blocks).enumerate() {
         let block = (i as u32).saturating_sub(1) / 2;
@@ -66,11 +54,14 @@ pub(super) fn kernel(
         let layer = |n: u32| operands(3 * block + n + u32::from(block > 0));
         let last = if block == 0 { operands(3) } else { layer(2) };
         // Who reads what it writes: of the next block the end, the result, and the 3x3 convolution.
+        let ring = |kind: u32, block: u32| rings.get((3 * block + kind) as usize).copied().unwrap_or(0);
         let back = match role {
             Role::Leave => "-1, 0, -1, 0".to_owned(),
-            Role::Side | Role::Join => format!("{}, {}, {}, {}", i + 2, config.wide, i + 1, config.before),
-            Role::Enter => format!("1, {}, -1, 0", config.before),
-            Role::Window => format!("{}, {}, -1, 0", i + 1, config.behind),
+            Role::Side | Role::Join => {
+                format!("{}, {}, {}, {}", i + 2, ring(2, block), i + 1, ring(0, block + 1))
+            }
+            Role::Enter => format!("1, {}, -1, 0", ring(0, 0)),
+            Role::Window => format!("{}, {}, -1, 0", i + 1, ring(1, block)),
         };
         let who = format!("Role{{{i}, {first}, {count}, {}, {back}}}, done", i as i64 - 1);
         let residual = if block == 0 { String::new() } else { format!("r{}", block - 1) };
@@ -80,14 +71,14 @@ pub(super) fn kernel(
             Role::Enter => format!("enter({who}, o0, {}, h0)", operands(0)),
             Role::Window => format!("window({who}, {h}, {}, {g})", layer(1)),
             Role::Side => format!(
-                "join<true, true>({who}, {g}, {last}, o0, {}, nullptr, r{block}, {following})",
+                "join<true, true>({who}, {g}, {last}, o0, {}, none, r{block}, {following})",
                 operands(2)
             ),
             Role::Join => format!(
                 "join<false, true>({who}, {g}, {last}, nullptr, nullptr, nullptr, {residual}, r{block}, {following})"
             ),
             Role::Leave => format!(
-                "join<false, false>({who}, {g}, {last}, nullptr, nullptr, nullptr, {residual}, y, nullptr, nullptr, nullptr)"
+                "join<false, false>({who}, {g}, {last}, nullptr, nullptr, nullptr, {residual}, all, nullptr, nullptr, none)"
             ),
         };
         first += count;

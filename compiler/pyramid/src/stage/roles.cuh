@@ -1,6 +1,5 @@
 // What the blocks of a stage's kernel do, beside the constants and the kernel itself, which are
-// printed in front and behind: IMAGES, HEIGHT, WIDTH, and how many images rings hold: of results of
-// blocks (WIDE), of what 3x3 convolutions read (BEFORE) and of what they make (BEHIND).
+// printed in front and behind: IMAGES, HEIGHT, WIDTH.
 //
 // Three warp groups of a block make tiles of 64 positions each, in the order of images and bands
 // of eight rows. A product's terms are channels in an order of our own, so that what a thread has
@@ -66,6 +65,12 @@ __device__ __forceinline__ void product_placed(float (&d)[32], u32 a, u32 b, int
 // A role: its number, its blocks, and whom it waits for: of `from` it reads what is done; what of
 // `back` is not done, so many images ago, is still read where it writes. Negative: of nobody.
 struct Role { int number, first, blocks, from, back, images, other_back, other_images; };
+
+// Some images after each other, again and again, of so many channels.
+struct Ring { float* at; int images; };
+template <int CHANNELS> __device__ __forceinline__ float* of_image(const Ring& ring, int image) {
+  return ring.at + (u64)(image % ring.images) * (POSITIONS * CHANNELS);
+}
 
 // How many tiles of a band are done.
 __device__ __forceinline__ int* band_of(int* done, int role, int image, int band) {
@@ -166,7 +171,7 @@ __device__ __forceinline__ void put_mid(float* to, int step, const float (&sums)
 }
 
 // The stage's input through a 1x1 convolution.
-__device__ __forceinline__ void enter(const Role role, int* done, const float* x, const float* w, const float* b, float* to) {
+__device__ __forceinline__ void enter(const Role role, int* done, const float* x, const float* w, const float* b, const Ring to) {
   const int group = uniform(threadIdx.x / 128), thread = threadIdx.x % 128, lane = thread % 4;
   const int row = thread / 32 * 16 + thread % 32 / 4;
   const u32 weights = address(shared);
@@ -189,16 +194,16 @@ __device__ __forceinline__ void enter(const Role role, int* done, const float* x
     products_commit();
     products_wait();
     settled(sums);
-    put_mid(to + (u64)(image % BEFORE) * (POSITIONS * MID) + at, 8 * MID, sums, bias);
+    put_mid(of_image<MID>(to, image) + at, 8 * MID, sums, bias);
     meet<128>(1 + group);
     if (thread == 0) announce(band_of(done, role.number, image, tile % TILES / ACROSS));
   }
 }
 
 // Half the channels of a tile of 8x8 with its halo, zeros outside.
-template <int HALF> __device__ __forceinline__ void bring(const float* from, u32 slot, int tile, int thread) {
+template <int HALF> __device__ __forceinline__ void bring(const Ring& from, u32 slot, int tile, int thread) {
   const int top = tile % TILES / ACROSS * 8 - 1, left = tile % ACROSS * 8 - 1;
-  const float* image = from + (u64)(tile / TILES % BEFORE) * (POSITIONS * MID) + HALF * 32;
+  const float* image = of_image<MID>(from, tile / TILES) + HALF * 32;
 #pragma unroll
   for (int i = 0; i < 7; ++i) {
     const int k = thread + i * 128, chunk = k % 8, p = k / 8, y = top + p / 10, x = left + p % 10;
@@ -221,7 +226,7 @@ template <int HALF> __device__ __forceinline__ void multiply_windows(float (&sum
 }
 // The 3x3 convolution of a block. While one half of the channels is multiplied, the other is on
 // its way, of the next tile if that can be made already.
-__device__ __forceinline__ void window(const Role role, int* done, const float* from, const float* w, const float* b, float* to) {
+__device__ __forceinline__ void window(const Role role, int* done, const Ring from, const float* w, const float* b, const Ring to) {
   const int group = uniform(threadIdx.x / 128), thread = threadIdx.x % 128, lane = thread % 4;
   const int row = thread / 32 * 16 + thread % 32 / 4;
   const u32 weights = address(shared), slot = weights + 9 * MID * MID * 4 + group * WINDOW_SLOT;
@@ -262,7 +267,7 @@ __device__ __forceinline__ void window(const Role role, int* done, const float* 
     if (loaded) bring<1>(from, slot, next, thread);
     copies_commit();
     const int image = tile / TILES, y = tile % TILES / ACROSS * 8 + row / 8, x = tile % ACROSS * 8 + row % 8;
-    put_mid(to + (u64)(image % BEHIND) * (POSITIONS * MID) + (y * WIDTH + x) * MID + 4 * lane, WIDTH * MID, sums, bias);
+    put_mid(of_image<MID>(to, image) + (y * WIDTH + x) * MID + 4 * lane, WIDTH * MID, sums, bias);
     meet<128>(1 + group);
     if (thread == 32 * ANNOUNCE) last = band_of(done, role.number, image, y / 8);
   }
@@ -273,9 +278,9 @@ __device__ __forceinline__ void window(const Role role, int* done, const float* 
 // convolution of the stage's input, and the first of the next block, if there is one (NEXT). What
 // comes from memory is on its way while the tile before is made.
 template <bool SIDE, bool NEXT>
-__device__ __forceinline__ void join(const Role role, int* done, const float* from, const float* w, const float* b, const float* x,
-                                     const float* side_w, const float* side_b, const float* residual, float* to,
-                                     const float* next_w, const float* next_b, float* next_to) {
+__device__ __forceinline__ void join(const Role role, int* done, const Ring from, const float* w, const float* b, const float* x,
+                                     const float* side_w, const float* side_b, const Ring residual, const Ring to,
+                                     const float* next_w, const float* next_b, const Ring next_to) {
   const int group = uniform(threadIdx.x / 128), thread = threadIdx.x % 128, lane = thread % 4;
   const int row = thread / 32 * 16 + thread % 32 / 4;
   const u32 base = address(shared), next_weights = base + (SIDE ? 2 : 1) * OUT * MID * 4;
@@ -290,12 +295,12 @@ __device__ __forceinline__ void join(const Role role, int* done, const float* fr
   u32 a[32], s[SIDE ? 32 : 1];
   auto bring_factors = [&](int tile) {
     const int image = tile / TILES, at = (tile % TILES * 64 + row) * MID + 4 * lane;
-    fetch(a, from + (u64)(image % BEHIND) * (POSITIONS * MID) + at);
+    fetch(a, of_image<MID>(from, image) + at);
     if constexpr (SIDE) fetch(s, x + (u64)image * (POSITIONS * MID) + at);
   };
   auto bring_residual = [&](int tile, int c) {
     if constexpr (!SIDE) {
-      const float* r = residual + (u64)(tile / TILES % WIDE) * (POSITIONS * OUT) + (tile % TILES * 64 + row) * OUT + 4 * lane + c * 64;
+      const float* r = of_image<OUT>(residual, tile / TILES) + (tile % TILES * 64 + row) * OUT + 4 * lane + c * 64;
 #pragma unroll
       for (int i = 0; i < 8; ++i) copy16(own + c % 2 * 16384 + i * 2048, r + i / 2 * 16 + i % 2 * 8 * OUT, true);
     }
@@ -314,7 +319,7 @@ __device__ __forceinline__ void join(const Role role, int* done, const float* fr
       bring_residual(tile, 1);
     }
     if constexpr (SIDE) round_all(s);
-    float* y = to + (u64)(NEXT ? image % WIDE : image) * (POSITIONS * OUT) + position * OUT + 4 * lane;
+    float* y = of_image<OUT>(to, image) + position * OUT + 4 * lane;
     bool ready = next < IMAGES * TILES;
     float next_sums[32];
 #pragma unroll 1
@@ -369,7 +374,7 @@ __device__ __forceinline__ void join(const Role role, int* done, const float* fr
       Chunk bias[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) bias[i] = get16(biases + (OUT + 16 * i + 4 * lane) * 4);
-      put_mid(next_to + (u64)(image % BEFORE) * (POSITIONS * MID) + position * MID + 4 * lane, 8 * MID, next_sums, bias);
+      put_mid(of_image<MID>(next_to, image) + position * MID + 4 * lane, 8 * MID, next_sums, bias);
     }
     meet<128>(1 + group);
     if (thread == 32 * ANNOUNCE) last = band_of(done, role.number, image, tile % TILES / ACROSS);
