@@ -170,7 +170,7 @@ pub struct SharedArgs {
     #[arg(long, value_name = "N", default_value_t = DEPTH, value_parser = parse_depth)]
     pub fuse_depth: usize,
     /// Run chains of layers slice by slice of the batch: on takes the smallest plan that is
-    /// predicted to be at most 5 % slower, auto the fastest that fits --memory; a number cuts
+    /// at most 5 % slower (with a margin for predictions), auto the fastest that fits --memory; a number cuts
     /// everything into so many. Training steps with batch norm cannot be cut.
     #[arg(long, value_name = "off|on|auto|N", default_value = "off")]
     pub micro_batch_regions: Slices,

@@ -36,7 +36,7 @@ pub enum Slices {
     Off,
     /// The fastest plan within the budget, slices gaining at least one percent over none.
     Auto,
-    /// The smallest plan that is predicted to be at most 5 % slower.
+    /// The smallest plan that is at most 5 % slower, with a margin for what predictions miss.
     On,
     /// So many slices of everything.
     Count(u64),

@@ -33,9 +33,9 @@ const MOST_EXTENT: u64 = 1 << 10;
 const SHARES: [f64; 5] = [9.0, 16.3, 33.0, 24.0, 17.0];
 
 /// Microseconds of one of [`SHARES`] on one of 132 multiprocessors per 1,000 positions, and of a launch until
-/// all roles have something to do. Fitted to the same stage at 64 and 256 images, rings 6 5 4.
-const SHARE: f64 = 2.952;
-const START: f64 = 80.0;
+/// all roles have something to do. Fitted to the same stage at 16 to 256 images.
+const SHARE: f64 = 2.792;
+const START: f64 = 77.0;
 
 /// What a block does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
