@@ -109,8 +109,8 @@ pub fn regions(graph: &Graph, batch: u64, cost: &CostModel) -> Vec<Regions> {
 }
 
 /// The same with stages of blocks on slices of twice the size, where it is cut: a stage needs a
-/// while until all of its layers are busy, and what it makes can be used up in smaller slices. The memory is
-/// not estimated anew.
+/// while until all of its layers are busy, and what it makes can be used up in smaller slices. Their
+/// memory is only bounded.
 fn with_larger_stages(
     regions: &Regions,
     graph: &Graph,
@@ -125,9 +125,14 @@ fn with_larger_stages(
         if !is_stage || *count < 2 {
             continue;
         }
-        let time = |k: u64| Some(Nanos(runs(graph, rows, id, batch, k, cost).first()?.0));
-        larger.time = larger.time.saturating_sub(time(*count)?).saturating_add(time(*count / 2)?);
+        let run = |k: u64| runs(graph, rows, id, batch, k, cost).first().copied();
+        let ((before, _), (after, rings)) = (run(*count)?, run(*count / 2)?);
+        larger.time = larger.time.saturating_sub(Nanos(before)).saturating_add(Nanos(after));
         *count /= 2;
+        // At least what it reads and makes at once.
+        let images = node.inputs.iter().chain(&node.outputs).filter(|v| rows.value[v.index()]);
+        let own: u64 = images.map(|&v| graph.ty(v).bytes().0).sum();
+        larger.peak = larger.peak.max(Bytes(own / *count + rings));
     }
     (larger.counts != regions.counts).then_some(larger)
 }
