@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 use vdnn_cost::{CostModel, Measured, MeasuredRow, Precision, rings};
 use vdnn_ir::graph::{NodeSpec, ParamRole};
-use vdnn_ir::op::{BinaryKind, ConvAttrs, PoolAttrs, PyramidKind, PyramidStep, ReduceKind, UnaryKind};
+use vdnn_ir::op::{
+    BinaryKind, ConvAttrs, PoolAttrs, PyramidAttrs, PyramidKind, PyramidStep, ReduceKind, UnaryKind,
+};
 use vdnn_ir::{Bytes, Dims, Graph, Mode, Nanos, Op, Output, Phase, Tensor, TensorType, ValueId};
 use vdnn_passes::fuse_stages::candidates;
 use vdnn_passes::slice_batch::regions;
@@ -13,7 +15,7 @@ use vdnn_passes::{AlgoMode, Fuse, Policy};
 use vdnn_plan::{Command, Plan};
 use vdnn_runtime::cpu::CpuOptions;
 use vdnn_tests::arbitrary::{random_inputs, random_params};
-use vdnn_tests::{harness, op_cases};
+use vdnn_tests::harness;
 use vdnnc::driver::{self, NoPlan};
 use vdnnc::measuring::pyramids_of;
 use vdnnc::options::CompileOptions;
@@ -46,7 +48,7 @@ fn step(graph: &Graph) -> BTreeMap<String, Tensor> {
 #[test]
 fn a_pyramid_of_blocks_gives_the_bytes_of_its_layers_one_by_one() {
     for (blocks, side) in [(1, true), (2, true), (2, false)] {
-        let pyramid = op_cases::stage(blocks, side);
+        let pyramid = PyramidAttrs::stage(blocks, side);
         let (narrow, wide) = (4, 8);
         let x = [2, if side { narrow } else { wide }, 5, 6];
         let mut channels = vec![x[1]];
@@ -285,7 +287,7 @@ fn rings_count_where_memory_does_and_are_not_taken_back() {
     // In plans, also with limits for convolutions, with the leanest algorithms, and with too little
     // memory, where what has a workspace is asked to do with less.
     let x = [8, 64, 8, 16];
-    let pyramid = op_cases::stage(2, true).with_config("stage rings 3 3 4 3 3 blocks 132");
+    let pyramid = PyramidAttrs::stage(2, true).with_config("stage rings 3 3 4 3 3 blocks 132");
     let mut channels = vec![64];
     let mut operands = Vec::new();
     for (i, layer) in pyramid.layers.iter().enumerate() {

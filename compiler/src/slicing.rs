@@ -114,19 +114,17 @@ pub fn candidates(
     options: &CompileOptions,
     cost: &CostModel,
 ) -> Result<Vec<Way>, PassError> {
-    let slicings: Vec<(Slicing, bool, Option<Nanos>)> = match (options.slices, options.mode) {
+    let way =
+        |k, stages| Way { slices: SliceBatch { batch, slicing: Slicing::Count(k) }, stages, time: None };
+    Ok(match (options.slices, options.mode) {
         (Slices::Off, _) => Vec::new(),
-        (Slices::Count(n), _) => vec![(Slicing::Count(n), true, None)],
-        (_, Mode::Train) => {
-            COUNTS.into_iter().filter(|&k| k <= batch).map(|k| (Slicing::Count(k), false, None)).collect()
-        }
+        (Slices::Count(n), _) => vec![way(n, true)],
+        (_, Mode::Train) => COUNTS.into_iter().filter(|&k| k <= batch).map(|k| way(k, false)).collect(),
         (_, Mode::Infer) => {
-            let counts = HALVES.into_iter().filter(|&k| k <= batch).map(|k| (Slicing::Count(k), true, None));
+            let counts = HALVES.into_iter().filter(|&k| k <= batch).map(|k| way(k, true));
             counts.chain(all_regions(imported, batch, options, cost)?).collect()
         }
-    };
-    let way = |(slicing, stages, time)| Way { slices: SliceBatch { batch, slicing }, stages, time };
-    Ok(slicings.into_iter().map(way).collect())
+    })
 }
 
 /// Regions with stages as one kernel, whose rings may be more than what they save of a small batch,
@@ -136,7 +134,7 @@ fn all_regions(
     batch: u64,
     options: &CompileOptions,
     cost: &CostModel,
-) -> Result<Vec<(Slicing, bool, Option<Nanos>)>, PassError> {
+) -> Result<Vec<Way>, PassError> {
     let of = |stages| {
         let joint = uncut(imported, options, stages, cost)?;
         let any = joint.nodes().any(|(_, n)| matches!(&n.op, Op::Pyramid(p) if !p.is_chain()));
@@ -149,10 +147,13 @@ fn all_regions(
     with.retain(|r| !beaten(r, &without));
     // Which order needs less memory only plans tell.
     let orders = |counts: Vec<u64>| [Slicing::Regions(counts.clone()), Slicing::Layers(counts)];
-    let all = |found: Vec<Regions>, stages| {
-        found.into_iter().flat_map(move |r| orders(r.counts).map(|slicing| (slicing, stages, Some(r.time))))
+    let ways = |found: Vec<Regions>, stages| {
+        found.into_iter().flat_map(move |r| {
+            let way = |slicing| Way { slices: SliceBatch { batch, slicing }, stages, time: Some(r.time) };
+            orders(r.counts).map(way)
+        })
     };
-    Ok(all(with, true).chain(all(without, false)).collect())
+    Ok(ways(with, true).chain(ways(without, false)).collect())
 }
 
 /// The joint graph of a model whose batch is to be cut, with or without stages: nodes have the numbers

@@ -10,12 +10,11 @@
 //! what they take, the cost model says; of a run the most blocks from its first on are fused that
 //! gain, then the rest is looked at again. Run it behind `fuse-epilogues`.
 
-use crate::fuse_pyramids::{Candidate, price};
+use crate::fuse_pyramids::{Candidate, one_node, price};
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use vdnn_cost::CostModel;
-use vdnn_ir::graph::NodeSpec;
 use vdnn_ir::op::infer::InferError;
 use vdnn_ir::op::pyramid::MAX_LAYERS;
 use vdnn_ir::op::{ConvAttrs, PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep, PyramidUse};
@@ -255,34 +254,14 @@ fn stages<T>(
 impl Found {
     /// `None` if they are too many.
     fn of(graph: &Graph, blocks: &[Block<'_>], cost: &CostModel) -> Option<Self> {
-        if blocks.iter().map(|b| b.layers.len()).sum::<usize>() > MAX_LAYERS {
+        let pyramid = PyramidAttrs::stage(u32::try_from(blocks.len()).ok()?, blocks[0].has_side());
+        if pyramid.layers.len() > MAX_LAYERS {
             return None;
         }
-        let mut pyramid = PyramidAttrs { layers: Vec::new(), config: String::new() };
-        let (mut inputs, mut nodes) = (vec![blocks[0].input], Vec::new());
-        for block in blocks {
-            let input = u32::try_from(pyramid.layers.len()).ok()?;
-            let side = block.has_side();
-            for (i, layer) in block.layers.iter().enumerate() {
-                let last = i + 1 == block.layers.len();
-                let from = match (side, last) {
-                    // Beside the two layers in front of it, and of them.
-                    (true, true) => Some(input + 2),
-                    (true, false) if i == 2 => Some(input),
-                    _ => None,
-                };
-                let added = if side { input + 3 } else { input };
-                let then: &[PyramidStep] = match i {
-                    _ if last => &[PyramidStep::AddLayer { of: added }, PyramidStep::Relu],
-                    0 | 1 => &[PyramidStep::Relu],
-                    _ => &[],
-                };
-                let kind = PyramidKind::Conv { conv: layer.conv.clone(), bias: true };
-                pyramid.layers.push(PyramidLayer { from, kind, then: SmallVec::from_slice(then) });
-                inputs.extend([layer.weight, layer.bias]);
-            }
-            nodes.extend_from_slice(&block.nodes);
-        }
+        let layers = blocks.iter().flat_map(|b| &b.layers);
+        let inputs =
+            std::iter::once(blocks[0].input).chain(layers.flat_map(|l| [l.weight, l.bias])).collect();
+        let nodes: Vec<NodeId> = blocks.iter().flat_map(|b| b.nodes.iter().copied()).collect();
         let alone = nodes.iter().map(|&id| price(graph, id, cost).0).sum();
         Some(Self { pyramid, inputs, nodes, result: blocks[blocks.len() - 1].result, alone })
     }
@@ -295,14 +274,7 @@ impl Found {
     /// prediction; `None` if there is none or the layers by themselves take less.
     fn fastest(&self, graph: &Graph, cost: &CostModel) -> Option<String> {
         let (inputs, output) = self.types(graph);
-        let measured = cost.measured_pyramid(&self.pyramid, &inputs, &[output]).into_iter().next();
-        // What was measured and is no way could not run.
-        let failed = |config: &str| {
-            cost.is_measured(&Op::Pyramid(self.pyramid.with_config(config)), &inputs, &[output])
-        };
-        let predicted =
-            || cost.predicted_pyramid(&self.pyramid, &inputs).into_iter().find(|o| !failed(&o.config));
-        let option = measured.or_else(predicted)?;
+        let (option, _) = cost.fastest_pyramid(&self.pyramid, &inputs, &[output], |_| true)?;
         (option.time <= self.alone).then_some(option.config)
     }
 }
@@ -354,16 +326,8 @@ fn replace(graph: &mut Graph, found: Vec<(Found, String)>) -> Result<(), InferEr
         let ends = [&graph.node(first).name, &graph.node(last).name];
         let [begin, end] = ends.map(|name| name.split(" .. ").collect::<Vec<_>>());
         let name = format!("{} .. {}", begin[0], end[end.len() - 1]);
-        let at = graph.order().iter().position(|&n| n == last).unwrap_or(graph.order().len());
-        let node =
-            graph.insert(at, Op::Pyramid(pyramid.with_config(config)), &inputs, NodeSpec::forward(name))?;
-        let new = graph.node(node).outputs[0];
-        graph.replace_all_uses(result, new);
+        let new = one_node(graph, &nodes, Op::Pyramid(pyramid.with_config(config)), &inputs, name)?;
         renamed.insert(result, new);
-        // Readers first.
-        for &id in nodes.iter().rev() {
-            graph.remove(id);
-        }
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ mod zeros;
 
 pub use layers::layers;
 pub use operands::Operand;
-pub use pyramids::{is_plain, stage};
+pub use pyramids::is_plain;
 
 use crate::arbitrary::Rng;
 use operands::MARGIN;

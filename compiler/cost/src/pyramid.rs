@@ -103,6 +103,25 @@ impl CostModel {
         )
     }
 
+    /// The fastest way to run a pyramid, whatever its own configuration, and whether it was measured: by
+    /// measurements, where there are any, else by the predictions that are `believed`.
+    pub fn fastest_pyramid(
+        &self,
+        pyramid: &PyramidAttrs,
+        inputs: &[&TensorType],
+        outputs: &[&TensorType],
+        believed: impl Fn(&PyramidOption) -> bool,
+    ) -> Option<(PyramidOption, bool)> {
+        if let Some(option) = self.measured_pyramid(pyramid, inputs, outputs).into_iter().next() {
+            return Some((option, true));
+        }
+        // What was measured and is no way could not run.
+        let failed =
+            |config: &str| self.is_measured(&Op::Pyramid(pyramid.with_config(config)), inputs, outputs);
+        let mut predicted = self.predicted_pyramid(pyramid, inputs).into_iter();
+        Some((predicted.find(|o| believed(o) && !failed(&o.config))?, false))
+    }
+
     /// The ways to run a pyramid for which there are kernels, with their predicted times,
     /// fastest first (ties by text). None where nothing is known of the multiprocessors.
     pub fn predicted_pyramid(&self, pyramid: &PyramidAttrs, inputs: &[&TensorType]) -> Vec<PyramidOption> {
@@ -253,25 +272,7 @@ mod tests {
     /// Two blocks over so many images, the first with a convolution as its residual, with their
     /// operands' types and the result's.
     fn stage(images: u64) -> (PyramidAttrs, Vec<TensorType>, TensorType) {
-        let layer = |from: &str, kernel: u64, then: &str| {
-            let pad = kernel / 2;
-            format!(
-                "({from}kind:conv(conv:(kernel:[{kernel},{kernel}],strides:[1,1],before:[{pad},{pad}],\
-                 after:[{pad},{pad}],dilations:[1,1],groups:1),bias:true){then})"
-            )
-        };
-        let relu = ",then:[relu]";
-        let layers = [
-            layer("", 1, relu),
-            layer("", 3, relu),
-            layer("from:Some(0),", 1, ""),
-            layer("from:Some(2),", 1, ",then:[add_layer(of:3),relu]"),
-            layer("", 1, relu),
-            layer("", 3, relu),
-            layer("", 1, ",then:[add_layer(of:4),relu]"),
-        ];
-        let text = format!("pyramid(layers:[{}])", layers.join(","));
-        let Ok(Op::Pyramid(pyramid)) = text.parse() else { panic!("{text}") };
+        let pyramid = PyramidAttrs::stage(2, true);
         let mut operands = vec![format!("f32[{images},64,56,56]nhwc")];
         for (out, into, kernel) in
             [(64, 64, 1), (64, 64, 3), (256, 64, 1), (256, 64, 1), (64, 256, 1), (64, 64, 3), (256, 64, 1)]

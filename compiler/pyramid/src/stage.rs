@@ -16,7 +16,7 @@ use crate::kernel::Kernel;
 use crate::machine::Machine;
 use std::fmt;
 use std::str::FromStr;
-use vdnn_ir::op::{ConvAttrs, PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep};
+use vdnn_ir::op::{PyramidAttrs, PyramidLayer, PyramidStep};
 use vdnn_ir::types::Layout;
 use vdnn_ir::{Bytes, DType, Nanos, Precision, TensorType};
 
@@ -179,55 +179,20 @@ pub fn stage_of(pyramid: &PyramidAttrs, inputs: &[&TensorType]) -> Option<Stage>
     if !plain || height % 8 != 0 || width % 8 != 0 || height * width == 0 {
         return None;
     }
-    // Per layer, the value that it reads, its window, what follows it and its channels.
-    let mut weights = inputs[1..].chunks_exact(2);
-    let mut layers = Vec::new();
-    for (i, layer) in pyramid.layers.iter().enumerate() {
-        let PyramidKind::Conv { conv, bias: true } = &layer.kind else { return None };
-        layers.push((layer.reads(i), kernel_of(conv)?, layer, *weights.next()?[0].dims.first()?));
-    }
     let side = channels == NARROW;
     if !side && channels != WIDE {
         return None;
     }
-    let relu = |l: &PyramidLayer| l.then.as_slice() == [PyramidStep::Relu];
-    let (mut at, mut blocks) = (0, 0);
-    while at < layers.len() {
-        // Numbers of the block's input and of its residual.
-        let (input, with_side) = (at, side && blocks == 0);
-        let &[first, second] = layers.get(at..at + 2)? else { return None };
-        let opens = (first.0, first.1, first.3) == (input, 1, NARROW) && relu(first.2);
-        let goes_on = (second.0, second.1, second.3) == (input + 1, 3, NARROW) && relu(second.2);
-        at += 2;
-        let mut residual = input;
-        if with_side {
-            let side = layers.get(at)?;
-            if (side.0, side.1, side.3) != (input, 1, WIDE) || !side.2.then.is_empty() {
-                return None;
-            }
-            at += 1;
-            residual = at;
-        }
-        let last = layers.get(at)?;
-        let of = u32::try_from(residual).ok()?;
-        let ends = last.2.then.as_slice() == [PyramidStep::AddLayer { of }, PyramidStep::Relu];
-        if !opens || !goes_on || !ends || (last.0, last.1, last.3) != (input + 2, 1, WIDE) {
-            return None;
-        }
-        at += 1;
-        blocks += 1;
+    let blocks = u32::try_from(pyramid.layers.len().saturating_sub(usize::from(side)) / 3).ok()?;
+    if blocks == 0 || pyramid.layers != PyramidAttrs::stage(blocks, side).layers {
+        return None;
     }
-    (blocks > 0).then_some(Stage { blocks, height, width, side })
-}
-
-/// 1 or 3, of a convolution that keeps rows and columns.
-fn kernel_of(conv: &ConvAttrs) -> Option<u64> {
-    let pad = match conv.kernel.as_slice() {
-        [1, 1] => 0,
-        [3, 3] => 1,
-        _ => return None,
-    };
-    (*conv == ConvAttrs::square(conv.kernel[0], 1, pad, 1)).then_some(conv.kernel[0])
+    // Those with a ReLU alone stay inside a block.
+    let outputs =
+        |layer: &PyramidLayer| if layer.then.as_slice() == [PyramidStep::Relu] { NARROW } else { WIDE };
+    let weights = inputs[1..].chunks_exact(2).map(|operands| operands[0].dims.first().copied());
+    let wanted = pyramid.layers.iter().map(|layer| Some(outputs(layer)));
+    weights.eq(wanted).then_some(Stage { blocks, height, width, side })
 }
 
 /// The bytes of counters at the front of the workspace, which must be zero when the kernel begins.
@@ -261,7 +226,7 @@ pub fn configs(
     machine: &Machine,
 ) -> Vec<StageConfig> {
     let blocks = u32::try_from(machine.multiprocessors).unwrap_or(u32::MAX);
-    let runs = |c: &StageConfig| kernel(stage, c, precision, layout, batch).is_ok();
+    let runs = |c: &StageConfig| shares(stage, c, precision, layout, batch).is_ok();
     // Prices are fitted to this one.
     StageConfig::balanced(stage, blocks).into_iter().filter(|c| machine.name == "h200" && runs(c)).collect()
 }
@@ -279,6 +244,18 @@ pub fn kernel(
     layout: Layout,
     batch: u64,
 ) -> Result<Kernel, CudaError> {
+    let blocks = shares(stage, config, precision, layout, batch)?;
+    Ok(print::kernel(stage, config, batch, &stage.roles(), &blocks))
+}
+
+/// How many blocks of threads each role of [`kernel`] has.
+fn shares(
+    stage: &Stage,
+    config: &StageConfig,
+    precision: Precision,
+    layout: Layout,
+    batch: u64,
+) -> Result<Vec<u32>, CudaError> {
     let unsupported = |what| Err(CudaError::Unsupported { what });
     match (precision, layout) {
         (Precision::Tf32, Layout::ChannelsLast) => {}
@@ -298,9 +275,6 @@ pub fn kernel(
     if rings.len() < stage.rings().count() || rings.iter().any(|n| !(2..=64).contains(n)) {
         return unsupported("rings of less than 2 or more than 64 images, or too few");
     }
-    let roles = stage.roles();
-    let Some(blocks) = shared_out(&roles, config.blocks) else {
-        return unsupported("a stage with more roles than blocks");
-    };
-    Ok(print::kernel(stage, config, batch, &roles, &blocks))
+    shared_out(&stage.roles(), config.blocks)
+        .ok_or(CudaError::Unsupported { what: "a stage with more roles than blocks" })
 }

@@ -121,6 +121,7 @@ fn reference(attrs: &PyramidAttrs, types: &[TensorType], operands: &[Vec<f32>]) 
 #[test]
 fn a_stage_and_its_configuration_are_recognised() {
     let (attrs, types) = stage(3, 4, 56, 56);
+    assert_eq!(attrs, PyramidAttrs::stage(3, true));
     let refs: Vec<&TensorType> = types.iter().collect();
     let found = stage_of(&attrs, &refs).expect("a stage");
     assert_eq!(found, Stage { blocks: 3, height: 56, width: 56, side: true });

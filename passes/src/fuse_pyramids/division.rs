@@ -8,7 +8,7 @@ use std::ops::Range;
 use vdnn_cost::{CostModel, PyramidOption, least_division};
 use vdnn_ir::op::pyramid::MAX_LAYERS;
 use vdnn_ir::op::{PyramidAttrs, PyramidUse};
-use vdnn_ir::{Bytes, Graph, Nanos, Op, TensorType, ValueId};
+use vdnn_ir::{Bytes, Graph, Nanos, TensorType, ValueId};
 
 /// A prediction must be so many percent of the fused time: what predictions may be wrong by.
 pub(super) const GAIN: u64 = 115;
@@ -73,24 +73,12 @@ impl Problem {
         self.inputs.iter().collect()
     }
 
-    fn measured(&self, cost: &CostModel) -> Vec<PyramidOption> {
-        cost.measured_pyramid(&self.pyramid, &self.refs(), &[&self.output])
-    }
-
     /// The fastest way by measurements, where there are any, else by prediction.
     fn fastest(&self, rule: Rule, cost: &CostModel) -> Option<Fused> {
-        let measured = self.measured(cost);
-        if let Some(option) = measured.into_iter().next() {
-            return Some(Fused { option, measured: true });
-        }
-        // What was measured and is no way could not run.
-        let failed = |config: &str| {
-            cost.is_measured(&Op::Pyramid(self.pyramid.with_config(config)), &self.refs(), &[&self.output])
-        };
-        let mut predicted = cost.predicted_pyramid(&self.pyramid, &self.refs()).into_iter();
         let believed = |o: &PyramidOption| rule == Rule::Predicted || o.is_fitted();
-        let option = predicted.find(|o| believed(o) && !failed(&o.config))?;
-        Some(Fused { option, measured: false })
+        let (option, measured) =
+            cost.fastest_pyramid(&self.pyramid, &self.refs(), &[&self.output], believed)?;
+        Some(Fused { option, measured })
     }
 }
 

@@ -121,16 +121,10 @@ impl Run<'_> {
             });
         }
         let name = format!("{} .. {}", self.graph.node(first).name, self.graph.node(last).name);
-        let order = self.graph.order();
-        let at = order.iter().position(|&n| n == last).unwrap_or(order.len());
         let op = Op::Pyramid(pyramid.with_config(config));
-        let node = self.graph.insert(at, op, &inputs, NodeSpec::forward(name))?;
-        let (old, new) = (self.graph.node(last).outputs[0], self.graph.node(node).outputs[0]);
-        self.graph.replace_all_uses(old, new);
+        let old = self.graph.node(last).outputs[0];
+        let new = one_node(self.graph, &nodes, op, &inputs, name)?;
         self.renamed.insert(old, new);
-        for id in nodes.into_iter().rev() {
-            self.graph.remove(id);
-        }
         Ok(())
     }
 
@@ -144,6 +138,28 @@ impl Run<'_> {
         self.widened.insert(v, wide);
         Ok(wide)
     }
+}
+
+/// Puts one node with one result in the place of the last of some nodes, in program order, and removes
+/// these; nobody else reads what the others make. Returns the new result.
+pub(crate) fn one_node(
+    graph: &mut Graph,
+    nodes: &[NodeId],
+    op: Op,
+    inputs: &[ValueId],
+    name: String,
+) -> Result<ValueId, InferError> {
+    let last = nodes.last().copied();
+    let at = graph.order().iter().position(|&n| Some(n) == last).unwrap_or(graph.order().len());
+    let node = graph.insert(at, op, inputs, NodeSpec::forward(name))?;
+    let new = graph.node(node).outputs[0];
+    if let Some(last) = last {
+        graph.replace_all_uses(graph.node(last).outputs[0], new);
+    }
+    for &id in nodes.iter().rev() {
+        graph.remove(id);
+    }
+    Ok(new)
 }
 
 /// A pyramid and the types of its operands and result.

@@ -46,33 +46,11 @@ fn layer(kind: PyramidKind, then: &[PyramidStep]) -> PyramidLayer {
     PyramidLayer { from: None, kind, then: then.iter().copied().collect() }
 }
 
-/// So many bottleneck blocks: 1x1 with ReLU, 3x3 with ReLU, 1x1 with the residual and ReLU. The
-/// residual is the block's input, in the first block with `side` a 1x1 convolution of it.
-pub fn stage(blocks: u32, side: bool) -> PyramidAttrs {
-    use PyramidStep::{AddLayer, Relu};
-    let conv = |from, kernel, then: &[PyramidStep]| {
-        let kind = PyramidKind::Conv { conv: attrs(kernel, 1, kernel / 2, 1, 1), bias: true };
-        PyramidLayer { from, ..layer(kind, then) }
-    };
-    let mut layers = Vec::new();
-    for block in 0..blocks {
-        let input = layers.len() as u32;
-        layers.extend([conv(None, 1, &[Relu]), conv(None, 3, &[Relu])]);
-        if side && block == 0 {
-            layers.push(conv(Some(input), 1, &[]));
-            layers.push(conv(Some(input + 2), 1, &[AddLayer { of: input + 3 }, Relu]));
-        } else {
-            layers.push(conv(None, 1, &[AddLayer { of: input }, Relu]));
-        }
-    }
-    PyramidAttrs { layers, config: String::new() }
-}
-
 impl Generator {
     /// A stage of blocks of 64 channels in and 256 out. It has a configuration: only then plans
     /// have the workspace that its kernel needs.
     fn stage(&mut self, x: [u64; 4], blocks: u32, side: bool) {
-        let pyramid = stage(blocks, side).with_config("stage rings 3 3 4 3 3 blocks 132");
+        let pyramid = PyramidAttrs::stage(blocks, side).with_config("stage rings 3 3 4 3 3 blocks 132");
         let mut operands = vec![self.any(&x)];
         // Channels of the values.
         let mut channels = vec![x[1]];

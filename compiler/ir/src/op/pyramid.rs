@@ -150,6 +150,34 @@ impl PyramidAttrs {
         Self { layers: self.layers.clone(), config: config.into() }
     }
 
+    /// So many bottleneck blocks of stride 1 (He, Zhang, Ren and Sun, *Deep Residual Learning for Image
+    /// Recognition*, CVPR 2016, figure 5, right), without a configuration: a 1x1 convolution with ReLU, a
+    /// 3x3 one with ReLU, and a 1x1 one to which the block's input is added in front of its ReLU; in the
+    /// first block with `side` another 1x1 convolution of the input, the layer in front of that, instead.
+    pub fn stage(blocks: u32, side: bool) -> Self {
+        use PyramidStep::{AddLayer, Relu};
+        let layer = |from, kernel: u64, then: &[PyramidStep]| PyramidLayer {
+            from,
+            kind: PyramidKind::Conv { conv: ConvAttrs::square(kernel, 1, kernel / 2, 1), bias: true },
+            then: SmallVec::from_slice(then),
+        };
+        let mut layers = Vec::new();
+        // The number of the block's input.
+        let mut input = 0;
+        for block in 0..blocks {
+            layers.extend([layer(None, 1, &[Relu]), layer(None, 3, &[Relu])]);
+            if side && block == 0 {
+                layers.push(layer(Some(input), 1, &[]));
+                layers.push(layer(Some(input + 2), 1, &[AddLayer { of: input + 3 }, Relu]));
+                input += 4;
+            } else {
+                layers.push(layer(None, 1, &[AddLayer { of: input }, Relu]));
+                input += 3;
+            }
+        }
+        Self { layers, config: String::new() }
+    }
+
     /// True if every layer reads the one before it and adds no other: one after the other.
     pub fn is_chain(&self) -> bool {
         self.layers.iter().enumerate().all(|(i, l)| l.reads(i) == i && l.added().next().is_none())

@@ -3,6 +3,7 @@
 use super::{Placed, WORKSPACE, have_nvrtc, types};
 use crate::cuda::kernels::compile::{compile, options};
 use crate::cuda::launch::SCRATCH;
+use vdnn_ir::op::PyramidAttrs;
 use vdnn_ir::{Layout, Op, Precision, Tensor, TensorType};
 
 const STEM: &str = "pyramid(layers:[(kind:conv(conv:(kernel:[7,7],strides:[2,2],before:[3,3],after:[3,3],\
@@ -84,26 +85,6 @@ fn pyramids_are_one_launch_that_compiles() {
 
 /// ResNet-50's first stage over two images, and operands as its kernel wants them.
 fn stage(config: &str) -> (Op, Vec<TensorType>) {
-    use PyramidStep::{AddLayer, Relu};
-    use vdnn_ir::op::{ConvAttrs, PyramidAttrs, PyramidKind, PyramidLayer, PyramidStep};
-    let layer = |kernel: u64, from, then: &[PyramidStep]| {
-        let conv = ConvAttrs::square(kernel, 1, kernel / 2, 1);
-        PyramidLayer {
-            kind: PyramidKind::Conv { conv, bias: true },
-            from,
-            then: then.iter().copied().collect(),
-        }
-    };
-    let mut layers = vec![
-        layer(1, None, &[Relu]),
-        layer(3, None, &[Relu]),
-        layer(1, Some(0), &[]),
-        layer(1, Some(2), &[AddLayer { of: 3 }, Relu]),
-    ];
-    for of in [4, 7] {
-        let last = layer(1, None, &[AddLayer { of }, Relu]);
-        layers.extend([layer(1, None, &[Relu]), layer(3, None, &[Relu]), last]);
-    }
     let mut operands = vec!["f32[2,64,56,56]".to_owned()];
     for (out, inner, k) in [(64, 64, 1), (64, 64, 3), (256, 64, 1), (256, 64, 1)]
         .into_iter()
@@ -116,7 +97,7 @@ fn stage(config: &str) -> (Op, Vec<TensorType>) {
         let layout = if ty.rank() == 4 { Layout::ChannelsLast } else { Layout::RowMajor };
         ty.in_layout(layout)
     };
-    let op = Op::Pyramid(PyramidAttrs { layers, config: config.to_owned() });
+    let op = Op::Pyramid(PyramidAttrs::stage(3, true).with_config(config));
     (op, operands.iter().map(last).collect())
 }
 
