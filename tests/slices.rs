@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::time::Instant;
+use vdnn_ir::id::EntityId;
 use vdnn_ir::parse::parse_graph;
-use vdnn_ir::{Bytes, Graph, Mode, Op, Tensor};
-use vdnn_passes::slice_batch::{SliceBatch, Slicing, regions};
+use vdnn_ir::random::splitmix64;
+use vdnn_ir::{Bytes, Graph, Mode, NodeId, Op, Tensor};
+use vdnn_passes::slice_batch::{Half, Halved, Regions, SliceBatch, Slicing, regions};
 use vdnn_passes::{AlgoMode, Fuse, Policy};
 use vdnn_plan::rows::rows_in_place;
 use vdnn_plan::{Command, Plan};
@@ -100,10 +102,25 @@ fn slices_of_every_size_give_the_results_of_the_whole_batch() {
     assert!(barriers > 20, "only {barriers} training steps were refused");
 }
 
+/// Some slices of some nodes, in halves by themselves or with what follows.
+fn halves(seed: u64) -> Halved {
+    let mut halved = Halved::default();
+    for i in 0..400 {
+        let drawn = splitmix64(seed, i);
+        let half = if drawn & 1 == 0 { Half::Both } else { Half::Each };
+        halved.insert(NodeId::from_index((drawn >> 8) as usize % 128), (drawn >> 32) % 4, half);
+    }
+    halved
+}
+
 /// The network in slices, planned.
 fn planned(graph: &Graph, slicing: Slicing, options: &CompileOptions) -> Plan {
+    planned_in(graph, SliceBatch::new(8, slicing), options)
+}
+
+fn planned_in(graph: &Graph, slices: SliceBatch, options: &CompileOptions) -> Plan {
     let (cost, mut timings) = (harness::cost(options), Timings::default());
-    let way = Way { slices: SliceBatch { batch: 8, slicing }, stages: false, time: None };
+    let way = Way { slices, stages: false, time: None };
     let joint = slicing::joint(graph, options, Some(way), &cost, &mut timings).expect("slices");
     driver::plan_joint(&joint, 8, None, options, &cost, Instant::now(), timings).expect("it fits").plan
 }
@@ -121,8 +138,14 @@ fn any_numbers_of_slices_of_the_nodes_give_the_results_of_the_whole_batch() {
                 // Loops in loops, and next to each other.
                 let number =
                     |i: u64| [1, 2, 4, 8, 4, 2, 3][(seed * 31 + round * 17 + i * i * 7 + i / 3) as usize % 7];
-                let slicing = Slicing::Regions((0..4096).map(number).collect());
-                let way = Way { slices: SliceBatch { batch: 8, slicing }, stages: false, time: None };
+                let counts: Vec<u64> = (0..4096).map(number).collect();
+                let slicing = match round {
+                    3 => Slicing::Layers(counts),
+                    _ => Slicing::Regions(counts),
+                };
+                let halved = if round > 1 { halves(seed) } else { Halved::default() };
+                let slices = SliceBatch { batch: 8, slicing, halved };
+                let way = Way { slices, stages: false, time: None };
                 let mut timings = Timings::default();
                 let Ok(joint) = slicing::joint(&graph, &options, Some(way), &cost, &mut timings) else {
                     continue;
@@ -210,9 +233,20 @@ fn regions_make_plans_that_are_smaller() {
     assert!(found.len() > 2, "{found:?}");
     let smallest = found.iter().map(|r| r.peak).min().expect("some");
     assert!(smallest.0 * 2 < found[0].peak.0, "{found:?}");
-    let bytes = |counts: &[u64]| planned(&graph, Slicing::Regions(counts.to_vec()), &options).device.bytes;
-    let planned = found.iter().map(|r| bytes(&r.counts)).min().expect("some");
-    assert!(planned.0 * 4 < bytes(&[]).0 * 3, "{planned} of {}", bytes(&[]));
+    let whole = planned(&graph, Slicing::Count(1), &options);
+    let results = step(&graph, whole.clone(), Mode::Infer, 1);
+    let mut smallest = whole.device.bytes;
+    for region in &found {
+        let plan = planned_in(&graph, region.clone().slices(8), &options);
+        smallest = smallest.min(plan.device.bytes);
+        assert!(!differs(&results["y"], &step(&graph, plan, Mode::Infer, 1)["y"]), "{region:?}");
+    }
+    assert!(smallest.0 * 4 < whole.device.bytes.0 * 3, "{smallest} of {}", whole.device.bytes);
+    // Halved are the slices that need more than others.
+    let halved: Vec<_> = found.iter().filter(|r| !r.halved.is_empty()).collect();
+    let less =
+        |r: &&Regions| found.iter().any(|o| o.counts == r.counts && o.halved.is_empty() && r.peak < o.peak);
+    assert!(!halved.is_empty() && halved.iter().all(less), "{halved:?}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use vdnn_cost::{CopyDir, CostModel};
 use vdnn_ir::{Bytes, Graph, Mode, Nanos, Phase};
 use vdnn_passes::fuse_pyramids::{Rule, footprints};
 use vdnn_passes::lower::expected_terms;
+use vdnn_passes::memory::LayoutOptions;
 use vdnn_passes::micro_batch::Menu;
 use vdnn_passes::streams::Lanes;
 use vdnn_passes::{AlgoMode, PassError, Policy, Recompute, Stats};
@@ -80,6 +81,8 @@ pub struct Summary {
     pub step: Nanos,
     /// Predicted time of the kernels alone.
     pub compute: Nanos,
+    /// Kernels of a step, but those that take no time, such as slices that lie in place.
+    pub launches: u64,
     /// Predicted idle time of the compute stream.
     pub stall: Nanos,
     /// No schedule of these kernels and copies can be faster: the busiest engine's time.
@@ -152,6 +155,7 @@ pub fn stop_after(
         kernels: &options.kernels,
         workspace: options.workspace,
         menu: Rc::new(Menu::new(options.micro_batch)),
+        thorough_layout: options.thorough_layout,
     };
     let candidate = choose(&search, options, &mut timings)?;
     if phase == Phase::Scheduled {
@@ -262,7 +266,8 @@ fn compile_in(
         Ok(found)
     };
     let attempt = |options: &CompileOptions| {
-        slicing::choose(graph, batch, options, cost, &|way| {
+        slicing::choose(graph, batch, options, cost, &|way, thorough_layout| {
+            let options = &CompileOptions { thorough_layout, ..options.clone() };
             let first = plan(options, way.clone());
             let settled = match &first {
                 Ok(c) => options.policy != Policy::Dyn || c.summary.chosen_policy == Policy::None,
@@ -331,6 +336,7 @@ pub fn plan_joint(
         kernels: &options.kernels,
         workspace: options.workspace,
         menu: Rc::new(Menu::new(options.micro_batch)),
+        thorough_layout: options.thorough_layout,
     };
     let mut chosen = choose(&search, options, &mut timings)?;
     let baseline_peak = if chosen.policy == Policy::Baseline {
@@ -388,6 +394,7 @@ pub fn plan_joint(
         prefetch: stats.prefetch_bytes,
         step: sim.step,
         compute: sim.compute,
+        launches: sim.launches(),
         stall: sim.stall,
         step_lower_bound: sim
             .device_time
@@ -485,5 +492,6 @@ fn baseline_peak(
         lag: 0,
     };
     pipeline::to_phase(&mut graph, Phase::Scheduled, &attempt, search.cost, timings)?;
-    Ok(lay_out(&graph, Policy::Baseline, timings)?.device_bytes)
+    let options = LayoutOptions { baseline: true, thorough: false };
+    Ok(lay_out(&graph, options, timings)?.device_bytes)
 }

@@ -58,6 +58,8 @@ pub struct CompileOptions {
     /// Largest footprint of a kernel that pyramids are to leave, whatever they cost
     /// ([`vdnn_passes::fuse_pyramids::FusePyramids::footprint`]).
     pub fuse_footprint: Option<Bytes>,
+    /// Search longer for the memory layout ([`vdnn_passes::memory::LayoutOptions::thorough`]).
+    pub thorough_layout: bool,
     /// Whether the batch is cut into slices.
     pub slices: Slices,
     /// Compute streams of an inference.

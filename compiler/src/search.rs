@@ -36,12 +36,11 @@ impl Candidate {
     }
 }
 
-/// Lays out a scheduled graph under a policy, on the clock.
+/// Lays out a scheduled graph, on the clock.
 ///
 /// # Errors
 /// If the sizes overflow.
-pub fn lay_out(graph: &Graph, policy: Policy, timings: &mut Timings) -> Result<Layout, PassError> {
-    let options = LayoutOptions { baseline: policy == Policy::Baseline };
+pub fn lay_out(graph: &Graph, options: LayoutOptions, timings: &mut Timings) -> Result<Layout, PassError> {
     let stats = |l: &Layout| {
         Stats::from([
             ("device_bytes", l.device_bytes.0),
@@ -76,6 +75,8 @@ pub struct Search<'a> {
     pub workspace: Workspace,
     /// The ways to run convolutions under `cost`.
     pub menu: Rc<Menu>,
+    /// See [`LayoutOptions::thorough`].
+    pub thorough_layout: bool,
 }
 
 impl Search<'_> {
@@ -108,7 +109,8 @@ impl Search<'_> {
     }
 
     fn layout(&self, graph: &Graph, policy: Policy, timings: &mut Timings) -> Result<Layout, PassError> {
-        lay_out(graph, policy, timings)
+        let options = LayoutOptions { baseline: policy == Policy::Baseline, thorough: self.thorough_layout };
+        lay_out(graph, options, timings)
     }
 
     /// One policy and algorithm mode: event waits come late if that fits, else early.

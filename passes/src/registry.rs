@@ -73,7 +73,8 @@ pub const PASSES: &[Entry] = &[
         make: |o| {
             let (count, target, least) = (o.or("count", 2)?, o.get("target")?, o.or("least", 1)?);
             let slicing = target.map_or(Slicing::Count(count), |bytes| Slicing::Target { bytes, least });
-            Ok(Box::new(SliceBatch { batch: o.or("batch", 4)?, slicing }))
+            let halved = o.get("halved")?.unwrap_or_default();
+            Ok(Box::new(SliceBatch { batch: o.or("batch", 4)?, slicing, halved }))
         },
     },
     Entry { name: "recompute", make: |o| Ok(Box::new(Recompute { within: o.get("within")? })) },

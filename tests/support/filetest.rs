@@ -207,7 +207,7 @@ fn on(options: &str, key: &str) -> bool {
 
 /// The layout as a table. Option: `baseline`.
 fn placed(graph: &Graph, options: &str) -> Result<String, String> {
-    let options = LayoutOptions { baseline: on(options, "baseline") };
+    let options = LayoutOptions { baseline: on(options, "baseline"), thorough: false };
     Ok(layout(graph, &options).map_err(|e| e.to_string())?.table(graph))
 }
 
@@ -221,7 +221,8 @@ fn lowered(
     cost: &CostModel,
 ) -> Result<String, String> {
     let lanes = if on(options, "streams") { assign(graph, cost, 2) } else { Lanes::single() };
-    let layout = layout_on(graph, &LayoutOptions { baseline: on(options, "baseline") }, &lanes);
+    let layout =
+        layout_on(graph, &LayoutOptions { baseline: on(options, "baseline"), thorough: false }, &lanes);
     let header = Header {
         model_name: graph.name.clone(),
         mode: graph.mode,

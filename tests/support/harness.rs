@@ -46,6 +46,7 @@ pub fn options(mode: Mode, policy: Policy, algo: AlgoMode) -> CompileOptions {
         recompute: Recompute::Off,
         fuse_depth: DEPTH,
         fuse_footprint: None,
+        thorough_layout: false,
         slices: Slices::Off,
         streams: vdnn_passes::streams::Streams::Count(1),
     }

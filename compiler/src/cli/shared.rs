@@ -59,6 +59,7 @@ impl SharedArgs {
             sparse: Sparse { on_host: self.device.to_string() == "cpu", ..self.sparse.sparse() },
             fuse_depth: self.fuse_depth,
             fuse_footprint: None,
+            thorough_layout: false,
             slices: self.micro_batch_regions,
             streams: self.streams.unwrap_or(Streams::Count(1)),
             keep_gradients: self.keep_gradients,

@@ -143,7 +143,7 @@ fn run(
     let notes = graph.annotate(node);
     *notes.algo = Some(d.schedule.clone());
     *notes.workspace = d.workspace;
-    let place = layout(&graph, &LayoutOptions { baseline: false }).map_err(Failure::internal)?;
+    let place = layout(&graph, &LayoutOptions::default()).map_err(Failure::internal)?;
     let options = LowerOptions {
         header: Header { model: None, model_name: "equivalence".to_owned(), ..of.header.clone() },
         device_budget: None,

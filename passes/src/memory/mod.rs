@@ -6,6 +6,7 @@
 //! concats grow row by row, `stepped.rs` packs their parts at the times these begin.
 
 pub mod baseline;
+mod climb;
 mod greedy;
 pub mod pack;
 mod stepped;
@@ -35,6 +36,8 @@ pub struct LayoutOptions {
     /// Network-wide allocation, the baseline vDNN compares with ([`baseline`]), instead of
     /// reuse of bytes as soon as they are dead. Slices and concats of rows are copies then.
     pub baseline: bool,
+    /// Where rows make the packing hard, search longer (`climb.rs`): about a second.
+    pub thorough: bool,
 }
 
 /// Why a graph has no layout.
@@ -199,7 +202,7 @@ fn place(graph: &Graph, storages: Storages, options: &LayoutOptions) -> Result<L
         s.offset = persistent_bytes;
         persistent_bytes += s.bytes.align_up(ALIGNMENT);
     }
-    let (host_bytes, host_lower_bound) = pack_space(&mut storages, Space::Host, Bytes::ZERO);
+    let (host_bytes, host_lower_bound) = pack_space(&mut storages, Space::Host, Bytes::ZERO, options);
 
     let positions = graph.order().len().max(1);
     let (device_bytes, lower_bound, live_profile);
@@ -208,7 +211,7 @@ fn place(graph: &Graph, storages: Storages, options: &LayoutOptions) -> Result<L
         lower_bound = device_bytes;
         live_profile = vec![device_bytes; positions];
     } else {
-        (device_bytes, lower_bound) = pack_space(&mut storages, Space::Device, persistent_bytes);
+        (device_bytes, lower_bound) = pack_space(&mut storages, Space::Device, persistent_bytes, options);
         live_profile = profile(&storages, positions, persistent_bytes);
         debug_assert_eq!(live_profile.iter().max(), Some(&lower_bound));
     }
@@ -254,7 +257,12 @@ pub fn live_profile(graph: &Graph) -> Result<Vec<Bytes>, LayoutError> {
 
 /// Packs the transient storages of one arena above `base`; returns the arena's size and
 /// its lower bound.
-fn pack_space(storages: &mut PrimaryMap<StorageId, Storage>, space: Space, base: Bytes) -> (Bytes, Bytes) {
+fn pack_space(
+    storages: &mut PrimaryMap<StorageId, Storage>,
+    space: Space,
+    base: Bytes,
+    options: &LayoutOptions,
+) -> (Bytes, Bytes) {
     let ids: Vec<StorageId> = storages
         .iter()
         .filter(|(_, s)| s.space == space && s.kind != StorageKind::Persistent)
@@ -270,7 +278,13 @@ fn pack_space(storages: &mut PrimaryMap<StorageId, Storage>, space: Space, base:
         let positions = shapes.iter().map(Shape::until).max().unwrap_or(0) as usize;
         let live = pack::live_profile(shapes.iter().flat_map(Shape::blocks), positions);
         packing.lower_bound = live.into_iter().max().unwrap_or_default();
-        if let Some((offsets, height)) = stepped::pack(&shapes, packing.lower_bound)
+        let mut found = stepped::pack(&shapes, packing.lower_bound);
+        let met = |height: Bytes| height <= packing.lower_bound;
+        if options.thorough && !met(packing.height) && !found.as_ref().is_some_and(|f| met(f.1)) {
+            let other = climb::pack(&shapes, packing.lower_bound);
+            found = found.into_iter().chain(other).min_by_key(|f| f.1);
+        }
+        if let Some((offsets, height)) = found
             && height < packing.height
         {
             (packing.offsets, packing.height) = (offsets, height);

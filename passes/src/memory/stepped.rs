@@ -39,12 +39,18 @@ impl Shape {
         self.parts.iter().map(|p| p.until).max().unwrap_or(0)
     }
 
-    fn first(&self) -> u32 {
+    /// The first position.
+    pub(super) fn first(&self) -> u32 {
         self.parts.iter().map(|p| p.from).min().unwrap_or(0)
     }
 
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         self.parts.iter().map(|p| p.end.0).max().unwrap_or(0)
+    }
+
+    /// True if its front is given back before its end.
+    pub(super) fn shrinks(&self) -> bool {
+        self.parts.first().zip(self.parts.last()).is_some_and(|(first, last)| first.until < last.until)
     }
 }
 
@@ -59,16 +65,19 @@ struct Slot {
 /// Pairs of parts that may be compared in all.
 const WORK: u64 = 150_000_000;
 /// Orders tried at most.
-const ORDERS: u64 = 3000;
+const ORDERS: u64 = 400;
 /// Number of heuristics of [`sorted`].
 const KEYS: u64 = 8;
 
 /// A packing.
-struct Placed {
-    offsets: Vec<Bytes>,
-    height: Bytes,
+#[derive(Clone)]
+pub(super) struct Placed {
+    pub(super) offsets: Vec<Bytes>,
+    pub(super) height: Bytes,
     /// Place in the order of the block that ends highest.
-    highest: usize,
+    pub(super) highest: usize,
+    /// Bytes above the goal, each as often as positions at which it is in use.
+    pub(super) above: u128,
 }
 
 /// Where blocks go, and the height of the arena: the best of several greedy orders and of those
@@ -78,17 +87,14 @@ struct Placed {
 pub(super) fn pack(shapes: &[Shape], bound: Bytes) -> Option<(Vec<Bytes>, Bytes)> {
     let parts = shapes.iter().map(|s| s.parts.len() as u64).sum::<u64>();
     let orders = (WORK / (parts * parts / 2).max(1)).min(ORDERS);
-    let positions = shapes.iter().map(Shape::until).max().unwrap_or(0) as usize;
-    let profile = live_profile(shapes.iter().flat_map(Shape::blocks), positions);
-    let crest = |s: &Shape| profile[s.first() as usize..s.until() as usize].iter().max().map_or(0, |b| b.0);
-    let crests: Vec<u64> = shapes.iter().map(crest).collect();
+    let crests = crests(shapes);
     let mut best: Option<Placed> = None;
     // What is left of the work is shared by the heuristics.
     let rounds = orders.div_ceil(KEYS);
     for key in 0..orders.min(KEYS) {
         let mut order = sorted(shapes, &crests, key);
         for _ in 0..rounds {
-            let placed = place(shapes, &order);
+            let placed = place(shapes, &order, bound, &|_| false);
             let highest = placed.highest;
             if best.as_ref().is_none_or(|b| placed.height < b.height) {
                 best = Some(placed);
@@ -103,8 +109,16 @@ pub(super) fn pack(shapes: &[Shape], bound: Bytes) -> Option<(Vec<Bytes>, Bytes)
     Some((best.offsets, best.height))
 }
 
+/// The fullest position that each block lives through.
+pub(super) fn crests(shapes: &[Shape]) -> Vec<u64> {
+    let positions = shapes.iter().map(Shape::until).max().unwrap_or(0) as usize;
+    let profile = live_profile(shapes.iter().flat_map(Shape::blocks), positions);
+    let crest = |s: &Shape| profile[s.first() as usize..s.until() as usize].iter().max().map_or(0, |b| b.0);
+    shapes.iter().map(crest).collect()
+}
+
 /// The blocks by the `key`-th heuristic.
-fn sorted(shapes: &[Shape], crests: &[u64], key: u64) -> Vec<usize> {
+pub(super) fn sorted(shapes: &[Shape], crests: &[u64], key: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..shapes.len()).collect();
     order.sort_by_cached_key(|&i| {
         let s = &shapes[i];
@@ -125,13 +139,15 @@ fn sorted(shapes: &[Shape], crests: &[u64], key: u64) -> Vec<usize> {
     order
 }
 
-/// Places blocks one by one, each at the lowest offset it fits.
-fn place(shapes: &[Shape], order: &[usize]) -> Placed {
+/// Places blocks one by one, each at the lowest offset it fits; those that are hung, at the highest below
+/// the goal if there is one.
+pub(super) fn place(shapes: &[Shape], order: &[usize], goal: Bytes, hung: &dyn Fn(usize) -> bool) -> Placed {
     let mut slots: Vec<Slot> = Vec::new();
     let mut offsets = vec![Bytes::ZERO; shapes.len()];
-    let (mut height, mut highest) = (0, 0);
+    let (mut height, mut highest, mut above) = (0, 0, 0);
     // Offsets strictly between these two bounds are taken.
     let mut taken: Vec<(i128, i128)> = Vec::new();
+    let goal = i128::from(goal.0);
     for (at, &i) in order.iter().enumerate() {
         let shape = &shapes[i];
         taken.clear();
@@ -143,27 +159,51 @@ fn place(shapes: &[Shape], order: &[usize]) -> Placed {
             );
         }
         taken.sort_unstable();
-        let mut offset = 0;
-        for &(low, high) in &taken {
-            if low >= offset {
-                break;
-            }
-            offset = high.max(offset);
-        }
+        let below = if hung(i) { highest_below(&taken, goal - i128::from(shape.size())) } else { None };
+        let offset = below.unwrap_or_else(|| lowest(&taken));
         for p in shape.parts.iter().filter(|p| p.start < p.end && p.from < p.until) {
             let (start, end) = (offset + i128::from(p.start.0), offset + i128::from(p.end.0));
             slots.push(Slot { start, end, t0: p.from, t1: p.until });
             if end > height {
                 (height, highest) = (end, at);
             }
+            above += (end - start.max(goal)).max(0).unsigned_abs() * u128::from(p.until - p.from);
         }
         offsets[i] = Bytes(u64::try_from(offset).unwrap_or(u64::MAX));
     }
-    Placed { offsets, height: Bytes(u64::try_from(height).unwrap_or(u64::MAX)), highest }
+    Placed { offsets, height: Bytes(u64::try_from(height).unwrap_or(u64::MAX)), highest, above }
+}
+
+/// The lowest offset that is in none of these, which are in order.
+fn lowest(taken: &[(i128, i128)]) -> i128 {
+    let mut offset = 0;
+    for &(low, high) in taken {
+        if low >= offset {
+            break;
+        }
+        offset = high.max(offset);
+    }
+    offset
+}
+
+/// The highest one that is no higher than `top`.
+fn highest_below(taken: &[(i128, i128)], top: i128) -> Option<i128> {
+    // All offsets before `free` are taken or have been looked at.
+    let (mut free, mut best) = (0, None);
+    for &(low, high) in taken {
+        if free > top {
+            break;
+        }
+        if low >= free {
+            best = Some(low.min(top));
+        }
+        free = high.max(free);
+    }
+    if free <= top { Some(top) } else { best }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn part(start: u64, end: u64, live: Range<u32>) -> Part {
@@ -197,6 +237,25 @@ mod tests {
         assert_eq!(offsets[0].0.abs_diff(offsets[1].0), 256);
     }
 
+    /// No two parts in use at the same time share a byte, and none ends above the height.
+    pub(crate) fn assert_apart(shapes: &[Shape], offsets: &[Bytes], height: Bytes) {
+        let placed: Vec<(usize, u64, u64, Range<u32>)> = shapes
+            .iter()
+            .zip(offsets)
+            .enumerate()
+            .flat_map(|(i, (s, o))| {
+                s.parts.iter().map(move |p| (i, (*o + p.start).0, (*o + p.end).0, p.from..p.until))
+            })
+            .collect();
+        for (k, (i, s0, e0, t0)) in placed.iter().enumerate() {
+            assert!(*e0 <= height.0 && offsets[*i].0.is_multiple_of(256));
+            for (j, s1, e1, t1) in &placed[..k] {
+                let apart = e0 <= s1 || e1 <= s0 || t0.end <= t1.start || t1.end <= t0.start;
+                assert!(i == j || apart, "{i} and {j}");
+            }
+        }
+    }
+
     #[test]
     fn parts_in_use_together_share_no_byte() {
         let mut state = 3u64;
@@ -204,7 +263,7 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % n
         };
-        for round in 0..60 {
+        for _ in 0..60 {
             let shapes: Vec<Shape> = (0..next(40))
                 .map(|_| {
                     let (mut at, first) = (0, next(30) as u32);
@@ -220,21 +279,7 @@ mod tests {
                 })
                 .collect();
             let Some((offsets, height)) = pack(&shapes, Bytes::ZERO) else { panic!("few") };
-            let placed: Vec<(usize, u64, u64, Range<u32>)> = shapes
-                .iter()
-                .zip(&offsets)
-                .enumerate()
-                .flat_map(|(i, (s, o))| {
-                    s.parts.iter().map(move |p| (i, (*o + p.start).0, (*o + p.end).0, p.from..p.until))
-                })
-                .collect();
-            for (k, (i, s0, e0, t0)) in placed.iter().enumerate() {
-                assert!(*e0 <= height.0 && offsets[*i].0 % 256 == 0);
-                for (j, s1, e1, t1) in &placed[..k] {
-                    let apart = e0 <= s1 || e1 <= s0 || t0.end <= t1.start || t1.end <= t0.start;
-                    assert!(i == j || apart, "round {round}");
-                }
-            }
+            assert_apart(&shapes, &offsets, height);
             let profile = live_profile(shapes.iter().flat_map(Shape::blocks), 64);
             assert!(profile.iter().all(|&b| b <= height));
         }

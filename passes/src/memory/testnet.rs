@@ -317,7 +317,8 @@ pub(crate) fn scheduled(mut graph: Graph, policy: Policy, sync: SyncMode) -> Sch
 
 impl Scheduled {
     pub(crate) fn layout(&self, policy: Policy) -> Layout {
-        layout(&self.graph, &LayoutOptions { baseline: policy == Policy::Baseline }).expect("layout")
+        let options = LayoutOptions { baseline: policy == Policy::Baseline, thorough: false };
+        layout(&self.graph, &options).expect("layout")
     }
     pub(crate) fn plan(&self, layout: &Layout) -> Plan {
         let header = Header {

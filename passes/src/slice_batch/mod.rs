@@ -10,13 +10,19 @@
 //! batch, such as batch norm in training, is a barrier.
 
 mod counts;
+mod halved;
+mod halves;
+mod live;
+mod order;
 mod regions;
 mod rules;
 
 pub use counts::Slicing;
+pub use halved::{Half, Halved};
 pub use regions::{Regions, regions};
 
 use crate::pass::{Outcome, Pass, PassCtx, PassError, Stats};
+use order::{Cut, Run, parts};
 use rules::{Part, Rule, on_rows, rule};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -39,6 +45,16 @@ pub struct SliceBatch {
     pub batch: u64,
     /// How many slices.
     pub slicing: Slicing,
+    /// Slices that run in two halves: those during which too much else is in memory. What is said of nodes
+    /// that are not cut, or of slices of one sample, is ignored.
+    pub halved: Halved,
+}
+
+impl SliceBatch {
+    /// Slices of which none is halved.
+    pub fn new(batch: u64, slicing: Slicing) -> Self {
+        Self { batch, slicing, halved: Halved::default() }
+    }
 }
 
 impl Pass for SliceBatch {
@@ -65,8 +81,10 @@ impl Pass for SliceBatch {
         ]);
         if most > 1 {
             let by_layer = matches!(self.slicing, Slicing::Layers(_));
-            let mut slicer = Slicer { by_layer, ..Slicer::new(graph, self.batch, rows, counts) };
-            slicer.run().map_err(|error| PassError::Infer { pass: PASS, error })?;
+            let count = |node: NodeId| counts.get(node.index()).copied().unwrap_or(1);
+            let halved = self.halved.of(|node| (2..=self.batch / 2).contains(&count(node)));
+            let mut slicer = Slicer::new(graph, self.batch, rows, counts);
+            slicer.run(by_layer, &halved).map_err(|error| PassError::Infer { pass: PASS, error })?;
         }
         Ok(Outcome { changed: most > 1, stats })
     }
@@ -149,14 +167,18 @@ struct Range {
     len: u64,
 }
 
+/// The rows of slice `slice` of `k`.
+fn range(batch: u64, k: u64, slice: u64) -> Range {
+    let first = slice * batch / k;
+    Range { first, len: (slice + 1) * batch / k - first }
+}
+
 struct Slicer<'a> {
     graph: &'a mut Graph,
     batch: u64,
     rows: Rows,
     /// By node: in how many slices it runs.
     counts: Vec<u64>,
-    /// See [`Slicing::Layers`].
-    by_layer: bool,
     /// The rows of a value, by number of slices and slice.
     pieces: BTreeMap<(ValueId, u64, u64), ValueId>,
     /// What the slices of a sum have added up to so far.
@@ -173,7 +195,6 @@ impl<'a> Slicer<'a> {
             batch,
             rows,
             counts,
-            by_layer: false,
             pieces: BTreeMap::new(),
             totals: BTreeMap::new(),
             copies: BTreeMap::new(),
@@ -181,11 +202,14 @@ impl<'a> Slicer<'a> {
         }
     }
 
-    fn run(&mut self) -> Result<(), InferError> {
+    fn run(&mut self, by_layer: bool, halved: &Halved) -> Result<(), InferError> {
         let old = self.graph.order().to_vec();
-        let [early, sliced, waiting] = self.parts(&old);
+        let [early, sliced, waiting] = parts(&old, &self.rows, &self.counts);
+        let runs = Cut { counts: &self.counts, halved, by_layer }.runs(&sliced);
         early.iter().try_for_each(|&id| self.once(id))?;
-        self.emit(&sliced, 1, 0)?;
+        for run in runs {
+            if run.of == 1 { self.once(run.node)? } else { self.copy(run)? }
+        }
         waiting.iter().try_for_each(|&id| self.once(id))?;
         for i in 0..self.graph.outputs.len() {
             let value = self.whole(self.graph.outputs[i].value)?;
@@ -205,62 +229,6 @@ impl<'a> Slicer<'a> {
         Ok(())
     }
 
-    /// What depends on no rows, which every slice may read; what runs in slices or is read by some;
-    /// and what is made of sums and feeds no slice, which can wait for all of them.
-    fn parts(&self, old: &[NodeId]) -> [Vec<NodeId>; 3] {
-        let mut parts = [Vec::new(), Vec::new(), Vec::new()];
-        for &id in old {
-            let of_sums = self.rows.rule[id.index()].is_none() && !self.rows.barriers.contains(&id);
-            let once = self.counts[id.index()] == 1 && self.rows.sums_only(id);
-            let part = match self.rows.late[id.index()] {
-                false => 0,
-                true if of_sums || once => 2,
-                true => 1,
-            };
-            parts[part].push(id);
-        }
-        parts
-    }
-
-    /// Slice `slice` of `k` of nodes that run in as many or more: those in between that run in more
-    /// slices form loops, each in the fewest any of its nodes has, and inner loops in turn.
-    fn emit(&mut self, nodes: &[NodeId], k: u64, slice: u64) -> Result<(), InferError> {
-        let count = |id: &NodeId| self.counts[id.index()];
-        let more: Vec<bool> = nodes.iter().map(|id| count(id) > k).collect();
-        let mut rest = nodes;
-        for run in more.chunk_by(|a, b| a == b) {
-            let (these, after) = rest.split_at(run.len());
-            rest = after;
-            if !run[0] {
-                for &id in these {
-                    if k == 1 { self.once(id)? } else { self.copy(id, k, slice)? }
-                }
-                continue;
-            }
-            for group in self.loops(these, k) {
-                let least = group.iter().map(|id| self.counts[id.index()]).min().unwrap_or(k);
-                for inner in slice * least / k..(slice + 1) * least / k {
-                    self.emit(group, least, inner)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Cuts nodes where the numbers of slices have no common loop, and inside a loop everywhere if
-    /// each is to run by itself.
-    fn loops<'n>(&self, nodes: &'n [NodeId], k: u64) -> Vec<&'n [NodeId]> {
-        let count = |id: &NodeId| self.counts[id.index()];
-        if self.by_layer && k > 1 {
-            return nodes.chunks(1).collect();
-        }
-        let least = nodes.iter().map(count).min().unwrap_or(k);
-        if nodes.iter().all(|id| count(id).is_multiple_of(least)) {
-            return vec![nodes];
-        }
-        nodes.chunk_by(|a, b| count(a) == count(b)).collect()
-    }
-
     /// A node that stays, on whole operands.
     fn once(&mut self, id: NodeId) -> Result<(), InferError> {
         let operands = self.graph.node(id).inputs.clone();
@@ -276,12 +244,16 @@ impl<'a> Slicer<'a> {
     }
 
     fn range(&self, k: u64, slice: u64) -> Range {
-        let first = slice * self.batch / k;
-        Range { first, len: (slice + 1) * self.batch / k - first }
+        range(self.batch, k, slice)
     }
 
     /// One slice of a node.
-    fn copy(&mut self, id: NodeId, k: u64, slice: u64) -> Result<(), InferError> {
+    fn copy(&mut self, run: Run) -> Result<(), InferError> {
+        let Run { node: id, of: k, slice } = run;
+        let number = match k > self.counts[id.index()] {
+            true => format!("{}.{}", slice / 2, slice % 2),
+            false => slice.to_string(),
+        };
         let node: Node = self.graph.node(id).clone();
         let like = self.like(id, slice);
         let rule = self.rows.rule[id.index()].clone();
@@ -294,7 +266,7 @@ impl<'a> Slicer<'a> {
             inputs.push(if rule.scaled == Some(i) { self.share(v, len, &like, slice)? } else { v });
         }
         let op = on_rows(&node.op, self.graph, &node, first, len);
-        let made = self.add(op, &inputs, &like, &format!("{slice}"), node.outputs.len())?;
+        let made = self.add(op, &inputs, &like, &number, node.outputs.len())?;
         self.copies.insert((id, slice), made);
         for (i, &part) in rule.results.iter().enumerate() {
             let (whole, piece) = (node.outputs[i], self.graph.node(made).outputs[i]);
@@ -372,19 +344,27 @@ impl<'a> Slicer<'a> {
             return Ok(piece);
         }
         let like = self.like_of(v, slice);
-        let piece = if made_in > k && made_in.is_multiple_of(k) {
+        let piece = if made_in >= k && made_in.is_multiple_of(k) {
             let each = made_in / k;
             let mut parts: SmallVec<[ValueId; 8]> = SmallVec::new();
             for i in slice * each..(slice + 1) * each {
-                let part = self.pieces.get(&(v, made_in, i)).copied();
-                parts.push(
-                    part.ok_or_else(|| InferError(format!("slice {i} of {v} is read before it is made")))?,
-                );
+                let whole = self.pieces.get(&(v, made_in, i)).copied();
+                let half = |j| self.pieces.get(&(v, 2 * made_in, 2 * i + j)).copied();
+                match (whole, half(0), half(1)) {
+                    (Some(whole), ..) => parts.push(whole),
+                    (None, Some(first), Some(second)) => parts.extend([first, second]),
+                    _ => return Err(InferError(format!("slice {i} of {v} is read before it is made"))),
+                }
             }
             let made = self.add(Op::Concat { axis: 0 }, &parts, &like, &format!("{slice}/rows"), 1)?;
             self.graph.node(made).outputs[0]
         } else {
-            let outer = if k.is_multiple_of(made_in) { made_in } else { 1 };
+            let mut outer = if k.is_multiple_of(made_in) { made_in } else { 1 };
+            // Half of a slice whose halves were made apart.
+            let made = |of: u64| self.pieces.contains_key(&(v, of, slice * of / k));
+            if outer > 1 && k.is_multiple_of(2 * outer) && made(2 * outer) && !made(outer) {
+                outer *= 2;
+            }
             let coarse = slice * outer / k;
             let from = self.piece(v, outer, coarse)?;
             // All at once where they can lie in the operand: what is made of one can then take its

@@ -10,9 +10,12 @@
 //! Both are estimates: kernels are priced alone, and live bytes are those of the order the
 //! graph has, without what sharing and packing do to them. Plans tell what they come to.
 
+use super::halves::{Halves, Price};
+use super::live::Sliced;
 use super::rules::on_rows;
-use super::{Part, Rows};
+use super::{Halved, Part, Rows, SliceBatch, Slicing};
 use smallvec::SmallVec;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use vdnn_cost::{CostModel, rings};
 use vdnn_ir::id::EntityId;
@@ -29,15 +32,44 @@ const SLOWEST: u64 = 4;
 /// In so many numbers of slices a node may run inside those around it: 1, 2 and 4 times as many.
 const INNER: usize = 3;
 
+/// Halving slices may cost one part in so many of the time.
+const LONGER: u64 = 20;
+
 /// A choice for the whole graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Regions {
     /// In how many slices each node runs, by its index; 1 for nodes that are not cut.
     pub counts: Vec<u64>,
+    /// See [`Slicing::Layers`].
+    pub by_layer: bool,
+    /// See [`SliceBatch::halved`].
+    pub halved: Halved,
     /// Predicted time of the nodes that have rows.
     pub time: Nanos,
     /// Predicted memory of what has rows, with workspace.
     pub peak: Bytes,
+}
+
+impl Regions {
+    /// The pass that cuts the batch so.
+    pub fn slices(self, batch: u64) -> SliceBatch {
+        let slicing = match self.by_layer {
+            true => Slicing::Layers(self.counts),
+            false => Slicing::Regions(self.counts),
+        };
+        SliceBatch { batch, slicing, halved: self.halved }
+    }
+}
+
+/// A choice of the program.
+#[derive(Clone)]
+struct Choice {
+    /// By step; later by node.
+    counts: Vec<u64>,
+    /// Nanoseconds.
+    time: u64,
+    /// Of the order the graph has.
+    peak: u64,
 }
 
 /// A node of the program.
@@ -75,66 +107,92 @@ struct State {
     next: (usize, usize),
 }
 
-/// The choices for an inference graph, from the fastest to the smallest; those in which nodes have
-/// more slices than those around them come last, again from the fastest: they are smaller, but
-/// hard to pack.
+/// The choices for an inference graph: of the dynamic program, from the fastest to the smallest, first
+/// those in which no node has more slices than those around it, which are easier to pack; the same with
+/// larger stages; each in both orders; and those with halved slices that none of all these beats.
 pub fn regions(graph: &Graph, batch: u64, cost: &CostModel) -> Vec<Regions> {
     let rows = Rows::of(graph, batch);
+    let prices = Prices { graph, rows: &rows, batch, cost, known: RefCell::default() };
     let numbers: Vec<u64> = (0..=batch.max(1).ilog2()).map(|i| 1 << i).collect();
-    let mut found: Vec<Regions> = Vec::new();
+    let mut found: Vec<Choice> = Vec::new();
     for inner in [1, INNER] {
-        let steps = steps(graph, &rows, batch, (&numbers, inner), cost);
+        let steps = steps(&prices, (&numbers, inner));
         let (mut limit, mut slowest) = (u64::MAX, u64::MAX);
         for _ in 0..LIMITS {
-            let Some(mut regions) = under(&steps, &numbers, limit).filter(|r| r.time.0 <= slowest) else {
+            let Some(mut choice) = under(&steps, &numbers, limit).filter(|c| c.time <= slowest) else {
                 break;
             };
-            slowest = slowest.min(regions.time.0.saturating_mul(SLOWEST));
-            limit = (regions.peak.0 / 100 * STEP).min(limit / 100 * STEP);
+            slowest = slowest.min(choice.time.saturating_mul(SLOWEST));
+            limit = (choice.peak / 100 * STEP).min(limit / 100 * STEP);
             let mut counts = vec![1; graph.node_bound()];
-            for (step, k) in steps.iter().zip(&regions.counts) {
+            for (step, k) in steps.iter().zip(&choice.counts) {
                 counts[step.id.index()] = *k;
             }
-            regions.counts = counts;
+            choice.counts = counts;
             // A plan is made of each.
-            if found.iter().all(|other| other.counts != regions.counts) {
-                found.push(regions);
+            if found.iter().all(|other| other.counts != choice.counts) {
+                found.push(choice);
             }
         }
     }
-    let larger: Vec<Regions> =
-        found.iter().filter_map(|r| with_larger_stages(r, graph, &rows, batch, cost)).collect();
+    let larger: Vec<Choice> = found.iter().filter_map(|c| with_larger_stages(c, &prices)).collect();
     found.extend(larger);
-    found
+    in_both_orders(&found, &prices)
+}
+
+/// Choices in both orders, and with halved slices.
+fn in_both_orders(found: &[Choice], prices: &Prices<'_>) -> Vec<Regions> {
+    let fastest = |id: NodeId, k: u64| prices.runs(id, k).first().copied();
+    let price: Price<'_> = &fastest;
+    let (mut all, mut halved): (Vec<Regions>, Vec<Regions>) = Default::default();
+    for (choice, by_layer) in found.iter().flat_map(|c| [(c, false), (c, true)]) {
+        let sliced = Sliced::new(prices.graph, prices.rows, prices.batch, &choice.counts);
+        let mut halves = Halves { counts: &choice.counts, by_layer, halved: Halved::default(), longer: 0 };
+        let peak = halves.peak(&sliced, price);
+        let regions = |halves: &Halves<'_>, peak: u64| Regions {
+            counts: choice.counts.clone(),
+            by_layer,
+            halved: halves.halved.clone(),
+            time: Nanos(choice.time + halves.longer),
+            peak: Bytes(peak),
+        };
+        all.push(regions(&halves, peak));
+        let mut peak = peak;
+        while halves.longer <= choice.time / LONGER
+            && halves.fit(peak.saturating_sub(1), prices.batch, &sliced, price)
+        {
+            peak = halves.peak(&sliced, price);
+            halved.push(regions(&halves, peak));
+        }
+    }
+    let beats = |o: &Regions, r: &Regions| {
+        o.time <= r.time && o.peak <= r.peak && (o.time, o.peak) != (r.time, r.peak)
+    };
+    for (i, r) in halved.iter().enumerate() {
+        let again = halved[..i].iter().any(|o| (o.time, o.peak) == (r.time, r.peak));
+        if !again && !r.halved.is_empty() && !all.iter().chain(&halved).any(|o| beats(o, r)) {
+            all.push(r.clone());
+        }
+    }
+    all
 }
 
 /// The same with stages of blocks on slices of twice the size, where it is cut: a stage needs a
-/// while until all of its layers are busy, and what it makes can be used up in smaller slices. Their
-/// memory is only bounded.
-fn with_larger_stages(
-    regions: &Regions,
-    graph: &Graph,
-    rows: &Rows,
-    batch: u64,
-    cost: &CostModel,
-) -> Option<Regions> {
-    let mut larger = regions.clone();
-    for (id, node) in graph.nodes() {
+/// while until all of its layers are busy, and what it makes can be used up in smaller slices.
+fn with_larger_stages(choice: &Choice, prices: &Prices<'_>) -> Option<Choice> {
+    let mut larger = choice.clone();
+    for (id, node) in prices.graph.nodes() {
         let count = &mut larger.counts[id.index()];
         let is_stage = matches!(&node.op, Op::Pyramid(pyramid) if !pyramid.is_chain());
         if !is_stage || *count < 2 {
             continue;
         }
-        let run = |k: u64| runs(graph, rows, id, batch, k, cost).first().copied();
-        let ((before, _), (after, rings)) = (run(*count)?, run(*count / 2)?);
-        larger.time = larger.time.saturating_sub(Nanos(before)).saturating_add(Nanos(after));
+        let run = |k: u64| prices.runs(id, k).first().copied();
+        let ((before, _), (after, _)) = (run(*count)?, run(*count / 2)?);
+        larger.time = larger.time.saturating_sub(before).saturating_add(after);
         *count /= 2;
-        // At least what it reads and makes at once.
-        let images = node.inputs.iter().chain(&node.outputs).filter(|v| rows.value[v.index()]);
-        let own: u64 = images.map(|&v| graph.ty(v).bytes().0).sum();
-        larger.peak = larger.peak.max(Bytes(own / *count + rings));
     }
-    (larger.counts != regions.counts).then_some(larger)
+    (larger.counts != choice.counts).then_some(larger)
 }
 
 /// Rows per slice, at most.
@@ -142,13 +200,8 @@ fn len(batch: u64, slices: u64) -> u64 {
     batch.div_ceil(slices)
 }
 
-fn steps(
-    graph: &Graph,
-    rows: &Rows,
-    batch: u64,
-    (numbers, inner): (&[u64], usize),
-    cost: &CostModel,
-) -> Vec<Step> {
+fn steps(prices: &Prices<'_>, (numbers, inner): (&[u64], usize)) -> Vec<Step> {
+    let &Prices { graph, rows, .. } = prices;
     // What feeds no slice and is a sum waits for all of them, and is small.
     let nodes: Vec<NodeId> = graph
         .order()
@@ -177,8 +230,7 @@ fn steps(
         let live = sum(&|v, (a, b)| !is_input(v) && a <= p && p <= b);
         let made = sum(&|v, (a, _)| !is_input(v) && a == p);
         let spent = sum(&|v, (a, b)| !is_input(v) && a < p && b == p);
-        let runs: Vec<Vec<(u64, u64)>> =
-            numbers.iter().map(|&k| runs(graph, rows, id, batch, k, cost)).collect();
+        let runs: Vec<Runs> = numbers.iter().map(|&k| prices.runs(id, k)).collect();
         let ways = |i: usize| {
             let mut ways = Vec::new();
             for (n, &slices) in numbers.iter().enumerate().skip(i).take(inner) {
@@ -207,51 +259,75 @@ fn steps(
     nodes.iter().enumerate().map(step).collect()
 }
 
+/// What slices of nodes take.
+struct Prices<'a> {
+    graph: &'a Graph,
+    rows: &'a Rows,
+    batch: u64,
+    cost: &'a CostModel,
+    /// By node and number of slices.
+    known: RefCell<BTreeMap<(NodeId, u64), Runs>>,
+}
+
 /// (time, workspace) of the ways to run a node in so many slices, fastest first, each with less
 /// workspace than the one before; empty if it cannot be cut.
-fn runs(graph: &Graph, rows: &Rows, id: NodeId, batch: u64, k: u64, cost: &CostModel) -> Vec<(u64, u64)> {
-    let node = graph.node(id);
-    let own = |v: &ValueId| graph.ty(*v).clone();
-    let (mut op, mut inputs, mut outputs): (_, SmallVec<[TensorType; 4]>, SmallVec<[TensorType; 4]>) =
-        (node.op.clone(), node.inputs.iter().map(own).collect(), node.outputs.iter().map(own).collect());
-    if k > 1 {
-        let Some(rule) = &rows.rule[id.index()] else { return Vec::new() };
-        let rows = len(batch, k);
-        op = on_rows(&node.op, graph, node, 0, rows);
-        let cut = rule.cut.iter().zip(&mut inputs).filter(|(cut, _)| **cut);
-        let made = rule.results.iter().zip(&mut outputs).filter(|(part, _)| **part == Part::Rows);
-        for ty in cut.map(|(_, ty)| ty).chain(made.map(|(_, ty)| ty)) {
-            if let Some(first) = ty.dims.first_mut() {
-                *first = rows;
+type Runs = Vec<(u64, u64)>;
+
+impl Prices<'_> {
+    fn runs(&self, id: NodeId, k: u64) -> Runs {
+        if let Some(known) = self.known.borrow().get(&(id, k)) {
+            return known.clone();
+        }
+        let runs = self.priced(id, k);
+        self.known.borrow_mut().insert((id, k), runs.clone());
+        runs
+    }
+
+    fn priced(&self, id: NodeId, k: u64) -> Runs {
+        let &Self { graph, rows, batch, cost, .. } = self;
+        let node = graph.node(id);
+        let own = |v: &ValueId| graph.ty(*v).clone();
+        let (mut op, mut inputs, mut outputs): (_, SmallVec<[TensorType; 4]>, SmallVec<[TensorType; 4]>) =
+            (node.op.clone(), node.inputs.iter().map(own).collect(), node.outputs.iter().map(own).collect());
+        if k > 1 {
+            let Some(rule) = &rows.rule[id.index()] else { return Vec::new() };
+            let rows = len(batch, k);
+            op = on_rows(&node.op, graph, node, 0, rows);
+            let cut = rule.cut.iter().zip(&mut inputs).filter(|(cut, _)| **cut);
+            let made = rule.results.iter().zip(&mut outputs).filter(|(part, _)| **part == Part::Rows);
+            for ty in cut.map(|(_, ty)| ty).chain(made.map(|(_, ty)| ty)) {
+                if let Some(first) = ty.dims.first_mut() {
+                    *first = rows;
+                }
             }
         }
-    }
-    if !node.op.views().is_empty() {
-        return vec![(0, 0)];
-    }
-    let inputs: SmallVec<[&TensorType; 4]> = inputs.iter().collect();
-    let outputs: SmallVec<[&TensorType; 4]> = outputs.iter().collect();
-    // Beside measurements nothing is guessed.
-    let whole = |v: &ValueId| graph.ty(*v);
-    let (all_in, all_out): (SmallVec<[_; 4]>, SmallVec<[_; 4]>) =
-        (node.inputs.iter().map(whole).collect(), node.outputs.iter().map(whole).collect());
-    if cost.is_measured(&node.op, &all_in, &all_out) && !cost.is_reliable(&op, &inputs, &outputs) {
-        return Vec::new();
-    }
-    if !op.is_conv() {
-        return vec![(k * cost.kernel(&op, &inputs, &outputs, None).0, rings(&op, &inputs).0)];
-    }
-    let mut ways: Vec<(u64, u64)> = Vec::new();
-    for option in cost.conv_options(&op, &inputs, &outputs) {
-        if ways.last().is_none_or(|last| option.workspace.0 < last.1) {
-            ways.push((k * option.time.0, option.workspace.0));
+        if !node.op.views().is_empty() {
+            return vec![(0, 0)];
         }
+        let inputs: SmallVec<[&TensorType; 4]> = inputs.iter().collect();
+        let outputs: SmallVec<[&TensorType; 4]> = outputs.iter().collect();
+        // Beside measurements nothing is guessed.
+        let whole = |v: &ValueId| graph.ty(*v);
+        let (all_in, all_out): (SmallVec<[_; 4]>, SmallVec<[_; 4]>) =
+            (node.inputs.iter().map(whole).collect(), node.outputs.iter().map(whole).collect());
+        if cost.is_measured(&node.op, &all_in, &all_out) && !cost.is_reliable(&op, &inputs, &outputs) {
+            return Vec::new();
+        }
+        if !op.is_conv() {
+            return vec![(k * cost.kernel(&op, &inputs, &outputs, None).0, rings(&op, &inputs).0)];
+        }
+        let mut ways: Vec<(u64, u64)> = Vec::new();
+        for option in cost.conv_options(&op, &inputs, &outputs) {
+            if ways.last().is_none_or(|last| option.workspace.0 < last.1) {
+                ways.push((k * option.time.0, option.workspace.0));
+            }
+        }
+        ways
     }
-    ways
 }
 
 /// The fastest choice with at most so much memory; `counts` by step.
-fn under(steps: &[Step], numbers: &[u64], limit: u64) -> Option<Regions> {
+fn under(steps: &[Step], numbers: &[u64], limit: u64) -> Option<Choice> {
     // By node, from the last on, and number.
     let mut table: Vec<Vec<Vec<State>>> = Vec::new();
     for step in steps.iter().rev() {
@@ -299,7 +375,7 @@ fn under(steps: &[Step], numbers: &[u64], limit: u64) -> Option<Regions> {
         counts.push(row[number][at].slices);
         (number, at) = row[number][at].next;
     }
-    Some(Regions { counts, time: Nanos(best.time), peak: Bytes(best.peak) })
+    Some(Choice { counts, time: best.time, peak: best.peak })
 }
 
 /// The states that no other beats in time and in what waits, fastest first.

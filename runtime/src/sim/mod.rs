@@ -58,6 +58,14 @@ pub struct SimResult {
     pub trace: Trace,
 }
 
+impl SimResult {
+    /// Kernels, but those that take no time.
+    pub fn launches(&self) -> u64 {
+        let kernels = self.trace.spans.iter().filter(|s| s.kind == SpanKind::Kernel);
+        kernels.filter(|s| s.duration() > Nanos::ZERO).count() as u64
+    }
+}
+
 /// Why a plan cannot be simulated. A checked plan never gives one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SimError {

@@ -156,6 +156,7 @@ fn options(policy: Policy, algo: AlgoMode) -> CompileOptions {
         recompute: Recompute::Off,
         fuse_depth: DEPTH,
         fuse_footprint: None,
+        thorough_layout: false,
         slices: Slices::Off,
         streams: vdnn_passes::streams::Streams::Count(1),
     }
