@@ -14,7 +14,7 @@ use vdnn_ir::random::splitmix64;
 /// Steps from each start.
 const STEPS: u64 = 2000;
 /// Pairs of parts that may be compared in all.
-const WORK: u64 = 2_000_000_000;
+const WORK: u64 = 800_000_000;
 /// Blocks smaller than one part in so many of the goal come last, where they do not matter.
 const SMALL: u64 = 512;
 /// Orders to start from, as heuristics of [`sorted`].
