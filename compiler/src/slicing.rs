@@ -24,8 +24,8 @@ const HALVES: [u64; 6] = [2, 4, 8, 16, 32, 64];
 /// How many percent longer than the whole batch a plan of [`Slices::On`] may be expected to take: 5 at most.
 const SLOWER: u64 = 4;
 
-/// What a launch takes in a step beside its time by itself, in nanoseconds: by this much per launch steps in
-/// slices took longer than predicted, compared with steps of whole batches (ResNet-50 and VGG-16 on three H200s: 1.6 to 4.4).
+/// What a launch takes in a step beside its time by itself, in nanoseconds: so much per launch steps in slices
+/// took longer than predicted, compared with steps of whole batches (1,600 to 4,400 on H200s).
 const GAP: u64 = 2_000;
 
 /// Of the plans whose layouts have gaps the layouts of so many are searched for longer.
