@@ -28,11 +28,6 @@ pub(super) struct Halves<'a> {
 }
 
 impl Halves<'_> {
-    /// The most that is in memory at a time.
-    pub(super) fn peak(&self, sliced: &Sliced<'_>, price: Price<'_>) -> u64 {
-        self.moments(sliced, price).into_iter().map(|(_, bytes)| bytes).max().unwrap_or(0)
-    }
-
     /// All slices in their order, with bytes of rows and workspace that are in memory during each.
     fn moments(&self, sliced: &Sliced<'_>, price: Price<'_>) -> Vec<(Run, u64)> {
         let cut = Cut { counts: self.counts, halved: &self.halved, by_layer: self.by_layer };
@@ -43,11 +38,19 @@ impl Halves<'_> {
     }
 
     /// Halves those slices during which more than `limit` is in memory, and if that does not help what runs
-    /// before them, half by half with them. False if that does not help either.
-    pub(super) fn fit(&mut self, limit: u64, batch: u64, sliced: &Sliced<'_>, price: Price<'_>) -> bool {
+    /// before them, half by half with them. The most that is in memory then; `None` if that does not help either.
+    pub(super) fn fit(
+        &mut self,
+        limit: u64,
+        batch: u64,
+        sliced: &Sliced<'_>,
+        price: Price<'_>,
+    ) -> Option<u64> {
         while self.halved.len() < MOST {
             let moments = self.moments(sliced, price);
-            let Some((run, _)) = moments.into_iter().find(|(_, bytes)| *bytes > limit) else { return true };
+            let Some((run, _)) = moments.iter().find(|(_, bytes)| *bytes > limit) else {
+                return Some(moments.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0));
+            };
             let whole = self.counts[run.node.index()];
             // Nodes that are not cut stay, and halves are not halved.
             let halved = match run.of == whole {
@@ -57,10 +60,10 @@ impl Halves<'_> {
                 false => self.join((run.node, run.slice / 2), &sliced.nodes, price),
             };
             if !halved {
-                return false;
+                return None;
             }
         }
-        false
+        None
     }
 
     /// Lets the halves of what runs before a halved slice be followed by its own. False if that is no

@@ -149,7 +149,9 @@ mod tests {
             let mut halves =
                 Halves { counts: &counts, by_layer: false, halved: Halved::default(), longer: 0 };
             let fits = halves.fit(limit, 4, &sliced, &price);
-            (fits, halves.peak(&sliced, &price), halves.halved, halves.longer)
+            let peak = halves.fit(u64::MAX, 4, &sliced, &price).expect("no limit");
+            assert!(fits.is_none_or(|fits| fits == peak));
+            (fits.is_some(), peak, halves.halved, halves.longer)
         };
         assert_eq!(fit(768), (true, 768, Halved::default(), 0));
         // The first run has all of x before it, and one half of what it makes.

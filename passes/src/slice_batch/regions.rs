@@ -12,6 +12,7 @@
 
 use super::halves::{Halves, Price};
 use super::live::Sliced;
+use super::order::Cut;
 use super::rules::on_rows;
 use super::{Halved, Part, Rows, SliceBatch, Slicing};
 use smallvec::SmallVec;
@@ -142,13 +143,20 @@ pub fn regions(graph: &Graph, batch: u64, cost: &CostModel) -> Vec<Regions> {
 
 /// Choices in both orders, and with halved slices.
 fn in_both_orders(found: &[Choice], prices: &Prices<'_>) -> Vec<Regions> {
-    let fastest = |id: NodeId, k: u64| prices.runs(id, k).first().copied();
+    let fastest = |id: NodeId, k: u64| prices.fastest(id, k);
     let price: Price<'_> = &fastest;
     let (mut all, mut halved): (Vec<Regions>, Vec<Regions>) = Default::default();
-    for (choice, by_layer) in found.iter().flat_map(|c| [(c, false), (c, true)]) {
-        let sliced = Sliced::new(prices.graph, prices.rows, prices.batch, &choice.counts);
+    let sliced = |c: &Choice| Sliced::new(prices.graph, prices.rows, prices.batch, &c.counts);
+    // Of most choices both orders are one.
+    let differ = |c: &Choice| {
+        let (nodes, halved) = (sliced(c).nodes, &Halved::default());
+        let runs = |by_layer| Cut { counts: &c.counts, halved, by_layer }.runs(&nodes);
+        runs(false) != runs(true)
+    };
+    let orders = |c| if differ(c) { vec![(c, false), (c, true)] } else { vec![(c, false)] };
+    for (choice, by_layer) in found.iter().flat_map(orders) {
+        let sliced = sliced(choice);
         let mut halves = Halves { counts: &choice.counts, by_layer, halved: Halved::default(), longer: 0 };
-        let peak = halves.peak(&sliced, price);
         let regions = |halves: &Halves<'_>, peak: u64| Regions {
             counts: choice.counts.clone(),
             by_layer,
@@ -156,13 +164,11 @@ fn in_both_orders(found: &[Choice], prices: &Prices<'_>) -> Vec<Regions> {
             time: Nanos(choice.time + halves.longer),
             peak: Bytes(peak),
         };
-        all.push(regions(&halves, peak));
-        let mut peak = peak;
-        while halves.longer <= choice.time / LONGER
-            && halves.fit(peak.saturating_sub(1), prices.batch, &sliced, price)
-        {
-            peak = halves.peak(&sliced, price);
-            halved.push(regions(&halves, peak));
+        let mut next = halves.fit(u64::MAX, prices.batch, &sliced, price);
+        all.extend(next.map(|peak| regions(&halves, peak)));
+        while let Some(peak) = next.filter(|_| halves.longer <= choice.time / LONGER) {
+            next = halves.fit(peak.saturating_sub(1), prices.batch, &sliced, price);
+            halved.extend(next.map(|peak| regions(&halves, peak)));
         }
     }
     let beats = |o: &Regions, r: &Regions| {
@@ -187,8 +193,7 @@ fn with_larger_stages(choice: &Choice, prices: &Prices<'_>) -> Option<Choice> {
         if !is_stage || *count < 2 {
             continue;
         }
-        let run = |k: u64| prices.runs(id, k).first().copied();
-        let ((before, _), (after, _)) = (run(*count)?, run(*count / 2)?);
+        let ((before, _), (after, _)) = (prices.fastest(id, *count)?, prices.fastest(id, *count / 2)?);
         larger.time = larger.time.saturating_sub(before).saturating_add(after);
         *count /= 2;
     }
@@ -281,6 +286,14 @@ impl Prices<'_> {
         let runs = self.priced(id, k);
         self.known.borrow_mut().insert((id, k), runs.clone());
         runs
+    }
+
+    /// The first of these.
+    fn fastest(&self, id: NodeId, k: u64) -> Option<(u64, u64)> {
+        if let Some(known) = self.known.borrow().get(&(id, k)) {
+            return known.first().copied();
+        }
+        self.runs(id, k).first().copied()
     }
 
     fn priced(&self, id: NodeId, k: u64) -> Runs {
